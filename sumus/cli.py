@@ -1,4 +1,4 @@
-"""The command line: simulate, check, pack, demo. Mistakes of the user end in one line, not in a traceback."""
+"""The command line: simulate, check, pack, demo. A user's mistake ends in a one-line message, not in a traceback."""
 
 import dataclasses
 import importlib
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(TyperGroup):
-    """The commands; one that the user stopped says so, and where to go on, before it ends with 130."""
+    """The group of commands. If the user stops one, it says so and how to resume, and then exits with 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -64,7 +64,7 @@ _out, _err = console(), console(error=True)
 
 
 class Demo(StrEnum):
-    """The demos, on data that comes inside packages."""
+    """The demos, with data sets that are part of Python packages."""
 
     health = "health"
     keyboard = "keyboard"
@@ -72,7 +72,7 @@ class Demo(StrEnum):
 
 
 class SimulationPath(StrEnum):
-    """What a simulation's clients send goes through."""
+    """The path of a simulated client's report."""
 
     memory = "memory"
     wire = "wire"
@@ -127,7 +127,7 @@ def options(
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """What a simulation computes with, and what its clients' reports go through."""
+    """The hardware and the processes that run a simulation, and the path of its clients' reports."""
 
     device: Device = "cpu"
     executor: How = "auto"
@@ -141,7 +141,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """What a simulation keeps and prints."""
+    """The results that a simulation saves and prints."""
 
     out: Out = None
     as_json: AsJson = False
@@ -166,7 +166,7 @@ class EdgeOptions:
     ] = None
 
     def of(self, experiment: Experiment) -> Experiment:
-        """Give the experiment with these edges in the place of its own."""
+        """Return the experiment with these edges instead of its own."""
         if self.edge_groups is not None:
             experiment = dataclasses.replace(experiment, edge_groups=self.edge_groups)
         if self.edge_rounds is None:
@@ -240,7 +240,7 @@ def demo(
 
 
 def _play(module: ModuleType, folder: Path, rounds: int | None, as_json: bool) -> None:
-    """A demo with a server and its devices."""
+    """Run a demo with a server and its devices."""
     from sumus.demos.display import show
 
     name = module.__name__.rpartition(".")[2]
@@ -261,7 +261,7 @@ def _play(module: ModuleType, folder: Path, rounds: int | None, as_json: bool) -
 
 
 def _workers(text: str | None) -> int | str | None:
-    """A number of processes, or a cluster."""
+    """Read a number of processes, or the name of a cluster."""
     number = whole_number((text or "").removeprefix("-"))
     if number is None:
         return text
@@ -390,7 +390,7 @@ def pack(
 
 
 def packed(file: str, seed: int | None) -> "Bundle":
-    """A file's plan with its first model, as a server takes it."""
+    """Return a file's plan with its first model, in the form that a server takes."""
     return _packed(file, seed)[0]
 
 
@@ -423,7 +423,7 @@ node_commands.register(app)
 
 
 def fleet_of(text: str) -> "Fleet":
-    """A fleet in words: `seconds=60,spread=10`, or a file of measured devices, `phones.csv`."""
+    """Read a fleet from words such as `seconds=60,spread=10`, or from a file of measured devices such as `phones.csv`."""
     from sumus.fleet import PERFECT, Fleet
 
     if text.endswith(".csv") and "=" not in text:
@@ -445,7 +445,7 @@ def fleet_of(text: str) -> "Fleet":
 
 @contextmanager
 def _progress_of_days(days: float) -> Generator[Callable[[float], None], None, None]:
-    """A bar on standard error, where that is a terminal."""
+    """Show a progress bar on standard error, if that is a terminal."""
     with Progress(console=_err, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("days", total=days)
         yield lambda day: bar.update(task, completed=day)
@@ -463,7 +463,7 @@ def _simulate(
     compute: "Compute",
     output: "Output",
 ) -> None:
-    """Run an experiment, and show what came of it."""
+    """Run an experiment, and show its results."""
     from sumus.interrupt import undisturbed
     from sumus.simulator.history import strict
     from sumus.simulator.progress import LineProgress
@@ -587,11 +587,11 @@ _EXTRA_OF = {
     **dict.fromkeys(("join", "predict", "forget"), "device"),
     **dict.fromkeys(("simulate", "check", "pack", "rehearse"), "train"),
 }
-"""By command, the extras that bring what it imports; `serve` needs no `train` for what `pack` has made."""
+"""The extras that bring the imports of each command; `serve` needs no `train` for a bundle that `pack` has made."""
 
 
 def main() -> None:
-    """Run a command; end with 0, 1 for what a participant sent, 2 for a mistake to mend, 130 after Ctrl-C."""
+    """Run a command. Exit with 0; 1 for invalid data from a participant; 2 for a mistake to correct; 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII
@@ -612,7 +612,7 @@ def main() -> None:
 
 
 def _shape_text(outputs: Any) -> str:
-    """The shape of an output, `[10]`, or of several outputs."""
+    """Format the shape of an output, such as `[10]`, or of several outputs."""
     if isinstance(outputs, Mapping):
         return ", ".join(f"{name} {_shape_text(value)}" for name, value in cast(Mapping[str, Any], outputs).items())
     if not isinstance(outputs, tuple):

@@ -1,4 +1,4 @@
-"""Command-line options that belong together are one value: a dataclass whose fields are the options.
+"""Groups of command-line options: a dataclass for each group, whose fields are the options.
 
     @dataclass(frozen=True)
     class StorageOptions:
@@ -9,9 +9,9 @@
     @with_option_groups
     def serve(storage: StorageOptions, listen: ListenOptions = OTHER_PORTS) -> None: ...
 
-Typer makes one option of each parameter of a function. `with_option_groups` shows Typer one parameter for each field of the
-groups instead, and hands the command the groups. So an option is declared in one place, whichever commands have the option, and
-a command takes a few values. A parameter's default, if it has one, gives the defaults of its options for this command.
+Typer makes one option from each parameter of a function. `with_option_groups` shows Typer one parameter for each field of the
+groups instead, and passes the groups to the command. So an option is declared in one place, even if several commands have it,
+and a command takes only a few values. A parameter's default, if it has one, sets its options' defaults for this command.
 """
 
 import functools
@@ -31,7 +31,7 @@ Tls = Annotated[
 
 
 class TlsCommand(TyperCommand):
-    """A command whose --tls takes one word, or two."""
+    """A command whose --tls takes one or two words."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         at = args.index("--tls") if "--tls" in args else len(args)
@@ -41,13 +41,13 @@ class TlsCommand(TyperCommand):
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command for Typer of a function some of whose parameters are groups of options.
+    """Make a command for Typer from a function with groups of options as parameters.
 
     Args:
         command: The function. A parameter whose annotation is a dataclass is a group of options; Typer sees its fields.
 
     Returns:
-        A function with the same name and docstring that takes every option by its own name.
+        A function with the same name and docstring that takes each option under its own name.
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
     groups: dict[str, Callable[..., Any]] = {
@@ -72,7 +72,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(parameter: Parameter, is_group: bool) -> Iterator[Parameter]:
-    """List the parameters that Typer sees in the place of one parameter of a command."""
+    """List the parameters that Typer sees instead of one parameter of a command."""
     if not is_group:
         yield parameter.replace(kind=Parameter.KEYWORD_ONLY)
         return
@@ -83,7 +83,7 @@ def _options(parameter: Parameter, is_group: bool) -> Iterator[Parameter]:
 
 
 def _default(field: Field[Any]) -> Any:
-    """Find the default of a field; `Parameter.empty` if there is none, so that the option has to be given."""
+    """Return a field's default; `Parameter.empty` if it has none, so that the option is required."""
     if field.default_factory is not MISSING:
         return field.default_factory()
     return Parameter.empty if field.default is MISSING else field.default

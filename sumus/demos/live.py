@@ -51,7 +51,7 @@ class DemoView:
         version: The version of the newest model.
         counted: The number of reports counted in this round.
         goal: The number of reports that this round needs.
-        waiting: What the round is waiting for, in words.
+        waiting: The condition that the round is waiting for, in words.
         loss: The mean loss of local training; None if it is not known yet.
         measured: The means on people never seen in training, for the model that was measured last.
     """
@@ -69,12 +69,12 @@ class Outcome:
     """The results of a demo.
 
     Attributes:
-        seconds: How long the demo ran.
+        seconds: The duration of the demo, in seconds.
         models: One row for each model, including the first.
         means: The means on people never seen in training, by metric.
         histograms: By metric, the number of people never seen in training in each bin.
-        bytes_up: Bytes that the server received.
-        bytes_down: Bytes that the server sent.
+        bytes_up: The number of bytes that the server received.
+        bytes_down: The number of bytes that the server sent.
         model: The file with the leaves of the last model.
         history: A file with one line for each model.
         plot: A picture of loss and metrics over the rounds.
@@ -96,15 +96,15 @@ class Outcome:
 def play(
     module: str, people: DemoPeople, folder: Path, rounds: int, every: int, watch: Callable[[DemoView], None]
 ) -> Outcome:
-    """Serve a demo's experiment to its people until there are enough models.
+    """Serve a demo's experiment to its people until it has enough models.
 
     Args:
         module: The name of the demo's module.
         people: The people who take part.
-        folder: Where the model, the history and each process's log are written.
+        folder: The folder for the model, the history and each process's log.
         rounds: The number of models to train.
         every: The number of versions between measurements.
-        watch: Called with the progress while the demo runs.
+        watch: Called with the progress again and again while the demo runs.
     """
     began = time.monotonic()
     shutil.rmtree(folder / "logs", ignore_errors=True)

@@ -1,5 +1,5 @@
 """The device: takes part in a server's rounds with examples that stay on it.
 
-Begin with `device.py`. What a device computes is behind a contract without torch: `compute.py`; `training.py` implements it with
-torch. What a device does when is the table `sumus/protocol/session.py`.
+Begin with `device.py`. `compute.py` is the contract for a device's computations and needs no torch; `training.py` implements
+it with torch. The table in `sumus/protocol/session.py` decides what a device does next.
 """

@@ -1,4 +1,4 @@
-"""A device's access to its server: who vouches for the server, enrolment, a move to another address, and signed requests."""
+"""A device's access to its server: certificates, enrolment, moving to another address, and signed requests."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,17 +14,17 @@ from sumus.transport.transport import Transport, Unreachable
 from sumus.wire.messages import AGAIN, Body, Refused
 
 TRIES = 3
-"""How often an object is asked for, one time after the other, before its round is given up."""
+"""The number of attempts to fetch an object before its round is given up."""
 
 
 class ServerAccess:
-    """The way to one device's server.
+    """One device's access to its server.
 
     Args:
-        link: Where the server is, and what lets the device in. An empty address means the server that the device is enrolled
-        at.
-        memory: Holds the device's key, its membership and the authority of the server.
-        new_key: Gives a private key, if the device has none yet.
+        link: The server's address, and the token that lets the device in. An empty address means the server at which the
+            device is enrolled.
+        memory: Holds the device's key, its membership and the server's authority.
+        new_key: Returns a private key; called if the device has none yet.
         transport: Carries the requests; None for HTTP.
     """
 
@@ -63,13 +63,13 @@ class ServerAccess:
         return self._requests
 
     def enrol(self) -> Membership | None:
-        """Make the device known to its server, with its token, unless it is known.
+        """Enrol the device at its server with its token, unless it is enrolled already.
 
         Returns:
             The new membership; None if the device was enrolled already.
 
         Raises:
-            Unreachable: The server cannot be reached, or cannot enrol the device now.
+            Unreachable: The server cannot be reached, or cannot enrol the device at the moment.
             ExperimentError: A person must do something.
         """
         requests, member = self.requests, self._memory.record.membership
@@ -96,14 +96,14 @@ class ServerAccess:
         return member
 
     def enrol_again(self) -> bool:
-        """Let the next `enrol` spend the token, since the server no longer knows the device. False without a token."""
+        """Let the next `enrol` use the token, since the server no longer knows the device. Return False if there is no token."""
         if self._link.token is None:
             return False
         self._enrols_again = True
         return True
 
     def server_answered(self) -> None:
-        """Write down the address and the authority of a server that knows this device, if they are new: it has moved there."""
+        """Save the address and the authority of a server that knows this device, if they are new: the server has moved there."""
         record = self._memory.record
         member = record.membership
         if member is not None:
@@ -112,10 +112,10 @@ class ServerAccess:
             self._memory.write(replace(record, membership=member, authority=self._authority))
 
     def object(self, body: Body) -> bytes:
-        """Fetch an object that the server announced, in a few tries.
+        """Fetch an object that the server announced, with a few attempts.
 
         Raises:
-            Unreachable: The server does not give the object.
+            Unreachable: The server does not provide the object.
         """
         for left in reversed(range(TRIES)):
             try:
@@ -128,16 +128,16 @@ class ServerAccess:
         raise AssertionError("the last try returns or raises")
 
     def forget_key(self) -> None:
-        """Drop the requests that are signed with a key that was erased."""
+        """Discard the request signer, because its key was erased."""
         self._requests = None
 
     def close(self) -> None:
-        """Close the connections, unless the transport was given."""
+        """Close the connections, unless the caller supplied the transport."""
         if self._transport is not None and self._closes_transport:
             self._transport.close()
 
     def _vouching(self) -> str:
-        """The certificates (PEM) that vouch for the server: named or pinned by the link, or kept from before."""
+        """Return the certificates (PEM) that vouch for the server: named or pinned by the link, or saved earlier."""
         if self._link.authority:
             self._authority = self._link.authority
         if self._link.pin is not None and pin_of(self._authority) != self._link.pin:
@@ -146,15 +146,16 @@ class ServerAccess:
 
 
 def lets_in_elsewhere(link: Link, member: Membership) -> bool:
-    """Whether a link lets in at another server than a member's. An address without a token says that the server has moved."""
+    """Return whether a link admits the device to a server other than the member's. An address without a token means
+    that the server has moved."""
     return link.token is not None and link.server not in ("", member.server)
 
 
 def expect_own_server(record: Record, link: Link, moves: bool) -> None:
-    """Refuse a link of another server, unless the device may move there.
+    """Refuse a link to another server, unless the device may move there.
 
     Raises:
-        ExperimentError: The device is another server's, or must first hear what became of its last report.
+        ExperimentError: The device belongs to another server, or must first learn what happened to its last report.
     """
     member = record.membership
     if member is None or not lets_in_elsewhere(link, member):

@@ -45,7 +45,7 @@ Authority = Annotated[
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """The server of a device or of a node."""
+    """The server that a device or a node uses."""
 
     url: Annotated[
         str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; a link gives it too.")
@@ -59,7 +59,7 @@ class ServerOptions:
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """The work that a device takes, and when it ends."""
+    """The work that a device accepts, and when it stops."""
 
     rounds: Annotated[int | None, typer.Option(min=1, help="End after so many counted reports.")] = None
     once: Annotated[bool, typer.Option(help="Check in once, do what there is to do, and end.")] = False
@@ -70,7 +70,7 @@ class WorkOptions:
 
 @dataclass(frozen=True)
 class ConsentOptions:
-    """What the owner of a device or of a node consents to."""
+    """The owner's consent, for a device or a node."""
 
     always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False
     floor: Annotated[
@@ -199,7 +199,7 @@ def forget(
 
 
 def floor_of(words: list[str]) -> Floor:
-    """A floor from words such as `rounds=100`."""
+    """Make a floor from words such as `rounds=100`."""
     given: dict[str, Any] = {}
     known = get_type_hints(Floor)
     for word in words:
@@ -212,10 +212,10 @@ def floor_of(words: list[str]) -> Floor:
 
 
 def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder of a device of this user if none is given.
+    """Return the default folder for a device of this user.
 
-    Its name is made of the file's name, and of a hash of the file's place and the NAME in it, so that each is a device of
-    its own.
+    Its name combines the file's name and a hash of the file's path and the NAME in it, so that each client has a device
+    of its own.
     """
     base = user_folder("XDG_DATA_HOME", ".local/share", "give the device's folder, --folder DIR", environment)
     text, name = split(client)
@@ -226,7 +226,7 @@ def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def _inputs(own: Client) -> Any:
-    """The inputs of the examples that a file defines, as they are stored."""
+    """Return the inputs of the examples that a file defines, in their stored form."""
     from sumus.device.compute import loaded
     from sumus.training.examples import as_pair
 
@@ -245,7 +245,7 @@ def _read(path: Path) -> Any:
 
 
 class Lines:
-    """Prints a device's news: a line for each report that the server answered, and for what the owner should know."""
+    """Prints a device's news: a line for each report that the server answered, and for everything the owner should know."""
 
     def __init__(self, folder: Path, as_json: bool) -> None:
         self._folder, self._as_json = folder, as_json
@@ -275,7 +275,7 @@ _AS = {"aborted": "gave up", "trouble": "trouble", "waiting": "waits"}
 
 
 def _again(seconds: float, now: Callable[[], datetime] = datetime.now) -> str:
-    """When the device asks again, in words for a person who looks at a clock."""
+    """Say when the device asks again, in words for a person who looks at a clock."""
     if seconds <= 0:
         return ""
     if seconds < 120:

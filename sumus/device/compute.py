@@ -1,14 +1,14 @@
-"""What a device computes, as a contract: PyTorch stands behind it today, and onnxruntime or plain numpy can.
+"""The contract for a device's computations: PyTorch implements it today, and onnxruntime or plain numpy can.
 
-    class OnnxCompute:                              the methods of `DeviceCompute`, with arrays of numpy
+    class OnnxCompute:                              the methods of `DeviceCompute`, with numpy arrays
         ...
 
     device = Device(link, OnnxCompute("model.onnx"), examples)
 
-All values that cross this border are plans, bytes, and trees of numpy arrays by the name of a leaf. An implementation keeps a
-client's examples in a form of its own; the device only counts them and gives them back. Nothing here imports torch:
-`sumus.device.training` is the implementation that does. What every implementation does in the same way stands below as
-functions: reading plans, models and broadcasts, and making reports.
+All values that cross this boundary are plans, bytes, and trees of numpy arrays keyed by leaf name. An implementation keeps a
+client's examples in a form of its own; the device only counts them and passes them back. Nothing here imports torch; the
+implementation that does is `sumus.device.training`. The functions below do the steps that all implementations share: they
+read plans, models and broadcasts, and make reports.
 """
 
 import math
@@ -30,15 +30,15 @@ from sumus.wire.tensors import decode_tree
 from sumus.work import PERSONAL, ClientState
 
 MOST_PLANS = 8
-"""Plans that an implementation remembers: those that came last."""
+"""The number of plans that an implementation remembers; the newest ones are kept."""
 
 
 class PreparedExamples(Protocol):
-    """A client's examples, in a form of the implementation's own."""
+    """A client's examples, in a form chosen by the implementation."""
 
     @property
     def count(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         ...
 
 
@@ -51,12 +51,12 @@ class DeviceJob(Generic[E]):
 
     Attributes:
         client: The client's id.
-        examples: The client's examples, as `DeviceCompute.read` gave them.
+        examples: The client's examples, as `DeviceCompute.read` returned them.
         version: The version of the model.
-        seed: The seed of the sum that the report goes into, 32 bytes.
-        keys: Where the client's randomness comes from.
-        again: How often the client had work on this version before.
-        state: What the client kept of earlier rounds.
+        seed: The seed of the sum to which the report is added, 32 bytes.
+        keys: The source of the client's randomness.
+        again: How often the client has already had work on this version.
+        state: The state that the client kept from earlier rounds.
     """
 
     client: Any
@@ -68,21 +68,21 @@ class DeviceJob(Generic[E]):
     state: ClientState = field(default_factory=dict[str, Any])
 
     def key(self, purpose: str) -> bytes:
-        """32 bytes for one purpose in this work, such as "training"."""
+        """Return 32 bytes for one purpose in this work, such as "training"."""
         again = [self.again] if self.again else []
         return self.keys("round", self.version, "client", self.client, purpose, *again)
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
         report: The report to the server, encoded.
-        examples: How many examples were used.
-        measured: For each metric the sum over the examples, and their count.
-        steps: Local steps that were taken.
-        state: What the client keeps if the report is counted.
+        examples: The number of examples used.
+        measured: For each metric, the sum over the examples and their count.
+        steps: The number of local steps taken.
+        state: The state that the client keeps if the report is counted.
     """
 
     report: bytes
@@ -93,11 +93,11 @@ class JobResult:
 
 
 class DeviceCompute(Protocol[E]):
-    """A task bound to a library that computes it. Several devices of one process may share one, each from its own thread."""
+    """A task bound to a library that computes it. Several devices of one process may share one, each from a thread of its own."""
 
     @property
     def fingerprint(self) -> str:
-        """The hash of the task's leaves and data, `Description.fingerprint`. A plan with another one is refused."""
+        """The hash of the task's leaves and data, `Description.fingerprint`. A plan with a different one is refused."""
         ...
 
     def read(self, client: Any, examples: Any) -> E:
@@ -105,7 +105,7 @@ class DeviceCompute(Protocol[E]):
 
         Args:
             client: The client's id, for messages.
-            examples: What the owner gave: examples, or a function that gives them (see `loaded`).
+            examples: The owner's examples, or a function that returns them (see `loaded`).
 
         Raises:
             DataError: The examples do not fit the task.
@@ -113,34 +113,34 @@ class DeviceCompute(Protocol[E]):
         ...
 
     def plan(self, sha256: str, body: Callable[[], bytes]) -> Plan:
-        """The plan with a hash; `PlanCache` does it.
+        """Return the plan with a hash; `PlanCache` does this.
 
         Args:
             sha256: The plan's hash.
-            body: Fetches the plan's JSON. It is called only if the plan is not known yet.
+            body: Fetches the plan's JSON; called only if the plan is not known yet.
 
         Raises:
-            PlanError: The JSON is no plan.
+            PlanError: The JSON is not a plan.
         """
         ...
 
     def memory(self, plan: Plan, examples: E) -> int:
-        """The bytes that one local step of a plan takes at least; 0 if that is not known."""
+        """Return the fewest bytes that one local step of a plan can take; 0 if that is not known."""
         ...
 
     def broadcast(self, plan: Plan, sha256: str, body: bytes) -> Broadcast:
-        """Decode and check a round's broadcast; `read_broadcast` does it.
+        """Decode and check a round's broadcast; `read_broadcast` does this.
 
         Raises:
-            ParticipantError: The bytes are not the leaves and shapes that the plan sends.
+            ParticipantError: The leaves or shapes differ from those that the plan sends.
         """
         ...
 
     def model(self, body: bytes) -> Tree:
-        """Decode and check a released model; `read_model` does it.
+        """Decode and check a released model; `read_model` does this.
 
         Raises:
-            ParticipantError: The bytes are not the task's shared leaves, or are not finite.
+            ParticipantError: The leaves differ from the task's shared leaves, or a value is not finite.
         """
         ...
 
@@ -148,7 +148,7 @@ class DeviceCompute(Protocol[E]):
         """Take the plan's local steps from the broadcast, and make the report; `training_result` makes it.
 
         Raises:
-            DivergedError: The training ran to NaN or infinity.
+            DivergedError: The training diverged to NaN or infinity.
         """
         ...
 
@@ -157,13 +157,13 @@ class DeviceCompute(Protocol[E]):
         ...
 
     def predict(self, model: Tree, state: ClientState, examples: Any, inputs: Any) -> Array:
-        """The model's outputs, one row for each input.
+        """Return the model's outputs, one row for each input.
 
         Args:
-            model: What `model` gave.
-            state: What the client keeps, such as personal leaves.
-            examples: The owner's examples, as `read` takes them; they show how inputs are prepared.
-            inputs: Inputs as the owner stores them.
+            model: The tree that `model` returned.
+            state: The client's state, such as personal leaves.
+            examples: The owner's examples, as `read` accepts them; they show how inputs are prepared.
+            inputs: Inputs in the form in which the owner stores them.
         """
         ...
 
@@ -172,7 +172,7 @@ class DeviceCompute(Protocol[E]):
 
 
 class PlanCache:
-    """The plans that were asked for last, by their hash."""
+    """The plans that were requested most recently, by their hash."""
 
     def __init__(self) -> None:
         self._plans: dict[str, Plan] = {}
@@ -189,7 +189,7 @@ class PlanCache:
 
 
 def loaded(client: Any, examples: Any) -> Any:
-    """The examples that an owner gave; if that is a function, what the function loads.
+    """Return the owner's examples; if they are a function, return the examples that it loads.
 
     Raises:
         DataError: The owner's function failed.
@@ -205,11 +205,11 @@ def loaded(client: Any, examples: Any) -> Any:
 
 
 def read_broadcast(plan: Plan, initial: Tree, body: bytes) -> Broadcast:
-    """Decode a broadcast, which must have the leaves and shapes that the plan sends.
+    """Decode a broadcast, whose leaves and shapes must be those that the plan sends.
 
     Args:
         plan: The plan.
-        initial: The task's shared leaves, with any values.
+        initial: The task's shared leaves; their values do not matter.
         body: The encoded broadcast.
     """
     start = plan.algorithm.start(initial, plan.description).broadcast
@@ -225,22 +225,22 @@ def read_model(initial: Tree, body: bytes) -> Tree:
 
 
 def state_for(plan: Plan, initial: Tree, state: ClientState) -> ClientState:
-    """The part of a client's state that a plan's work knows: the trees of another algorithm mean nothing to it."""
+    """Return the part of a client's state that a plan's work uses; trees of other algorithms are left out."""
     known = {*plan.algorithm.client.rules.init(initial), PERSONAL}
     return {name: tree for name, tree in state.items() if name in known}
 
 
 def training_result(plan: Plan, job: DeviceJob[Any], trained: Trained) -> JobResult:
-    """Make the report of a training: transformed by the plan, checked as the server will check it, and encoded.
+    """Make the report of a training: transform it by the plan, check it as the server will, and encode it.
 
     Args:
         plan: The plan.
         job: The job.
-        trained: What the training gave, as numpy arrays.
+        trained: The result of the training, as numpy arrays.
 
     Raises:
         DivergedError: A number is NaN or infinite.
-        BeyondBoundError: A number is beyond what the plan's sums hold.
+        BeyondBoundError: A number exceeds the range of the plan's sums.
     """
     algorithm = plan.algorithm
     rng = generator_of(job.key("transform")) if algorithm.update.links else None
@@ -252,12 +252,12 @@ def training_result(plan: Plan, job: DeviceJob[Any], trained: Trained) -> JobRes
 
 
 def evaluation_result(plan: Plan, job: DeviceJob[Any], measured: Mapping[str, tuple[float, int]]) -> JobResult:
-    """Make the report of an evaluation: the loss and the plan's metrics, and nothing else that was measured.
+    """Make the report of an evaluation: the loss and the plan's metrics, without any other measurements.
 
     Args:
         plan: The plan.
         job: The job.
-        measured: (sum, count) by metric, and of "loss".
+        measured: (sum, count) for each metric and for "loss".
 
     Raises:
         PlanError: The plan asks for a metric that was not measured.

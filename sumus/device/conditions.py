@@ -1,6 +1,6 @@
-"""Whether a device is on its charger, in a network without fees, and unused. Each check can be replaced, or all of them.
+"""Checks whether a device is charging, on an unmetered network, and idle. Each check can be replaced, or all of them.
 
-sensors = Linux()                                        what the system says
+sensors = Linux()                                        asks the system
 sensors = AllConditionsMet()                             a machine in a rack, and tests
 sensors = Linux(idle=lambda: keyboard.quiet(300))        a check of your own in place of one of them
 """
@@ -16,28 +16,28 @@ from typing import Protocol
 from sumus.pacing import Conditions
 
 BUSY = 0.5
-"""The load of one core from which on a machine counts as used."""
+"""The load per core from which a machine counts as in use."""
 _METERED_NAMES = re.compile(r"(wwan|ppp|rmnet|usb|bnep)")
-"""Names of interfaces of a modem, and of a telephone on a cable or over Bluetooth."""
+"""Names of interfaces that belong to a modem, or to a telephone connected by cable or Bluetooth."""
 
 
 class Sensors(Protocol):
     """Reads a device's conditions."""
 
     def read(self) -> Conditions:
-        """The conditions as they are now."""
+        """Return the current conditions."""
         ...
 
 
 class AllConditionsMet:
-    """Sensors that always say that every condition is met."""
+    """Sensors that always report that every condition is met."""
 
     def read(self) -> Conditions:
         return Conditions(charging=True, unmetered=True, idle=True, battery=1.0)
 
 
 class NoConditionKnown:
-    """Sensors of a system of which nothing is known: no condition is known to be met."""
+    """Sensors for a system that sumus cannot read: no condition is known to be met."""
 
     def read(self) -> Conditions:
         return Conditions()
@@ -48,13 +48,13 @@ class Linux:
 
     Args:
         root: The root of the file system.
-        run: Gives a command's standard output; None if the command cannot be run.
+        run: Returns a command's standard output; None if the command cannot be run.
         charging: A check in place of /sys/class/power_supply. A machine without a battery is on mains.
-        battery: A level from 0 to 1 in place of the one there. A machine without a battery has 1.
+        battery: A level from 0 to 1 in place of the one in /sys/class/power_supply. A machine without a battery has 1.
         unmetered: A check in place of NetworkManager, which is asked about the connections in use. If NetworkManager does
-            not run, the kind of interface of the default route decides. Without a route the network is not free.
-        idle: A check in place of the load of the last minute, which must be below a half for each core, and of logind, which
-            must not know of a session in use.
+            not run, the kind of interface of the default route decides. Without a route, the network does not count as unmetered.
+        idle: A check in place of two others: the load of the last minute must be below 0.5 per core, and logind must not
+            report a session in use.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Linux:
         return Conditions(charging(), unmetered(), idle(), min(1.0, max(0.0, battery())))
 
     def _supplies(self, kind: str) -> list[Path]:
-        """Power supplies of a kind that feed the machine, and not one of its mice."""
+        """Return the power supplies of a kind that power the machine itself, not a peripheral such as a mouse."""
         folder = self._root / "sys/class/power_supply"
         found = sorted(folder.iterdir()) if folder.is_dir() else []
         return [one for one in found if _text(one / "type") == kind and _text(one / "scope") != "Device"]
@@ -107,7 +107,7 @@ class Linux:
         return bool(interfaces) and not any(_METERED_NAMES.match(name) for name in interfaces)
 
     def _default_routes(self) -> list[str]:
-        """The interfaces of the default routes of IPv4 and IPv6."""
+        """Return the interfaces of the default routes for IPv4 and IPv6."""
         four = [line.split() for line in _text(self._root / "proc/net/route").splitlines()[1:]]
         six = [line.split() for line in _text(self._root / "proc/net/ipv6_route").splitlines()]
         names = [row[0] for row in four if len(row) > 7 and row[1] == row[7] == "00000000"]
@@ -124,12 +124,12 @@ class Linux:
 
 
 def here() -> Sensors:
-    """The sensors of this system; on a system without known sensors, no condition is known to be met."""
+    """Return the sensors for this system; on a system that sumus cannot read, no condition is known to be met."""
     return Linux() if sys.platform == "linux" else NoConditionKnown()
 
 
 def output_of(command: list[str]) -> str | None:
-    """A command's standard output in English; None if there is no such command, or it fails or says nothing."""
+    """Return a command's standard output in English; None if the command does not exist, fails or prints nothing."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=5, env={**os.environ, "LC_ALL": "C"}, check=False
@@ -140,7 +140,7 @@ def output_of(command: list[str]) -> str | None:
 
 
 def _text(path: Path) -> str:
-    """A file's text without blanks around it; empty if the file cannot be read."""
+    """Return a file's text, stripped; empty if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

@@ -1,22 +1,22 @@
 """A device: it takes part in a server's rounds with examples that stay here.
 
     device = Device("https://sumus.example.org:8443/#enrol=TOKEN&pin=HEX", task, examples, folder="~/.health")
-    device.run()                                  until it is stopped
-    device.predict(inputs)                        with the last model that it was given, also offline
-    device.forget()                               takes the owner's consent back
+    device.run()                                  runs until it is stopped
+    device.predict(inputs)                        with the newest model that it has; also offline
+    device.forget()                               withdraws the owner's consent
 
-`Device` is the door. Behind it stand, each in a module of its own:
+`Device` is the entry point. Its parts each have a module of their own:
 
     rounds        the shell around the protocol's table: check-ins, work, reports
-    record_step   the pure part of that: what an event makes of the record
-    work          what an assignment asks for here, and doing it
-    compute       the contract of what computes; `training` fulfils it with torch
-    access        the way to the server: enrolment, certificates, signed requests
-    models        the released models that the device predicts with
+    record_step   the pure part of `rounds`: how an event changes the record
+    work          what an assignment asks of this device, and carrying it out
+    compute       the contract for computations; `training` implements it with torch
+    access        access to the server: enrolment, certificates, signed requests
+    models        the released models with which the device predicts
     memory        the record and the objects; `store` keeps them in a folder or in memory
-    news, words   what the owner is told, and in which words
+    news, words   messages to the owner, and their wording
     waits         when something is due next
-    options       what the device is told when it is made
+    options       the options for making a device
 """
 
 import math
@@ -51,18 +51,18 @@ _CONSENT, _CONNECTION, _PROFILE = Consent(), ServerConnection(), DeviceProfile()
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """Where a device stands.
+    """The status of a device.
 
     Attributes:
-        device: Its id; empty before it is enrolled.
-        server: Its server's address.
-        population: The population that it is enrolled in.
-        phase: What it is doing: idle, asked, training or reporting.
-        checkins: Check-ins so far.
-        counts: What it has done so far, by word.
+        device: The device's id; empty before it is enrolled.
+        server: The address of the device's server.
+        population: The population in which the device is enrolled.
+        phase: The device's current phase: idle, asked, training or reporting.
+        checkins: The number of check-ins so far.
+        counts: The number of times that each kind of event has happened so far, by kind.
         models: The version of each task's model.
-        trouble: What went wrong last, if it is not mended since.
-        unanswered: Requests, one after the other, that the server did not answer.
+        trouble: The last problem, if it is not resolved yet.
+        unanswered: The number of requests in a row that the server did not answer.
     """
 
     device: str
@@ -78,13 +78,13 @@ class DeviceStatus:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says.
+    """A model's prediction.
 
     Attributes:
-        outputs: The outputs, one row an example.
+        outputs: The outputs, one row for each example.
         task: The model's task.
         version: The model's version.
-        answers: The outputs in the words of a node's file, one an example, if the file has any.
+        answers: One answer for each example from the `answer` function of a node's file, if the file has one.
     """
 
     outputs: Array
@@ -94,27 +94,27 @@ class Prediction:
 
 
 def _quiet(news: DeviceNews) -> None:
-    """Tell nobody."""
+    """Ignore the news."""
 
 
 class Device:
     """One device of one server, with one task.
 
     Args:
-        server: The server's address or an enrolment link; None for the server that the device is enrolled at.
-        task: The task; or what computes it, a `DeviceCompute`, which many devices of this process may share.
-        examples: (inputs, targets) or a data set of pairs; or a function that gives them whenever they are needed.
-        folder: Where the device keeps what it remembers: a path, or a `DeviceStore`. None means that it forgets everything with
-            the process.
-        token: Lets the device in the first time, if the link holds no token.
-        held_out: Examples to evaluate on, as `examples`. None means `examples`.
-        consent: What the owner agrees to. A `Floor` stands for `Consent(floor=...)`.
-        connection: How the device reaches the server.
-        profile: What the device is.
-        watch: Is called with each `DeviceNews`.
+        server: The server's address or an enrolment link; None for the server at which the device is enrolled.
+        task: The task; or a `DeviceCompute` for it, which many devices of this process may share.
+        examples: (inputs, targets) or a data set of pairs; or a function that returns them whenever they are needed.
+        folder: Where the device keeps its memory: a path, or a `DeviceStore`. None means that everything is forgotten when the
+            process ends.
+        token: The token for enrolment, if the link holds none.
+        held_out: Examples to evaluate on, in the form of `examples`. None means `examples` themselves.
+        consent: The owner's consent. A `Floor` is short for `Consent(floor=...)`.
+        connection: The options for the connection to the server.
+        profile: A description of the device.
+        watch: Called with each `DeviceNews`.
 
     Raises:
-        ExperimentError: A person must mend something first. Other `UsageError`s say the same.
+        ExperimentError: A person must fix something first. Other `UsageError`s mean the same.
     """
 
     def __init__(
@@ -169,11 +169,11 @@ class Device:
     # ── taking part ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def enrol(self) -> str:
-        """Make the device known to its server with its token, unless it is known; its id. A second call changes nothing."""
+        """Enrol the device with its token unless it is enrolled already; return its id. A second call changes nothing."""
         return self._rounds.enrol()
 
     def wake(self) -> float:
-        """Do what is due; the seconds until something is due again. For programs with a loop of their own.
+        """Do what is due, and return the seconds until something is due again. For programs with an event loop of their own.
 
         Raises:
             ExperimentError: A person must do something.
@@ -181,11 +181,11 @@ class Device:
         return self._rounds.wake()
 
     def run(self, rounds: int | None = None, until: Callable[[DeviceStatus], bool] | None = None) -> None:
-        """Take part. On Ctrl-C the server is told that the work will not come.
+        """Take part in rounds. On Ctrl-C the server is told that the current work will not come.
 
         Args:
-            rounds: End after so many more counted reports.
-            until: End as soon as this says so.
+            rounds: The number of further counted reports after which to end.
+            until: End as soon as this returns True.
         """
         goal = math.inf if rounds is None else self._counted + rounds
         try:
@@ -200,15 +200,15 @@ class Device:
             raise
 
     def give_up(self) -> None:
-        """Tell the server, after Ctrl-C, that what was being trained will not come."""
+        """Tell the server, after Ctrl-C, that the work in progress will not come."""
         self._rounds.give_up()
 
     def stop(self) -> None:
-        """Let `run` end as soon as it has done what it is doing. Any thread may call this."""
+        """Let `run` end as soon as its current step is done. Any thread may call this."""
         self._stopped.set()
 
     def close(self) -> None:
-        """Let go of the folder and the connections."""
+        """Release the folder and the connections."""
         self._access.close()
         self._memory.store.close()
 
@@ -221,16 +221,16 @@ class Device:
     # ── what it knows ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def predict(self, inputs: Any, task: str | None = None) -> Array:
-        """What the last model says of inputs. Nobody is asked.
+        """Predict with the newest model that is stored here. No network is needed.
 
         Args:
             inputs: Inputs as this device stores them; they are prepared like its examples.
-            task: The task whose model answers, if the server has several for this device; None for the one that came last.
+            task: The task whose model predicts, if the server has several for this device; None for the one updated last.
         """
         return self.prediction(inputs, task).outputs
 
     def prediction(self, inputs: Any, task: str | None = None) -> Prediction:
-        """The same, with the version of the model that answers."""
+        """Predict like `predict`, and return the model's version too."""
         compute = self._compute()
         kept = self._memory.last_model(task, compute.fingerprint)
         try:
@@ -242,7 +242,7 @@ class Device:
         return Prediction(compute.predict(model, kept.state, self._examples, inputs), kept.task, kept.version)
 
     def forget(self) -> ForgetReport:
-        """Take back the owner's consent: the server forgets the device, and everything that it kept here is erased.
+        """Withdraw the owner's consent: the server forgets the device, and everything that it kept here is erased.
 
         Raises:
             Unreachable: The server cannot be reached. Nothing was erased; call this again.
@@ -254,7 +254,7 @@ class Device:
 
     @property
     def status(self) -> DeviceStatus:
-        """Where the device stands."""
+        """The device's status."""
         record = self._memory.record
         member = record.membership or Membership(self._link.server, "", "")
         return DeviceStatus(
@@ -270,7 +270,7 @@ class Device:
         )
 
     def kept(self, task: str) -> ClientState:
-        """What the device keeps of a task's rounds: control variates, leaves of its own."""
+        """Return the state that the device keeps from a task's rounds: control variates, personal leaves."""
         return self._work.state(task)
 
     @property
@@ -279,7 +279,7 @@ class Device:
 
 
 class _OneCompute:
-    """What computes a device's task: made at the first call, and the same one at each. Several threads may call."""
+    """Makes a device's compute at the first call, and returns the same one at each later call. Several threads may call."""
 
     def __init__(self, task: Task | DeviceCompute[Any], examples: Any, executor: str) -> None:
         self._task, self._examples, self._executor = task, examples, executor
@@ -297,7 +297,7 @@ class _OneCompute:
 
 
 def _memory_of(folder: str | Path | DeviceStore | None, link: Link, moves: bool) -> DeviceMemory:
-    """The memory of a device that may go to the server of a link. ExperimentError if it may not, or lacks its key."""
+    """Return the memory of a device that may use the server of a link. Raise ExperimentError if it may not, or lacks its key."""
     if folder is None:
         store, is_own = MemoryDeviceStore(), True
     elif isinstance(folder, str | Path):

@@ -1,7 +1,7 @@
-"""A device's randomness: bytes for words that say what they are for. Real devices take them from the system; simulations and
-tests derive them from a seed.
+"""A device's randomness: random bytes for a purpose, which is named in words. Real devices take them from the system;
+simulations and tests derive them from a seed.
 
-keys = system                                   nobody can guess what it gives
+keys = system                                   unpredictable bytes
 keys = keyed(seed)                              the same bytes for the same words, as in the simulator
 """
 
@@ -13,19 +13,19 @@ from typing import TypeAlias
 from sumus.rng import key
 
 Keys: TypeAlias = Callable[..., bytes]
-"""Gives 32 bytes for words such as `("round", 3, "client", "alice", "training")`."""
+"""Returns 32 bytes for words such as `("round", 3, "client", "alice", "training")`."""
 
 
 def system(*words: object) -> bytes:
-    """32 bytes of the system's generator, other ones at each call."""
+    """Return 32 bytes from the system's generator, different at each call."""
     return secrets.token_bytes(32)
 
 
 def keyed(seed: int) -> Keys:
-    """Keys that are derived from a seed and the words."""
+    """Return keys that are derived from a seed and the words."""
     return partial(key, seed)
 
 
 def share_of(own: bytes) -> float:
-    """A uniform number from 0 to 1, made of the bytes that `Keys` give."""
+    """Return a uniform number from 0 to 1, made from bytes that `Keys` returned."""
     return int.from_bytes(own[:7], "little") / 2**56

@@ -1,8 +1,8 @@
-"""Enrolment links: where a server is, what lets a device in, and how the device knows that it is the right server.
+"""Enrolment links: the address of a server, a token that admits a device, and a pin by which the device recognises the server.
 
     https://sumus.example.org:8443/#enrol=TOKEN&pin=HEX
 
-What stands after # is never sent to anyone. Anybody with the token is let in, so the token is read from a file, from
+The part after # is never sent over the network. Anybody with the token can enrol, so the token is read from a file, from
 standard input or from the environment, and never from a command line, which everyone on the machine can read. `pin` is the
 SHA-256 of the server's authority, a certificate in DER. With a pin, only that authority vouches for the server.
 """
@@ -28,19 +28,19 @@ VARIABLE = "SUMUS_TOKEN"
 """The name of the environment variable that may hold a token or a whole link."""
 _NO_ADDRESS = "a server's address is https://HOST:PORT, with what its link says after # or without"
 _QUOTES = "\"'`<>\u2018\u2019\u201c\u201d\ufeff "
-"""Characters around a link that was copied out of a shell, a mail or a file."""
+"""Characters to strip around a link that was copied from a shell, a mail or a file."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,512}")
 
 
 @dataclass(frozen=True)
 class Link:
-    """Where a server is, and what lets a device in.
+    """A server's address, with the token that lets a device in.
 
     Args:
         server: scheme://host:port; empty if only a token is known.
-        token: The token; of several links, their tokens with blanks between them, of which one is spent that is not used yet.
+        token: The token. For several links: their tokens, separated by blanks; the first unused one is used.
         pin: SHA-256 of the server's authority, hexadecimal.
-        authority: Certificates in PEM that the server's must come from, if a person named them; "" if not.
+        authority: Certificates (PEM), one of which must have issued the server's, if a person named any; else "".
     """
 
     server: str
@@ -49,7 +49,7 @@ class Link:
     authority: str = field(default="", repr=False)
 
     def vouched_for_by(self, file: str | Path | None) -> "Link":
-        """The same link, with the certificates of a file to check the server's. None leaves the link as it is."""
+        """Return the same link with the certificates of a file, which must vouch for the server. None changes nothing."""
         if file is None:
             return self
         if self.pin is not None:
@@ -61,11 +61,11 @@ def read_link(text: str, insecure: bool = False) -> Link:
     """Read a link, a server's address, or a token alone.
 
     Args:
-        text: It; or several links of the same server, one a line, each for one device.
+        text: The link, address or token; or several links of the same server, one per line, each for one device.
         insecure: Whether http:// to other machines is allowed.
 
     Raises:
-        ExperimentError: The text is none of these. The error never repeats the token.
+        ExperimentError: The text is not a link, an address or a token. The error never repeats the token.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
@@ -98,7 +98,7 @@ def read_link(text: str, insecure: bool = False) -> Link:
 
 
 def _one_of(links: Sequence[Link]) -> Link:
-    """One link for several of the same server, of which a device may use any."""
+    """Combine several links of the same server into one; a device may use any of their tokens."""
     first = links[0]
     if any((link.server, link.pin) != (first.server, first.pin) or link.token is None for link in links):
         raise ExperimentError("these are no links of one server, one a line: give a file with the links of one")
@@ -106,7 +106,7 @@ def _one_of(links: Sequence[Link]) -> Link:
 
 
 def link_of_command(text: str, insecure: bool = False) -> Link:
-    """A server's address from a command line, which must not hold a token."""
+    """Read a server's address from a command line, which must not contain a token."""
     if "://" not in text:
         raise ExperimentError(f"{text!r} is no server's address: give https://HOST:PORT")
     link = read_link(text, insecure)
@@ -119,7 +119,7 @@ def link_of_command(text: str, insecure: bool = False) -> Link:
 
 
 def read_authority(file: str | Path) -> str:
-    """The certificates of a file, PEM. UsageError if the file holds none, or cannot be read."""
+    """Read the certificates (PEM) of a file. Raise UsageError if the file contains none, or cannot be read."""
     try:
         text = expanded(file).read_text(encoding="utf-8")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
@@ -136,14 +136,14 @@ def given(
     insecure: bool = False,
     authority: Path | None = None,
 ) -> Link:
-    """The link that a command was given.
+    """Make the link from a command's options.
 
     Args:
-        text: The address on its line.
-        file: With a token or a whole link; "-" for standard input; None for the environment.
-        environment: May hold a token or a whole link.
+        text: The address on the command line.
+        file: A file with a token or a whole link; "-" for standard input; None for the environment.
+        environment: The environment, which may hold a token or a whole link.
         insecure: Whether http:// to other machines is allowed.
-        authority: A file of certificates that the server's must come from.
+        authority: A file of certificates, one of which must have issued the server's.
     """
     return _given(text, file, environment, insecure).vouched_for_by(authority)
 
@@ -170,7 +170,7 @@ def _given(text: str | None, file: str | None, environment: Mapping[str, str], i
 
 
 def fetch_authority(link: Link, patience: float = 30.0) -> str:
-    """Fetch the certificate (PEM) whose hash the pin is. Whatever server answers, only the hash is believed."""
+    """Fetch the certificate (PEM) whose hash is the pin. Only the hash is trusted, whichever server answers."""
     text = unverified(link.server, "/v1/authority", patience).decode("ascii", "replace").strip()
     if pin_of(text) != link.pin:
         raise ExperimentError(
@@ -180,7 +180,7 @@ def fetch_authority(link: Link, patience: float = 30.0) -> str:
 
 
 def pin_of(authority: str) -> str | None:
-    """The SHA-256 of a certificate in PEM, hexadecimal; None if the text is no certificate."""
+    """Return the SHA-256 of a certificate in PEM, hexadecimal; None if the text is not a certificate."""
     try:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(authority.strip())).hexdigest()
     except ValueError:

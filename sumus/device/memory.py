@@ -1,4 +1,4 @@
-"""A device's record and its objects, as the running device sees them: the record is read once, and written before it is
+"""A running device's view of its record and objects: the record is read once, and every change is written before it is
 used."""
 
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ from sumus.work import ClientState
 
 @dataclass(frozen=True)
 class ModelAtHand:
-    """A model that the device kept.
+    """A model that the device has stored.
 
     Attributes:
-        task: The task that the model is of.
-        version: Its version.
-        body: Its leaves, encoded.
-        state: What this client keeps of the task's rounds, such as personal leaves.
+        task: The model's task.
+        version: The model's version.
+        body: The model's leaves, encoded.
+        state: The client's state from the task's rounds, such as personal leaves.
     """
 
     task: str
@@ -29,7 +29,7 @@ class ModelAtHand:
 
 
 class DeviceMemory:
-    """The record that was written last, and the store that holds it."""
+    """The newest record, and the store that holds it."""
 
     def __init__(self, store: DeviceStore) -> None:
         self.store = store
@@ -41,12 +41,12 @@ class DeviceMemory:
         return self._record
 
     def write(self, record: Record) -> None:
-        """Replace the record; it is durable when this returns."""
+        """Replace the record; the new one is durable when this returns."""
         self.store.write(record)
         self._record = record
 
     def read_again(self) -> Record:
-        """Take the record from the store, which may have been erased, or written to before an error."""
+        """Read the record from the store again, since it may have been erased, or written before an error."""
         self._record = self.store.read()
         return self._record
 
@@ -56,18 +56,18 @@ class DeviceMemory:
         self.write(replace(self._record, models=models, latest=task))
 
     def state(self, task: str, fingerprint: str) -> ClientState:
-        """What the client keeps of a task's rounds; nothing if that was kept for another model or other data."""
+        """Return the client's state for a task; empty if it was kept for another model or other data."""
         return self._state_in(self._record, task, fingerprint)
 
     def last_model(self, task: str | None, fingerprint: str) -> ModelAtHand:
-        """The model of a task that was kept last, whatever another process may be writing at the same time.
+        """Return the newest stored model of a task, even while another process is writing.
 
         Args:
-            task: The task; None for the one whose model came last.
-            fingerprint: Of the task's leaves and data, for the client's state.
+            task: The task; None for the one whose model was updated last.
+            fingerprint: The hash of the task's leaves and data, for the client's state.
 
         Raises:
-            ExperimentError: There is no model, or it is damaged.
+            ExperimentError: No model is stored, or it is damaged.
         """
         try:
             return self._model_in(self.store.read(), task, fingerprint)

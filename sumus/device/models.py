@@ -1,4 +1,4 @@
-"""The models that a server releases, which a device keeps to predict with."""
+"""The released models, which a device keeps in order to predict."""
 
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -16,14 +16,14 @@ from sumus.wire.messages import Refused, Released
 
 
 class ReleasedModels:
-    """Fetches released models that are new.
+    """Fetches newly released models.
 
     Args:
         memory: Keeps the models.
         access: Fetches them.
-        news: Tells the owner.
-        compute: Gives the device's compute, which checks them.
-        longest: The most bytes of a model that the owner consents to.
+        news: Informs the owner.
+        compute: Returns the device's compute, which checks the models.
+        longest: The owner's limit for a model, in bytes.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ReleasedModels:
         self._compute, self._longest = compute, longest
 
     def take(self, released: Mapping[str, Released]) -> None:
-        """Fetch the model of each task, unless it is here or too long. At most `MOST_TASKS` are looked at."""
+        """Fetch the model of each task, unless it is stored already or too long. At most `MOST_TASKS` are considered."""
         for task, one in islice(released.items(), MOST_TASKS):
             self._take(task, one)
 

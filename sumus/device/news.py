@@ -1,4 +1,4 @@
-"""What a device tells its owner: news as they happen, and the trouble that is not over."""
+"""Messages from a device to its owner: news as they happen, and the problem that is not resolved yet."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,23 +12,23 @@ NewsKind: TypeAlias = Literal[
 ]
 
 CLEAN = 20
-"""Check-ins that go well, after which the device no longer speaks of a copied folder."""
+"""The number of successful check-ins after which the device stops warning of a copied folder."""
 
 
 @dataclass(frozen=True)
 class DeviceNews:
-    """Something that a device did or met.
+    """An event on a device.
 
     Attributes:
         what: The kind of event.
-        said: The event in words.
-        task: The task that the event is about.
+        said: A description of the event.
+        task: The event's task.
         kind: The kind of work, "train" or "evaluate".
         version: The version of the model.
-        examples: How many examples were trained or measured on.
-        seconds: How long that took.
+        examples: The number of examples used.
+        seconds: The duration of the work.
         measured: The mean of each metric.
-        again_s: Seconds within which the device asks again, if it waits or had no answer.
+        again_s: Seconds within which the device asks again, if it waits or got no answer.
     """
 
     what: NewsKind
@@ -43,15 +43,15 @@ class DeviceNews:
 
 
 def news_of(what: NewsKind, work: Assignment | None) -> DeviceNews:
-    """News about a piece of work, as far as the device knows which."""
+    """Make news about a piece of work, with the details that the device knows."""
     return DeviceNews(what) if work is None else DeviceNews(what, "", work.task, work.kind, work.version)
 
 
 class NewsFeed:
-    """Hands news to a function of the owner's, and remembers what is wrong.
+    """Passes news to the owner's function, and remembers the current problem.
 
     Args:
-        watch: Is called with each piece of news.
+        watch: Called with each piece of news.
     """
 
     def __init__(self, watch: Callable[[DeviceNews], None]) -> None:
@@ -60,25 +60,25 @@ class NewsFeed:
 
     @property
     def trouble(self) -> str:
-        """What went wrong last, if it is not mended since."""
+        """The last problem, if it is not resolved yet."""
         return self._trouble
 
     @property
     def all_trouble(self) -> str:
-        """The last trouble, and a note if the folder was copied."""
+        """The last problem, and a note if the folder was copied."""
         return "; ".join(dict.fromkeys(filter(None, (self._trouble, self._copied))))
 
     def tell(self, news: DeviceNews) -> None:
-        """Hand over a piece of news, with its text escaped for a terminal."""
+        """Pass on a piece of news, with its text escaped for a terminal."""
         self._watch(replace(news, said=printable(news.said)))
 
     def tell_trouble(self, said: str, again_s: float = 0.0) -> None:
-        """Hand over that something is wrong, and remember it."""
+        """Report a problem, and remember it."""
         self._trouble = printable(said)
         self.tell(DeviceNews("trouble", said, again_s=again_s))
 
     def trouble_is_over(self) -> None:
-        """The server answered, so that what was wrong is mended."""
+        """Forget the problem: the server answered."""
         self._trouble = ""
 
     def folder_was_copied(self, said: str) -> None:
@@ -86,7 +86,7 @@ class NewsFeed:
         self._copied, self._good_check_ins = said, 0
 
     def check_in_went_well(self) -> None:
-        """Count a check-in that was answered; after `CLEAN` of them a copied folder is forgotten."""
+        """Count a check-in that was answered; after `CLEAN` of them, forget that the folder was copied."""
         self._good_check_ins += 1
         if self._good_check_ins >= CLEAN:
             self._copied = ""

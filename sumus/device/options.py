@@ -1,4 +1,4 @@
-"""What a device is told when it is made: values of options that belong together.
+"""Options for making a device, grouped into values.
 
 consent = Consent(floor=Floor(contributors=50), trains=False)
 connection = ServerConnection(authority="ca.pem", wait_s=60.0)
@@ -25,13 +25,13 @@ ANY_CONDITIONS = Conditions()
 
 @dataclass(frozen=True)
 class Consent:
-    """What the owner of a device agrees to.
+    """The owner's consent to a device's work.
 
     Attributes:
-        floor: Limits of the work that the device takes, and the least number of contributors of a sum.
+        floor: Limits for the work that the device accepts, and the fewest contributors to a sum.
         requires: Conditions that must be met before the device does anything, even a check-in.
-        trains: Whether the device takes training work.
-        evaluates: Whether the device takes evaluation work.
+        trains: Whether the device accepts training work.
+        evaluates: Whether the device accepts evaluation work.
         keeps_model: Whether the device fetches the models that the server releases, to predict with them.
     """
 
@@ -43,21 +43,21 @@ class Consent:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of work that the device takes."""
+        """The kinds of work that the device accepts."""
         return (*(("train",) if self.trains else ()), *(("evaluate",) if self.evaluates else ()))
 
 
 @dataclass(frozen=True)
 class ServerConnection:
-    """How a device reaches its server.
+    """The connection of a device to its server.
 
     Attributes:
         wait_s: Seconds for which the server may hold a check-in open until it has work, at most `LONGEST_WAIT`.
         insecure: Whether http:// to another machine is allowed.
         moves: Whether the device may move, with its key, to the server of a new link. That must be another edge of the same
             population, or the server above it.
-        authority: A file of certificates (PEM). The server's certificate must come from one of them. The device keeps them for
-            its next start. None means those that were given before, or else those of the system.
+        authority: A file of certificates (PEM), one of which must have issued the server's. The device keeps them for its next
+            start. None means those that were given before, or else those of the system.
         transport: Carries the requests in place of HTTP, in tests and simulations.
     """
 
@@ -74,13 +74,13 @@ def _today() -> int:
 
 @dataclass(frozen=True)
 class DeviceSystem:
-    """What a device takes from the system that it runs on. Tests and simulations give their own.
+    """The system services that a device uses. Tests and simulations supply their own.
 
     Attributes:
-        keys: Gives 32 random bytes for words that say what they are for.
-        clock: Gives seconds, which never go backwards.
-        sleep: Waits for so many seconds. None means a sleep that `Device.stop` interrupts.
-        today: Gives the number of the day, by which the floor's rounds a day are counted.
+        keys: Returns 32 random bytes for a purpose, named in words.
+        clock: Returns seconds that never go backwards.
+        sleep: Waits for a number of seconds. None means a sleep that `Device.stop` interrupts.
+        today: Returns the number of the day, for the floor's limit on rounds a day.
     """
 
     keys: Keys = system
@@ -91,14 +91,14 @@ class DeviceSystem:
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """What a device is.
+    """A description of a device.
 
     Attributes:
-        name: The device's name in messages to its owner, and in randomness that is made from keys.
-        version: The version of the program that the device is part of, for plans that ask for one.
+        name: The device's name, for messages to its owner and for randomness that is derived from keys.
+        version: The version of the program that contains the device, for plans that require one.
         sensors: Reads the device's conditions. None means the sensors of this system.
-        executor: How the device trains; see `Compute.executor` of a simulation.
-        system: Randomness, time and sleep.
+        executor: The executor for training; see `Compute.executor` of a simulation.
+        system: The sources of randomness, time and sleep.
     """
 
     name: Any = "this device"

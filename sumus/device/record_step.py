@@ -1,8 +1,8 @@
-"""One step of a device's record: what the protocol's table decides, and what follows for everything that the device remembers.
+"""One step of a device's record: the decision of the protocol's table, and its consequences for the device's memory.
 
-    stepped = step_record(record, event, floor)     pure: nothing is written, sent or told
+    stepped = step_record(record, event, floor)     pure: writes, sends and reports nothing
 
-The shell writes `stepped.record` first, and then does what `stepped.actions` say.
+The shell writes `stepped.record` first, and then carries out `stepped.actions`.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from sumus.protocol.session import Floor
 V = TypeVar("V")
 
 MOST_TASKS = 16
-"""The most tasks of which a device keeps something. Those that came last are kept, however many a server names."""
+"""The most tasks for which a device keeps data. The newest ones are kept, however many a server names."""
 
 
 @dataclass(frozen=True)
 class RecordStep:
-    """What an event makes of a record.
+    """The result of applying an event to a record.
 
     Attributes:
         record: The record to be written.
-        actions: What the device does next, in this order.
+        actions: The device's next actions, in order.
         news: "counted" or "discarded", for each session whose end is known now.
     """
 
@@ -36,10 +36,10 @@ class RecordStep:
 
 
 def step_record(record: Record, event: session.Event, floor: Floor) -> RecordStep:
-    """Decide what an event makes of a record.
+    """Apply an event to a record.
 
-    A session whose report was counted makes its pending state the client's state, in the same record in which the protocol's
-    row says so. The report and the pending state are forgotten as soon as nothing can ask for them again.
+    If a session's report was counted, its pending state becomes the client's state, in the same record as the protocol's
+    new row. The report and the pending state are removed as soon as they cannot be needed again.
     """
     work = record.work
     row, actions = session.step(record.row, event, floor)
@@ -64,6 +64,6 @@ def step_record(record: Record, event: session.Event, floor: Floor) -> RecordSte
 
 
 def with_task(kept: Mapping[str, V], task: str, value: V) -> dict[str, V]:
-    """A mapping by task in which one task's value is replaced, and is the newest of at most `MOST_TASKS`."""
+    """Replace one task's value in a mapping by task, and make it the newest of at most `MOST_TASKS`."""
     others = [(name, other) for name, other in kept.items() if name != task]
     return dict([*others[1 - MOST_TASKS :], (task, value)])

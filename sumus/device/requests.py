@@ -1,7 +1,7 @@
-"""The requests of a device or an edge to its server: each one of `sumus.wire.messages` is a method here, signed if it must be.
+"""The requests of a device or an edge to its server: one method, signed where necessary, for each of `sumus.wire.messages`.
 
-If the server answers with an error, a method raises `Refused` with the server's code. If no answer comes, or none that can
-be read, it raises `Unreachable`.
+If the server answers with an error, a method raises `Refused` with the server's code. If no answer comes, or the answer
+cannot be read, it raises `Unreachable`.
 """
 
 import hashlib
@@ -45,16 +45,16 @@ M = TypeVar("M")
 
 _ENDPOINTS = {endpoint.name: endpoint for endpoint in ENDPOINTS}
 UPLOADING = 600.0
-"""Seconds that a report or a model may be on its way."""
+"""The longest time, in seconds, for sending a report or fetching a model."""
 
 
 class Requests:
     """The requests of one device.
 
     Args:
-        transport: Carries them.
+        transport: Carries the requests.
         key: The device's private key, 32 bytes.
-        population: The population that the device is enrolled in; empty before it is.
+        population: The device's population; empty before it is enrolled.
 
     Attributes:
         device: The device's id, which follows from its key.
@@ -67,10 +67,10 @@ class Requests:
         self.device = device_id(self._public_key)
 
     def enrol(self, token: str) -> Enrolment:
-        """Make the device known; again with the same key changes nothing.
+        """Enrol the device. Repeating this with the same key changes nothing.
 
         Args:
-            token: The token of a link; or several with blanks between them, of which the first is spent that is not used yet.
+            token: The token of a link; or several, separated by blanks, of which the first unused one is used.
         """
         tokens = token.split()
         first = secrets.randbelow(len(tokens))  # so that devices with the same links do not all try the same ones
@@ -95,36 +95,36 @@ class Requests:
         return enrolment
 
     def check_in(self, request: CheckInRequest) -> CheckInAnswer:
-        """Check in: ask for work, and say how the device is."""
+        """Check in: ask for work, and report the device's conditions."""
         return read_answer(CheckInAnswer, self._ask("check_in", write(request), patience=request.wait_s + PATIENCE))
 
     def report(self, work: Assignment, body: bytes) -> Counted:
-        """Send a report. It is counted when this returns."""
+        """Send a report. When this returns, the report is counted."""
         return read_answer(Counted, self._ask("report", body, _of(work), patience=UPLOADING))
 
     def tasks(self) -> Tasks:
-        """Ask, as an edge, which tasks there are."""
+        """Ask, as an edge, for the list of tasks."""
         return read_answer(Tasks, self._ask("tasks", b""))
 
     def relay(self, request: RelayRequest) -> RelayAnswer:
-        """Ask for work, as an edge, for its devices."""
+        """Ask, as an edge, for work for its devices."""
         return read_answer(RelayAnswer, self._ask("relay", write(request)))
 
     def report_sum(self, task: str, kind: Kind, body: bytes) -> Counted:
-        """Send, as an edge, the sum of its devices' reports. It is counted when this returns."""
+        """Send, as an edge, the sum of its devices' reports. When this returns, the sum is counted."""
         answer = self._ask("report_sum", body, {"task": task, "kind": kind}, patience=UPLOADING)
         return read_answer(Counted, answer)
 
     def abort(self, work: Assignment, reason: AbortReason) -> None:
-        """Say that no report will come for a piece of work."""
+        """Tell the server that no report will come for a piece of work."""
         self._ask("abort", write(Abort(reason)), _of(work))
 
     def withdraw(self) -> None:
-        """Take back the owner's consent: the server forgets the device."""
+        """Withdraw the owner's consent: the server forgets the device."""
         self._ask("withdraw", write(Nothing()))
 
     def object(self, body: Body) -> bytes:
-        """Fetch the bytes with a hash. Raises Unreachable if the server gives other bytes."""
+        """Fetch the bytes with a hash. Raise Unreachable if the server sends other bytes."""
         answer = self._ask("object", b"", {"sha256": body.sha256}, patience=UPLOADING, most=body.bytes)
         if hashlib.sha256(answer.body).hexdigest() != body.sha256:
             raise Unreachable(f"what the server gives as object {body.sha256[:12]}… is something else")
@@ -158,7 +158,7 @@ class Requests:
 
 
 def read_answer(form: type[M], answer: Answer) -> M:
-    """The message in an answer. Raises Unreachable if it cannot be read."""
+    """Decode the message in an answer. Raise Unreachable if it cannot be decoded."""
     try:
         return read(form, answer.body)
     except ParticipantError as error:
@@ -166,7 +166,7 @@ def read_answer(form: type[M], answer: Answer) -> M:
 
 
 def _refused(answer: Answer) -> Exception:
-    """The error that a server answers with; Unreachable if the answer is not one of a sumus server."""
+    """Return the error in a server's answer; Unreachable if the answer does not come from a sumus server."""
     try:
         problem = read(Problem, answer.body)
     except ParticipantError:
@@ -179,5 +179,5 @@ def _of(work: Assignment) -> dict[str, str]:
 
 
 def may_be_repeated(refused: Refused) -> bool:
-    """Whether the same request may be answered differently later."""
+    """Return whether repeating the same request later may give a different answer."""
     return refused.problem.code in AGAIN

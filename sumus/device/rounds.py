@@ -1,10 +1,10 @@
 """A device's part in its server's rounds: the shell around the table of `sumus.protocol.session`.
 
-The table decides, and this shell carries out. An event makes a new record and a list of actions (`record_step`). The record is
-written first; then the actions are done, and what comes of them is the next event. So a process that ends at any moment is
-followed by one that goes on from the record, with the same report.
+The table decides, and this shell carries out. An event leads to a new record and a list of actions (`record_step`). The record
+is written first; then the actions are carried out, and their result is the next event. So if the process ends at any moment,
+the next one continues from the record, with the same report.
 
-Nothing here sleeps. `wake` does what is due, and says in how many seconds something is due again.
+Nothing here sleeps. `wake` does what is due, and returns the seconds until something is due again.
 """
 
 from collections.abc import Callable
@@ -43,12 +43,12 @@ from sumus.wire.messages import (
 LONGEST_WAIT = 60.0
 """The longest time for which a check-in may be held open, in seconds."""
 FIRST_WAIT = 0.5
-"""The same for a process's first check-ins, until the owner was told what the device waits for."""
+"""The same limit for a process's first check-ins, so that the owner soon learns what the device waits for."""
 SPREAD = 100
-"""How far a device whose folder was copied counts its check-ins ahead at most. The step is random, so that the other device
-with the same key is told too."""
+"""The longest step by which a device whose folder was copied raises its check-in serial. The step is random, so that the
+other device with the same key learns of the copy too."""
 HIGHEST = 2**52
-"""The highest serial of a check-in that a server takes."""
+"""The highest check-in serial that a server accepts."""
 
 
 class DeviceRounds:
@@ -56,12 +56,12 @@ class DeviceRounds:
 
     Args:
         memory: The device's record and objects.
-        access: The way to the server.
-        work: What the device computes.
+        access: Access to the server.
+        work: The device's computations.
         models: Fetches released models.
-        news: Tells the owner what happens.
-        consent: What the owner agrees to.
-        profile: What this device is.
+        news: Informs the owner.
+        consent: The owner's consent.
+        profile: A description of this device.
         conditions: Reads the device's conditions.
         wait_s: Seconds for which the server may hold a check-in open.
     """
@@ -90,20 +90,20 @@ class DeviceRounds:
 
     @property
     def unanswered(self) -> int:
-        """Requests, one after the other, that the server did not answer."""
+        """The number of requests in a row that the server did not answer."""
         return self._unanswered
 
     # ── what the device's owner calls ────────────────────────────────────────────────────────────────────────────────
 
     def enrol(self) -> str:
-        """Make the device known to its server, unless it is; its id."""
+        """Enrol the device at its server unless it is enrolled already; return its id."""
         if (member := self._access.enrol()) is not None:
             self._unanswered = 0
             self._news.tell(DeviceNews("enrolled", f"enrolled in {member.population} as {member.device[:12]}…"))
         return self._access.requests.device
 
     def wake(self) -> float:
-        """Do what is due; the seconds until something is due again.
+        """Do what is due, and return the seconds until something is due again.
 
         Raises:
             ExperimentError: A person must do something.
@@ -125,12 +125,12 @@ class DeviceRounds:
         return max(0.0, self._timer.left())
 
     def give_up(self) -> None:
-        """Tell the server that what is being trained will not come."""
+        """Tell the server that the work in progress will not come."""
         if self._memory.read_again().row.phase is Phase.TRAINING:
             self._carry_out(session.Failed("stopped"))
 
     def _go_on(self) -> None:
-        """Begin where another process ended, or where an error ended the work of this one."""
+        """Continue where another process ended, or where an error interrupted this one."""
         if not self._went_on:
             self._went_on = True
             self._apply(session.Restarted())
@@ -139,7 +139,7 @@ class DeviceRounds:
             self._sleep_within(self._memory.record.row.window)
 
     def _is_enrolled(self) -> bool:
-        """Whether the device is enrolled, now at least; if not, it waits."""
+        """Return whether the device is enrolled, after an attempt to enrol it; if it is not, it waits."""
         try:
             self.enrol()
         except Unreachable as error:
@@ -155,11 +155,11 @@ class DeviceRounds:
         """Let the table decide, and write the record.
 
         Args:
-            event: What happened.
-            record: The record with what the event brings, such as a report; None for the record as it is.
+            event: The event.
+            record: The record with the event's data, such as a report; None for the current record.
 
         Returns:
-            The actions that are to be done now.
+            The actions to carry out now.
         """
         before = record or self._memory.record
         stepped = step_record(before, event, self._consent.floor)
@@ -174,7 +174,7 @@ class DeviceRounds:
         return stepped.actions
 
     def _carry_out(self, event: session.Event, record: Record | None = None) -> None:
-        """Apply an event, and do what the table says."""
+        """Apply an event, and carry out the actions that the table decides."""
         work = (record or self._memory.record).work
         for act in self._apply(event, record):
             if isinstance(act, session.SendCheckIn):
@@ -211,7 +211,7 @@ class DeviceRounds:
             self._take_answer(act, answer)
 
     def _take_answer(self, act: session.SendCheckIn, answer: CheckInAnswer) -> None:
-        """Take what an answer says in its order: the end of the last session, then work or a window, and models."""
+        """Process an answer in its order: the end of the last session, then work or a window, then models."""
         if answer.settled is not None:
             self._carry_out(session.Settled(answer.settled.session, answer.settled.outcome))
         if self._memory.record.row.phase is Phase.ASKED:
@@ -231,7 +231,7 @@ class DeviceRounds:
             self._models.take(answer.released)
 
     def _turned_away(self, refused: Refused) -> None:
-        """A check-in was refused."""
+        """Handle the refusal of a check-in."""
         problem = refused.problem
         said = str(refused)
         if problem.code == "replayed" and problem.serial is not None:
@@ -250,7 +250,7 @@ class DeviceRounds:
     # ── a piece of work ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _consider(self, act: session.SendCheckIn, work: Assignment) -> None:
-        """Look at what is asked for, and do it if it is within the floor."""
+        """Examine an offer of work, and do the work if it is within the floor."""
         if work.session != act.session or self._memory.record.row.unsettled:
             self._apply(session.Assigned(WorkOffer(work.session), self._today()))
             return
@@ -296,7 +296,7 @@ class DeviceRounds:
         self._carry_out(session.TrainingDone(), record)
 
     def _send(self) -> None:
-        """Send the report, the same bytes each time."""
+        """Send the report, with the same bytes at each attempt."""
         work, report = self._memory.record.work, self._memory.record.report
         if work is None or report is None:
             raise ExperimentError(
@@ -319,7 +319,7 @@ class DeviceRounds:
             self._carry_out(session.Settled(work.session, "counted"))
 
     def _abort(self, work: Assignment, reason: AbortReason, why: str) -> None:
-        """Say that no report will come: to the server one word, and why to the owner alone."""
+        """Tell the server in one word that no report will come; only the owner learns the details."""
         self._news.tell(replace(news_of("aborted", work), said=f"{reason}: {why}" if why else reason))
         with suppress(Unreachable, Refused):  # the server finds out when the session's time is over
             self._access.requests.abort(work, reason)
@@ -327,19 +327,19 @@ class DeviceRounds:
     # ── whether the server answers ───────────────────────────────────────────────────────────────────────────────────
 
     def _answered(self) -> None:
-        """The server answered, and knows this device."""
+        """Note that the server answered, and knows this device."""
         self._news.trouble_is_over()
         self._unanswered = 0
         self._access.server_answered()
 
     def _no_answer(self, said: str, window: Window = (0.0, 0.0)) -> None:
-        """There was no answer, or none that helps."""
+        """Note that no answer came, or no useful one."""
         self._unanswered += 1
         self._carry_out(session.NoAnswer(ordered(window)))
         self._news.tell_trouble(said, again_s=self._timer.left())
 
     def _rest(self) -> None:
-        """Wait after one more round that came to nothing here, longer each time."""
+        """Wait after another round in a row that failed here, longer each time."""
         failures = self._memory.record.failures + 1
         self._memory.write(replace(self._memory.record, failures=failures))
         self._sleep_within(longer(self._memory.record.row.window, failures))
@@ -349,13 +349,13 @@ class DeviceRounds:
 
 
 def next_serial(own: int, servers: int, share: float) -> int:
-    """The serial from which a device goes on after the server called its last one used.
+    """Return the serial from which to continue after the server reported that the last one is used.
 
-    The device writes each serial before it asks with it. So if the server knows a higher one, another device has asked with
-    this device's key, or this device's folder is a backup.
+    The device writes each serial before it uses it. So if the server knows a higher one, another device has used this
+    device's key, or this device's folder is a backup.
 
     Args:
-        own: The last serial of this device.
+        own: This device's last serial.
         servers: The last serial that the server knows.
         share: A random number from 0 to 1.
     """

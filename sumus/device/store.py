@@ -1,12 +1,12 @@
-"""What a device remembers on disk: one record, written whole, and the objects that the record names.
+"""A device's memory on disk: one record, written as a whole, and the objects that the record names.
 
-    name = store.put(report)                        bytes, under their hash
+    name = store.put(report)                        bytes, stored under their hash
     store.write(replace(record, row=row, report=name))
-    store.read()                                    what was written last, in this process or in the next
+    store.read()                                    the newest record, in this process or in the next
 
-A record holds the protocol's row and everything that the row is about. So what a client keeps from a round is kept or
-dropped in the same write that settles the round. An object is put before the record that names it, and is deleted when the
-record no longer does.
+A record holds the protocol's row and all data that belong to it. So a client's state from a round is kept or dropped in
+the same write that settles the round. An object is stored before the record that names it, and is deleted when the record
+no longer names it.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ _HALF_WRITTEN = ("record.json.new", "key.new")
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Where a device is enrolled.
+    """A device's enrolment.
 
     Attributes:
         server: The server's address, scheme://host:port.
-        population: The population there.
+        population: The population at this server.
         device: The device's id.
     """
 
@@ -47,11 +47,11 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class KeptState:
-    """What a client keeps of a task's rounds.
+    """A client's state from a task's rounds.
 
     Attributes:
         object: The name of the object with the encoded tree.
-        fingerprint: The hash of the task's leaves and data. The state means nothing to a task with another one.
+        fingerprint: The hash of the task's leaves and data. The state is of no use to a task with a different hash.
     """
 
     object: str
@@ -60,7 +60,7 @@ class KeptState:
 
 @dataclass(frozen=True, slots=True)
 class KeptModel:
-    """The model that a task's devices answer with.
+    """The released model with which a task's devices predict.
 
     Attributes:
         version: The model's version.
@@ -73,11 +73,11 @@ class KeptModel:
 
 @dataclass(frozen=True, slots=True)
 class WorkStarts:
-    """How often work on a model was begun.
+    """The number of times that work on a model was started.
 
     Attributes:
         version: The version of the model; -1 if there was none yet.
-        times: How often.
+        times: The number of starts.
     """
 
     version: int = -1
@@ -86,22 +86,22 @@ class WorkStarts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All that a device remembers, besides its key; objects by their hashes.
+    """A device's whole memory except its key. Objects are named by their hashes.
 
     Attributes:
-        membership: Where the device is enrolled; None before it is.
-        authority: Certificates (PEM) that alone vouch for the server; empty for those of the system.
-        row: Where the device stands in the protocol.
-        work: The work that it was given, until its end is known.
+        membership: The device's enrolment; None before it is enrolled.
+        authority: The only certificates (PEM) that vouch for the server; empty for those of the system.
+        row: The device's state in the protocol.
+        work: The device's assignment, until its outcome is known.
         report: The report of that work, encoded.
-        pending: What the client keeps if the report is counted.
-        states: What the client keeps, by task.
-        models: The model to predict with, by task.
-        latest: The task whose model came last.
-        begun: How often work was begun, by task.
-        failures: Rounds in a row that came to nothing here.
-        seconds: How long a local step took the last time.
-        counts: What the device has done so far, by word.
+        pending: The state that the client keeps if the report is counted.
+        states: The client's states, by task.
+        models: The models to predict with, by task.
+        latest: The task whose model was updated last.
+        begun: How often work was started, by task.
+        failures: The number of rounds in a row that failed here.
+        seconds: The duration of a local step, as measured last.
+        counts: The number of times that each kind of event has happened so far, by kind.
     """
 
     membership: Membership | None = None
@@ -120,50 +120,50 @@ class Record:
 
     @property
     def objects(self) -> frozenset[str]:
-        """The objects that it names."""
+        """The names of all objects in the record."""
         named = {self.report, self.pending and self.pending.object}
         named |= {kept.object for kept in (*self.states.values(), *self.models.values())}
         return frozenset(name for name in named if name)
 
 
 class DeviceStore(Protocol):
-    """A device's memory. A crash at any moment leaves the whole of a write, or nothing of it."""
+    """A device's memory. A crash at any moment leaves a write complete or undone."""
 
     def read(self) -> Record:
-        """The record that was written last; an empty one at first."""
+        """Return the record that was written last; an empty one at first."""
         ...
 
     def write(self, record: Record) -> None:
-        """Replace the record. Durable when it returns; then objects that it does not name are gone."""
+        """Replace the record. When this returns, the new one is durable, and objects that it does not name are deleted."""
         ...
 
     def put(self, body: bytes) -> str:
-        """Keep an object for the record that is written next; its SHA-256 in hexadecimal. Durable when it returns."""
+        """Store an object for the next record; return its SHA-256 in hexadecimal. The object is durable when this returns."""
         ...
 
     def get(self, name: str) -> bytes:
-        """An object that the record names. Raises ExperimentError if it is gone or damaged."""
+        """Return an object that the record names. Raise ExperimentError if it is missing or damaged."""
         ...
 
     def key(self) -> bytes | None:
-        """The device's private key, 32 bytes; None if it has none."""
+        """Return the device's private key, 32 bytes; None if it has none."""
         ...
 
     def put_key(self, key: bytes) -> None:
-        """Keep the private key, once and for all."""
+        """Store the private key permanently."""
         ...
 
     def erase(self) -> None:
-        """Forget everything, the key last."""
+        """Erase everything, the key last."""
         ...
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Let another process use the memory."""
         ...
 
 
 class MemoryDeviceStore:
-    """A device's memory in this process."""
+    """A device's memory inside this process."""
 
     def __init__(self) -> None:
         self._record = Record()
@@ -195,18 +195,18 @@ class MemoryDeviceStore:
         self._record, self._objects, self._key = Record(), {}, None
 
     def close(self) -> None:
-        """There is no other process."""
+        """Do nothing: no other process can use this memory."""
 
 
 class FolderDeviceStore:
-    """A device's memory in a folder that only its owner may read (0700, files 0600). One process at a time may have the folder.
+    """A device's memory in a folder that only its owner may read (0700, files 0600). One process at a time may use the folder.
 
     Args:
-        folder: The folder. It is made if there is none.
-        look: Only read, also while another process has the folder.
+        folder: The folder. It is made if it does not exist.
+        look: Whether to only read, even while another process uses the folder.
 
     Raises:
-        ExperimentError: The folder holds something else, which is left as it is, or cannot be used. The text says what to do.
+        ExperimentError: The folder has other contents, which are left unchanged, or cannot be used. The text says what to do.
     """
 
     def __init__(self, folder: str | Path, look: bool = False) -> None:
@@ -289,7 +289,7 @@ class FolderDeviceStore:
         self._unlock()
 
     def _clear(self, record: Record) -> None:
-        """Delete objects that the record does not name, and what a crash left half written; nothing else."""
+        """Delete only objects that the record does not name, and files that a crash left half written."""
         own = [path for path in self._objects.iterdir() if _OBJECT.fullmatch(path.name)]
         unnamed = [path for path in own if path.name not in record.objects]
         for path in (*unnamed, *(self.folder / name for name in _HALF_WRITTEN)):
@@ -298,9 +298,9 @@ class FolderDeviceStore:
 
 
 def _is_a_devices(folder: Path) -> bool:
-    """Whether a folder is a device's, or may become one.
+    """Return whether a folder belongs to a device, or may become a device's.
 
-    The first is so if it has a record or a key, the second if it is empty but for what these leave behind.
+    It belongs to a device if it has a record or a key. It may become one's if it is empty, except for leftovers of a device.
     """
     record, key, objects = folder / "record.json", folder / "key", folder / "objects"
     if record.is_file():
@@ -315,9 +315,9 @@ def _is_a_devices(folder: Path) -> bool:
 
 
 def _nothing() -> None:
-    """Let go of no lock."""
+    """Release no lock."""
 
 
 def counted(counts: Mapping[str, int], *words: str) -> dict[str, int]:
-    """One more of each."""
+    """Return the counts with one more for each kind."""
     return {**counts, **{word: counts.get(word, 0) + 1 for word in words}}

@@ -1,12 +1,12 @@
-"""A task bound to torch on one machine: what its devices compute, one of them or all that a process plays.
+"""A task bound to torch on one machine: the computations of its devices, whether one or all that a process simulates.
 
     training = Training(task, examples)
-    done = training.train(plan, broadcast, job)          the report's bytes, and what the client would keep
+    done = training.train(plan, broadcast, job)          the report's bytes, and the client's new state
     measured = training.evaluate(plan, broadcast, job)
     outputs = training.predict(model, state, examples, inputs)
 
-It is what the simulator's `Trainer` does for one client: the same keys give the same bits. There is one module, so one caller
-computes at a time.
+It does the same as the simulator's `Trainer` for one client: equal keys give equal bits. All callers share one module, so they
+compute one at a time.
 """
 
 import threading
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROUNDS = 100
-"""Rounds that a device is expected to train in, when it is weighed whether capturing its step pays."""
+"""The number of training rounds that a device is expected to do, for judging whether capturing its step pays."""
 
 
 _counting, _inside, _number = threading.Lock(), list[None](), ExitStack()
@@ -56,8 +56,8 @@ _counting, _inside, _number = threading.Lock(), list[None](), ExitStack()
 
 @contextmanager
 def _one_thread() -> Generator[None, None, None]:
-    """`one_thread`, for several threads at once: torch has one number of threads for the process, and the last of them gives
-    that number back."""
+    """Limit torch to one thread, for several callers at once: the limit holds for the process, and the last caller to finish
+    restores the old number."""
     with _counting:
         if not _inside:
             _number.enter_context(one_thread())
@@ -73,7 +73,7 @@ def _one_thread() -> Generator[None, None, None]:
 
 @dataclass(frozen=True)
 class TensorExamples:
-    """A client's examples as tensors, one row an example.
+    """A client's examples as tensors, one row for each example.
 
     Attributes:
         inputs: The inputs.
@@ -85,26 +85,26 @@ class TensorExamples:
 
     @property
     def count(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return len(self.inputs)
 
 
 class Training:
-    """A `DeviceCompute` by torch: one program, its executors, and the plans that were asked for last.
+    """A `DeviceCompute` by torch: one program, its executors, and the plans that were requested most recently.
 
     Args:
         task: The task.
         examples: The first device's examples, which show what the examples of all devices look like.
-        executor: "auto" captures the step as a graph if that pays and gives what autograd gives; or a name of `--executor`.
-        device: Where torch computes.
-        seed: The seed of leaves that no server sends.
-        witness: Makes a `Witness` on the program, for a simulation; a device has nobody to tell what a witness finds.
+        executor: "auto" captures the step as a graph if that pays and gives the results of autograd; or a name of `--executor`.
+        device: The torch device for all computations.
+        seed: The seed for leaves that no server sends.
+        witness: Makes a `Witness` for the program, in a simulation. Devices use none, as nobody would read its results.
 
     Attributes:
-        program: The task's module, and all that is done with it.
+        program: The task's module, with all operations on it.
         description: The task's leaves and data.
-        fingerprint: Their hash.
-        notes: What the user should know, each note once.
+        fingerprint: The hash of `description`.
+        notes: Notes for the user, each one once.
     """
 
     def __init__(
@@ -135,16 +135,16 @@ class Training:
     # ── what is read ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def read(self, client: Any, examples: Any) -> TensorExamples:
-        """Prepare and check a device's examples, or those that a function gives."""
+        """Prepare and check a device's examples, which may come from a function."""
         return TensorExamples(*self.program.reader.convert(client, loaded(client, examples)))
 
     def plan(self, sha256: str, body: Callable[[], bytes]) -> Plan:
-        """The plan with this hash; its JSON is fetched if the plan is not known yet."""
+        """Return the plan with this hash; its JSON is fetched if the plan is not known yet."""
         with self._one_at_a_time:
             return self._plans.get(sha256, body)
 
     def memory(self, plan: Plan, examples: TensorExamples) -> int:
-        """The bytes that a local step of a plan takes at least."""
+        """Return the fewest bytes that a local step of a plan can take."""
         work, count = plan.algorithm.client, examples.count
         step = (repr(work), min(work.batch_size or count, count))
         with self._one_at_a_time:
@@ -167,7 +167,7 @@ class Training:
     # ── what is done ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def train(self, plan: Plan, broadcast: Broadcast, job: DeviceJob[TensorExamples]) -> JobResult:
-        """Train, and make the report. Raises what a client's training raises."""
+        """Train, and make the report. Errors in the client's training are raised."""
         examples = job.examples
         state = state_for(plan, self.program.initial_shared, job.state)
         own = ClientAssignment(job.client, examples.inputs, examples.targets, state, job.key("training"))
@@ -198,7 +198,7 @@ class Training:
             return np.concatenate([self.program.predict(prepared[at : at + EVALUATION_BATCH]).numpy() for at in rows])
 
     def look_again(self) -> None:
-        """Let the witness train its client again, if there is a witness."""
+        """Let the witness, if one is used, train its client again."""
         if self._witness is not None:
             with self._one_at_a_time, _one_thread():
                 self._witness.look()

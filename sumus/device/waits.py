@@ -1,4 +1,4 @@
-"""When a device does something next: windows of time, and the moment in one of them.
+"""When a device acts next: time windows, and a moment within a window.
 
 timer = WakeTimer(clock, keys, "alice")
 timer.sleep_within(longer(row.window, failures), row)
@@ -14,16 +14,16 @@ from sumus.protocol.session import DeviceState
 from sumus.wire.messages import Window
 
 LEAST = 1.0
-"""The shortest end of a window that a server gives, in seconds from now."""
+"""The earliest end of a window from a server, in seconds from now."""
 SOON = (0.0, 0.1)
-"""The window in which a device asks again if its report is settled and the server may hold its check-in, or if its process has
-just been started."""
+"""The window in which a device asks again, after its report is settled if the server may hold its check-in, or just after its
+process has started."""
 UNMET = (60.0, 300.0)
-"""The window in which a device looks again at its own conditions if they are not met."""
+"""The window in which a device checks its own conditions again if they are not met."""
 
 
 def ordered(window: Window) -> Window:
-    """A server's window with its ends in order, and an end that is at least `LEAST`."""
+    """Return a server's window with its ends in order, and with an end of at least `LEAST`."""
     first, last = window
     return min(first, last), max(first, last, LEAST)
 
@@ -35,22 +35,22 @@ def longer(window: Window, failures: int) -> Window:
 
 
 class WakeTimer:
-    """The moment at which a device does something next."""
+    """The moment at which a device acts next."""
 
     def __init__(self, clock: Callable[[], float], keys: Keys, name: Any) -> None:
         self._clock, self._keys, self._name = clock, keys, name
         self._due = clock()
 
     def left(self) -> float:
-        """Seconds until something is due; negative if the moment is past."""
+        """Return the seconds until something is due; negative if the moment has passed."""
         return self._due - self._clock()
 
     def sleep_within(self, window: Window, row: DeviceState) -> None:
-        """Let nothing be due before a random moment in a window.
+        """Schedule the next action at a random moment in a window.
 
         Args:
             window: Seconds from now.
-            row: The device's row. With keys that are not random, its serial and tries give the moment.
+            row: The device's row. With keys that are not random, the moment is derived from its serial and tries.
         """
         first, last = window
         share = share_of(self._keys("sleep", self._name, row.serial, row.tries))

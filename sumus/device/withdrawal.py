@@ -1,4 +1,4 @@
-"""The end of a device: its owner takes the consent back."""
+"""The end of a device: its owner withdraws the consent."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ from sumus.wire.messages import Refused
 
 @dataclass(frozen=True)
 class ForgetReport:
-    """What was erased when a device was forgotten, and what could not be.
+    """The data that were erased when a device was forgotten, and those that could not be.
 
     Attributes:
-        erased: What was erased, in words.
-        remains: What remains, and where, in words.
+        erased: Descriptions of the erased data.
+        remains: Descriptions of the remaining data, and where they are.
     """
 
     erased: tuple[str, ...]
@@ -23,14 +23,14 @@ class ForgetReport:
 
 
 def forget(store: DeviceStore, requests: Requests | None) -> ForgetReport:
-    """Take back a device's consent: at the server first, and then here.
+    """Withdraw a device's consent: first at the server, then here.
 
     Args:
-        store: What the device remembers.
+        store: The device's memory.
         requests: Requests to the device's server; None if the device is not enrolled.
 
     Raises:
-        Unreachable: The server did not take the withdrawal. Nothing was erased.
+        Unreachable: The server did not accept the withdrawal. Nothing was erased.
     """
     record = store.read()
     if requests is not None:

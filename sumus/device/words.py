@@ -1,4 +1,4 @@
-"""What a device says to its owner: the server's codes in words, and what to do about them."""
+"""Messages from a device to its owner: the server's codes in words, and what to do about them."""
 
 import math
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ REFUSALS = frozenset(
         "encoding",
     }
 )
-"""Codes that say that the server has not counted a report, and never will."""
+"""Codes that mean that the server has not counted a report, and never will."""
 WAITS: Mapping[str, str] = {
     "asking": "for the server above its edge to answer",
     "battery": "until its battery is charged further, as the plan asks",
@@ -59,7 +59,7 @@ WAITS: Mapping[str, str] = {
     "unmetered": "until its network is unmetered, as the plan asks (--always, for one that always is)",
     "version": "for a newer version of the program that it is part of, as the plan asks: update it",
 }
-"""What a device waits for, by the server's reason. The words follow "it waits"."""
+"""The possible reasons for a device's waiting, by the server's code. The words follow "it waits"."""
 FINAL: Mapping[str, str] = {
     "not_device": "this link is for an edge, and not for a device: ask for another one",
     "revoked": "the server has barred this device: ask who runs it; predictions go on working",
@@ -68,7 +68,7 @@ FINAL: Mapping[str, str] = {
     "unknown_device": "the server does not know this device: it was let go there, or the server was put back from a backup "
     "that is older than this device; enrol it again, with a new link",
 }
-"""Codes of refused check-ins that a person must do something about."""
+"""Codes of refused check-ins that require a person to act."""
 _REFUSED_ENROLMENT: Mapping[str, str] = {
     "bad_token": "the server does not know this token: ask for a new link",
     "token_used": "this link was used already, or its time is over: ask for a new one",
@@ -94,15 +94,15 @@ _REASONS: tuple[tuple[type[Exception], AbortReason], ...] = (
 
 
 def beyond_floor(reason: str, offer: WorkOffer, floor: Floor) -> str:
-    """How an offer goes beyond the floor, and what would consent to it.
+    """Explain how an offer exceeds the floor, and which option would consent to it.
 
     Args:
         reason: Why the offer was refused.
-        offer: What the server asks for.
-        floor: What the owner consents to.
+        offer: The work that the server offers.
+        floor: The owner's limits.
 
     Returns:
-        A sentence for the owner; empty if the reason is not the floor.
+        A sentence for the owner; empty if the floor is not the reason.
     """
     name = reason.removeprefix("floor-")
     if name == reason or not hasattr(floor, name):
@@ -122,7 +122,7 @@ def beyond_floor(reason: str, offer: WorkOffer, floor: Floor) -> str:
 
 
 def abort_reason(error: Exception) -> AbortReason:
-    """The one word about an error that the server is told."""
+    """Return the one word for an error that the server is told."""
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason
@@ -130,17 +130,17 @@ def abort_reason(error: Exception) -> AbortReason:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory, of the machine or of a GPU, was not enough."""
+    """Return whether an error means that the memory of the machine or of a GPU was not enough."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def failure_in_words(error: Exception) -> str:
-    """Why a piece of work failed, for the owner."""
+    """Explain to the owner why a piece of work failed."""
     return str(error) if isinstance(error, SumusError) else f"this round's work failed with {said_of(error)}"
 
 
 def refused_enrolment(refused: Refused) -> str:
-    """Why the server does not enrol the device, and what to do."""
+    """Explain why the server does not enrol the device, and what to do."""
     code = refused.problem.code
     said = _REFUSED_ENROLMENT.get(code, "the server does not enrol this device")
     return f"{said} ({refused.problem.detail or code})"

@@ -1,9 +1,9 @@
-"""The work of one device: what an assignment asks for, and doing it.
+"""The work of one device: finding out what an assignment asks for, and carrying it out.
 
-    offer = work.look_at(assignment)                what it would take here, or why this device cannot do it
-    done = work.do(assignment, offer.plan)          a report that is kept, or why there is none
+    offer = work.look_at(assignment)                the work's cost here, or why this device cannot do it
+    done = work.do(assignment, offer.plan)          a stored report, or the reason for a failure
 
-Nothing here decides what to do next, or tells the server: `sumus.device.rounds` does.
+`sumus.device.rounds` decides what to do next, and talks to the server; nothing here does.
 """
 
 import time
@@ -30,17 +30,17 @@ from sumus.work import ClientState
 
 LOG = logger("sumus.device")
 MAX_PLAN = 2**24
-"""The longest plan that is read, in bytes."""
+"""The longest plan that is accepted, in bytes."""
 
 
 @dataclass(frozen=True)
 class OfferSeen:
-    """What an assignment asks of this device.
+    """An assignment, as this device sees it.
 
     Attributes:
-        offer: What the work takes, for the device's table.
+        offer: The work's requirements, for the device's table.
         plan: The plan; None if the device cannot do the work.
-        trouble: Why not, for the owner; empty if there is nothing to say.
+        trouble: The reason, for the owner; empty if the owner need not know.
     """
 
     offer: WorkOffer
@@ -50,13 +50,13 @@ class OfferSeen:
 
 @dataclass(frozen=True)
 class WorkDone:
-    """Work that gave a report.
+    """Work that resulted in a report.
 
     Attributes:
         report: The name of the report in the store.
-        pending: What the client keeps if the report is counted.
-        result: What came of the work.
-        seconds: How long it took.
+        pending: The state that the client keeps if the report is counted.
+        result: The result of the work.
+        seconds: The duration of the work.
     """
 
     report: str
@@ -67,11 +67,11 @@ class WorkDone:
 
 @dataclass(frozen=True)
 class WorkFailed:
-    """Work that gave no report.
+    """Work that resulted in no report.
 
     Attributes:
-        reason: The word that the server is told.
-        said: What the owner is told.
+        reason: The reason, as one word for the server.
+        said: The message for the owner.
     """
 
     reason: AbortReason
@@ -79,16 +79,16 @@ class WorkFailed:
 
 
 class LocalWork:
-    """What a device computes for its server's rounds.
+    """A device's computations for its server's rounds.
 
     Args:
-        compute: Gives the device's compute. It is called whenever that is needed, and gives the same one each time.
-        examples: The owner's examples, or a function that gives them.
+        compute: Returns the device's compute, the same one at each call.
+        examples: The owner's examples, or a function that returns them.
         held_out: Examples to evaluate on; None for `examples`.
         memory: The device's record and objects.
         access: Fetches plans and broadcasts.
-        consent: What the owner agrees to.
-        profile: What this device is.
+        consent: The owner's consent.
+        profile: A description of this device.
         conditions: Reads the device's conditions.
     """
 
@@ -115,7 +115,7 @@ class LocalWork:
         return self._compute().fingerprint
 
     def look_at(self, work: Assignment) -> OfferSeen:
-        """Find out from its plan what an assignment asks for.
+        """Find out from the plan of an assignment what it asks for.
 
         Raises:
             Unreachable: The plan could not be fetched.
@@ -161,10 +161,10 @@ class LocalWork:
         return OfferSeen(asked, plan)
 
     def do(self, work: Assignment, plan: Plan) -> WorkDone | WorkFailed:
-        """Train or evaluate, and keep the report. Whatever goes wrong ends this round, and not the device.
+        """Train or evaluate, and store the report. Any failure ends only this round, not the device.
 
         Raises:
-            ExperimentError: Nothing can be kept here, whatever the round.
+            ExperimentError: Nothing can be stored here, in this or any other round.
         """
         compute = self._compute()
         try:
@@ -185,11 +185,11 @@ class LocalWork:
             return _failure(error, work)
 
     def state(self, task: str) -> ClientState:
-        """What the client keeps of a task's rounds."""
+        """Return the client's state for a task."""
         return self._memory.state(task, self.fingerprint)
 
     def let_go(self) -> None:
-        """Forget the examples that functions gave: the functions are asked again for the next work."""
+        """Discard the examples that functions returned: the functions are called again for the next work."""
         self._read = {which: read for which, read in self._read.items() if not callable(self._sources[which])}
 
     def _job(self, work: Assignment) -> DeviceJob[Any]:
@@ -199,7 +199,7 @@ class LocalWork:
         return DeviceJob(profile.name, examples, work.version, seed, profile.system.keys, again, self.state(work.task))
 
     def _examples(self, kind: str) -> PreparedExamples:
-        """The examples for a kind of work, read once and kept until `let_go`."""
+        """Return the examples for a kind of work, which are read once and kept until `let_go`."""
         which = "held out" if kind == "evaluate" and self._sources["held out"] is not None else "own"
         if which not in self._read:
             self._read[which] = self._compute().read(self._profile.name, self._sources[which])
@@ -207,10 +207,10 @@ class LocalWork:
 
 
 def _failure(error: Exception, work: Assignment) -> WorkFailed:
-    """What an error means for the round.
+    """Convert an error into a failure of the round.
 
-    A mistake of the owner's or of the server's is a `SumusError`, and its text says what to do. Everything else, but a lack of
-    memory, is a defect of sumus or of a package that it calls: the log gets a traceback.
+    A mistake of the owner or of the server is a `SumusError`, whose text says what to do. Every other error, except a lack of
+    memory, is a defect in sumus or in a package that it calls: its traceback goes to the log.
     """
     if not isinstance(error, SumusError) and not ran_out_of_memory(error):
         LOG.error("work on model %d of task %s failed by a defect", work.version, work.task, exc_info=error)

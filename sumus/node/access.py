@@ -1,4 +1,4 @@
-"""Who may use a node: everybody who has its token, which is in a file of its owner's alone or in the environment."""
+"""Access to a node for everybody who has its token, which is in the environment or in a file that only its owner can read."""
 
 import secrets
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from sumus.storage.files import write_whole
 from sumus.text import shell_word
 
 VARIABLE = "SUMUS_NODE_TOKEN"
-"""The environment's variable that may hold the token."""
+"""The environment variable that may hold the token."""
 LEAST = 16
-"""Letters, at least."""
+"""The fewest characters of a token."""
 
 
 def access_token(file: Path | None, environment: Mapping[str, str]) -> str | None:
     """Read the token from a file or from the environment.
 
     Args:
-        file: The file; if it is not there, it is made, with a new token. None for the environment.
-        environment: The environment's variables.
+        file: The file; if it does not exist, it is made, with a new token. None for the environment.
+        environment: The environment variables.
 
     Returns:
         The token; None if neither has one.
@@ -32,14 +32,14 @@ def access_token(file: Path | None, environment: Mapping[str, str]) -> str | Non
 
 
 def checked(token: str) -> str:
-    """Check that a token cannot be guessed and fits into a header, and give it back."""
+    """Check that a token cannot be guessed and fits into a header, and return it."""
     if len(token) < LEAST or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(f"the access token has {LEAST} letters or more, ASCII, without blanks: make a longer one")
     return token
 
 
 def read_private(file: Path) -> str:
-    """Read a secret from a file that is its owner's alone."""
+    """Read a secret from a file to which only its owner has access."""
     try:
         if file.stat().st_mode & 0o077:
             raise ExperimentError(

@@ -1,10 +1,10 @@
-"""Where the files of a watched folder go: `done/` for what was kept, `refused/` for what was not, with the reason beside it.
+"""The folders for files that were read: `done/` for kept readings, `refused/` for the others, with the reasons.
 
     archive = Archive(Path("incoming"), ledger, retention)
     archive.move(path, archive.place(DONE, "monday.csv"), state)
-    archive.prune()                                        old files go, as old readings do
+    archive.prune()                                        deletes old files, like old readings
 
-The ledger knows each file that the node put there. Files that other programs put there, or have changed since, are left alone.
+The ledger lists each file that the node put there. Files from other programs, or files changed since, are left alone.
 """
 
 import itertools
@@ -24,13 +24,13 @@ class Archive:
     """The folders `done/` and `refused/`.
 
     Args:
-        folder: The watched folder, in which both are made if they are not there.
-        ledger: Remembers which files the node put there.
-        retention: How many days and bytes of files each of the two folders keeps.
-        now: Gives the seconds since 1970.
+        folder: The watched folder, in which both are made if they do not exist.
+        ledger: Records which files the node put there.
+        retention: The limits, in days and bytes, on the files in each of the two folders.
+        now: Returns the seconds since 1970.
 
     Raises:
-        ExperimentError: Nothing can be written in the folder.
+        ExperimentError: The folder is not writable.
     """
 
     def __init__(
@@ -46,33 +46,33 @@ class Archive:
             ) from error
 
     def place(self, where: str, name: str) -> Path:
-        """Find a free place for a file: under its name, or under one with a number if that name is taken."""
+        """Find a free path for a file: its own name, or the name with a number if that is taken."""
         stem, dot, suffix = name.partition(".")
         names = itertools.chain([name], (f"{stem}~{number}{dot}{suffix}" for number in itertools.count(2)))
         places = (self._folder / where / each for each in names)
         return next(place for place in places if not place.exists() and not _reason_of(place).exists())
 
     def write_reason(self, place: Path, why: str) -> None:
-        """Write the reason of a refusal beside the place of what was refused."""
+        """Write the reason for a refusal next to the refused file."""
         write_whole(_reason_of(place), f"{printable_lines(why)}\n".encode(), private=True)
         self._note(_reason_of(place))
 
     def write_refused(self, place: Path, body: bytes, why: str) -> None:
-        """Write the part of a file that was refused, with its reason."""
+        """Write the refused part of a file, with the reasons."""
         self.write_reason(place, why)
         write_whole(place, body, private=True)
         self._note(place)
 
     def move(self, path: Path, place: Path, state: FileState) -> bool:
-        """Move a file that was read.
+        """Move a file whose readings were taken.
 
         Args:
             path: The file.
-            place: The place, from `place`.
+            place: The destination, from `place`.
             state: The state of the file when it was read.
 
         Returns:
-            Whether a file was moved. If the file was renamed meanwhile, none was, and under its new name nothing in it is new.
+            Whether the file was moved. If it was renamed meanwhile, it stays; under its new name, none of its readings is new.
 
         Raises:
             ExperimentError: The file cannot be moved.
@@ -94,7 +94,7 @@ class Archive:
         return True
 
     def prune(self) -> None:
-        """Delete the node's files in both folders, the first ones first, beyond the days and bytes that are kept."""
+        """Delete the node's files in both folders, oldest first, until the limits on days and bytes are met."""
         for where in (DONE, REFUSED):
             self._prune(where)
 
@@ -123,7 +123,7 @@ class Archive:
         self._ledger.gone(gone)
 
     def _note(self, path: Path) -> None:
-        """Remember that the node wrote a file."""
+        """Record that the node wrote a file."""
         self._ledger.moved(_relative(path), FileState.of(path.lstat()), self._now())
 
 

@@ -1,4 +1,4 @@
-"""The readings of one file or one body, and the limits that hold for all of them."""
+"""The readings of one file or one request body, with the limits for both."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,28 +7,28 @@ from typing import Any, TypeAlias
 from sumus.node.reading import BadReading
 
 Raw: TypeAlias = Mapping[str, Any]
-"""A reading as it came: values by name."""
+"""A reading as it arrived: values by name."""
 
 MOST_READINGS = 100_000
-"""In one file or one body."""
+"""The most readings in one file or one body."""
 MOST_BYTES = 64 * 2**20
-"""Of a file, as it is and unpacked."""
+"""The most bytes of a file, both packed and unpacked."""
 MOST_TEXT = 8 * 2**20
-"""Of a file of text, or a body of JSON: in memory it is many times that."""
+"""The most bytes of a text file, or of a body of JSON: in memory it takes many times that."""
 
 
 class NothingReadable(BadReading):
-    """A file in which nothing can be read so far, and something may follow."""
+    """A file in which no reading can be found yet, but more data may follow."""
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a file of text says once, for all of its lines, so that the lines after it can be read later.
+    """The facts from the beginning of a text file that are needed to read later lines.
 
     Attributes:
-        head: The bytes up to the first reading: the line of names, and the lines before it.
-        decimal: "," or "." if the numbers so far are written with it; empty if none showed it.
-        separator: The text between values, once a row has shown it; else empty.
+        head: The bytes before the first reading: the line of names, and the lines before it.
+        decimal: The decimal sign of the numbers so far, "," or "."; empty if no number has shown it.
+        separator: The text between values; empty if no row has shown it yet.
     """
 
     head: bytes = b""
@@ -41,13 +41,13 @@ class Batch:
     """The readings of a file.
 
     Attributes:
-        found: each reading, or what is wrong with it.
-        subset: Makes a file of the same form with some of the readings, by their numbers.
-        where: names the place of a reading, by its number, as a person finds it.
-        begins: The byte at which each reading begins; empty for files that are not read line by line.
-        pieces: The bytes of each reading; empty for those files.
-        beginning: What later lines of the same file need.
-        open: The byte at which a quote opens that the end of the file does not close; None if there is none.
+        found: Each reading, or the error in its place.
+        subset: Makes a file of the same format from some of the readings, given by number.
+        where: Describes the place of a reading, given by number, for a person.
+        begins: The offset of each reading, in bytes; empty for files that are not read line by line.
+        pieces: The bytes of each reading; empty for files that are not read line by line.
+        beginning: The facts that are needed to read later lines of the same file.
+        open: The offset of a quote that is still open at the end of the file; None if all are closed.
     """
 
     found: Sequence[Raw | BadReading]
@@ -67,15 +67,15 @@ def of_lines(
     beginning: Beginning,
     open: int | None = None,
 ) -> Batch:
-    """Make a batch of the readings of a file of text.
+    """Make a batch from the readings of a text file.
 
     Args:
-        found: Each reading, or what is wrong with it.
-        pieces: The bytes of each.
-        begins: The byte at which each begins.
-        lines: The number of the line at which each begins, from 1.
-        beginning: What stands before the first one.
-        open: The byte at which a quote opens that is not closed; None if there is none.
+        found: Each reading, or the error in its place.
+        pieces: The bytes of each reading.
+        begins: The offset of each reading, in bytes.
+        lines: The number of the line at which each reading begins, from 1.
+        beginning: The facts from the beginning of the file.
+        open: The offset of a quote that is still open; None if all are closed.
     """
 
     def subset(numbers: Sequence[int]) -> bytes:
@@ -85,5 +85,5 @@ def of_lines(
 
 
 def _closed(piece: bytes) -> bytes:
-    """Give a line an end that another line can follow: a carriage return alone ends no line of JSON or line protocol."""
+    """Give a line an end that allows another line to follow: a lone carriage return ends no line of JSON or line protocol."""
     return piece if piece.endswith(b"\n") else piece + b"\n"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """A folder whose files are readings."""
+    """A folder whose files contain readings."""
 
     watch: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Take the files that are put into a folder.")] = (
         None
@@ -38,7 +38,7 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class BrokerOptions:
-    """A broker whose messages are readings."""
+    """A broker whose messages contain readings."""
 
     mqtt: Annotated[str | None, typer.Option(metavar="URL", help="Take messages of a broker, mqtts://HOST:PORT.")] = (
         None
@@ -55,13 +55,13 @@ class BrokerOptions:
     mqtt_key: Annotated[Path | None, typer.Option(help="The key of that certificate.")] = None
 
     def broker(self, insecure: bool) -> "Broker | None":
-        """Make the library's value; None if no broker is named.
+        """Return these options as a `Broker`; None if no broker is named.
 
         Args:
             insecure: Whether the broker may be reached without TLS.
 
         Raises:
-            UsageError: Something is said of a broker, and none is named.
+            UsageError: An option for the broker is given, but no broker.
         """
         from sumus.node.mqtt import Broker
 
@@ -91,7 +91,7 @@ class BrokerOptions:
 
 @dataclass(frozen=True)
 class NodeListenOptions:
-    """Where a node answers, and whom it lets in."""
+    """The address at which a node answers, and the requests that it accepts."""
 
     listen: Annotated[
         str,
@@ -110,7 +110,7 @@ class NodeListenOptions:
     insecure: Annotated[bool, typer.Option(help="Without TLS, also if others reach it, or it reaches others.")] = False
 
     def listening(self) -> "NodeListening":
-        """Make the library's value."""
+        """Return these options as a `NodeListening`."""
         from sumus.node.access import access_token
         from sumus.node.options import NodeListening
 
@@ -120,14 +120,14 @@ class NodeListenOptions:
 
 @dataclass(frozen=True)
 class RetentionOptions:
-    """How many readings a node keeps."""
+    """The limits on the readings that a node stores."""
 
     keep_days: Annotated[float | None, typer.Option(help="Let go of readings after so many days.")] = None
     keep_count: Annotated[int | None, typer.Option(min=1, help="Keep so many readings at most.")] = None
     keep_bytes: Annotated[int, typer.Option(min=1, help="Keep so many bytes of readings at most.")] = 2**28
 
     def retention(self) -> "Retention":
-        """Make the library's value."""
+        """Return these options as a `Retention`."""
         from sumus.node.readings import Retention
 
         return Retention(self.keep_days, self.keep_count, self.keep_bytes)
@@ -135,7 +135,7 @@ class RetentionOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a node takes part in rounds."""
+    """The conditions under which a node takes part in rounds."""
 
     least: Annotated[int, typer.Option(min=1, help="Readings with a target before it takes part in rounds.")] = 1
     train_when: Annotated[
@@ -214,11 +214,11 @@ def register(app: typer.Typer) -> None:
 
 
 def say_ready(node: "Node", data: Path, as_json: bool) -> None:
-    """Print where a node answers, and what it has.
+    """Print the node's addresses, and the number of its readings.
 
     Args:
         node: The node.
-        data: Its folder.
+        data: The node's folder.
         as_json: Whether to print one JSON object.
     """
     status, vouched = node.status, node.authority
@@ -233,7 +233,7 @@ def say_ready(node: "Node", data: Path, as_json: bool) -> None:
 
 
 def new_of(word: str | None) -> int:
-    """When to train, in words: `new=50`."""
+    """Read the value of a training option such as `new=50`."""
     if word is None:
         return 0
     name, _, value = (part.strip() for part in word.partition("="))
@@ -251,7 +251,7 @@ _FUNCTIONS = {
 
 
 def load_node(file: str) -> dict[str, Any]:
-    """Load a node's file: its task; and `prepare`, `label`, `answer` and `held_out` if there are any."""
+    """Load a node's file: its task, and, if present, `prepare`, `label`, `answer` and `held_out`."""
     module, name = load(file)
     found = {each: getattr(module, each, None) for each in _FUNCTIONS}
     if name is not None:

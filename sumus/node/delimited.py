@@ -1,11 +1,11 @@
-"""Text in columns, as programs and people write it: CSV by RFC 4180, with the separator, the decimal sign and the lines before
-the names that a file happens to have.
+"""Text in columns, as programs and people write it: CSV by RFC 4180, with any usual separator and decimal sign, and with or
+without lines before the column names.
 
     batch = read_delimited(body)
-    batch.found[0]                       {"celsius": 21.5, "felt": "cold"}, or a BadReading in its place
+    batch.found[0]                       {"celsius": 21.5, "felt": "cold"}, or a BadReading instead
 
-Nothing is guessed: if a file can be read in two ways, it is refused, and the message names both. If the values of a row cannot be
-told apart, the row is refused by its line, and the other rows are read.
+Nothing is guessed: if a file can be read in two ways, it is refused, and the message names both. If a row cannot be split into
+values, only that row is refused, by its line number, and the other rows are read.
 """
 
 import re
@@ -19,13 +19,13 @@ from sumus.node.batch import Batch, Beginning, NothingReadable, Raw, of_lines
 from sumus.node.reading import BadReading
 
 LONGEST_FIELD = 2**17
-"""Letters of one value."""
+"""The most characters in one value."""
 SEPARATORS = "\t;,|"
 _OTHER_SEPARATORS = SEPARATORS + ":^~!/"
 _SHORT = 40
-"""Letters of a value whose kind is remembered: values repeat."""
+"""The longest value, in characters, whose kind is cached: values repeat."""
 _TRIED_ROWS = 100
-"""Rows by which a separator is told."""
+"""The number of rows that are tried in order to detect the separator."""
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _DECIMAL = re.compile(r"#\s*decimal=(?P<sign>[.,])\s*")
 _SEP = re.compile(r'"?sep=(?P<sign>[^\r\n])"?', re.IGNORECASE)
@@ -39,11 +39,11 @@ _CELL = re.compile(
     r"|\d{1,3}(?:[ '\u2019\u00a0\u202f]\d{3})+(?:[.,]\d+)?))",
     re.IGNORECASE | re.ASCII,
 )
-"""The ways of writing a number. `either` is one by a decimal comma, and another by commas between thousands."""
+"""The ways of writing a number. `either` can be read in two ways: with a decimal comma, or with commas between thousands."""
 
 
 def _way(text: str) -> str:
-    """Tell how a text writes a number; "text" if it is none."""
+    """Return the way in which a text writes a number; "text" if it is not a number."""
     return _way_of_short(text) if len(text) <= _SHORT else _way_of_short.__wrapped__(text)
 
 
@@ -62,9 +62,9 @@ class _Row:
     """One row of a file.
 
     Attributes:
-        cells: The row's values as text; None if they cannot be told.
-        why: Why they cannot be told; empty if they can.
-        count: The number of lines that the row takes.
+        cells: The row's values as text; None if the row cannot be split.
+        why: The reason why the row cannot be split; empty if it can.
+        count: The number of lines in the row.
     """
 
     line: int
@@ -75,14 +75,14 @@ class _Row:
 
 
 def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
-    """Read a line of names, and one reading a row. Numbers are numbers, an empty value is None, and the rest is text.
+    """Read a line of names, and one reading from each row. Numbers become numbers, empty values None; the rest is text.
 
     Args:
         body: UTF-8, with or without a byte order mark.
-        before: What an earlier part of the same file showed, if `body` is a later part behind the same head.
+        before: The facts from an earlier part of the same file, if `body` is a later part with the same head.
 
     Raises:
-        BadReading: the file as a whole cannot be read: the message says why.
+        BadReading: The file as a whole cannot be read; the message says why.
     """
     pieces: list[bytes] = _LINE.findall(body)
     lines = [piece.decode() for piece in pieces]
@@ -122,7 +122,7 @@ def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
 
 
 def _settled(head: bytes, separator: str, decimal: str) -> bytes:
-    """Make the head of a file from some of its rows: they show how values and numbers are written."""
+    """Make the head of a file from some of its rows, which show how values and numbers are written."""
     first, *rest = _LINE.findall(head.removeprefix(b"\xef\xbb\xbf"))
     named = _SEP.fullmatch(first.decode().strip("\r\n ")) is not None
     lines = [first] if named else [f"sep={separator}\n".encode()] if separator != "," else []
@@ -133,9 +133,9 @@ def _settled(head: bytes, separator: str, decimal: str) -> bytes:
 
 
 def continues(body: bytes, before: Beginning) -> bool:
-    """Tell whether a file without a line of names goes on under that of an earlier one.
+    """Return whether a file without a line of names continues an earlier one, so that the earlier names hold.
 
-    It does if its first line has a number, and as many values as there were names.
+    It does if its first line contains a number, and has as many values as there were names.
     """
     try:
         lines = [piece.decode() for piece in _LINE.findall(body[:LONGEST_FIELD])[:2]]
@@ -153,7 +153,7 @@ def continues(body: bytes, before: Beginning) -> bool:
 
 
 def _first_line(lines: Sequence[str]) -> tuple[int, str]:
-    """Find the index of the line of names, and the separator that a line `sep=;` names, if there is one."""
+    """Find the index of the line of names, and the separator that a line such as `sep=;` declares, if there is one."""
     separator = ""
     for index, line in enumerate(lines):
         said = line.strip("\r\n")
@@ -167,7 +167,7 @@ def _first_line(lines: Sequence[str]) -> tuple[int, str]:
 
 
 def _separator(lines: Sequence[str], first: int) -> str:
-    """Find what stands between the names. BadReading is raised if several separators are possible."""
+    """Find the separator between the names. BadReading is raised if several separators are possible."""
     fits = dict[str, float]()
     for sign in SEPARATORS:
         if sign not in lines[first]:
@@ -187,7 +187,7 @@ def _separator(lines: Sequence[str], first: int) -> str:
 
 
 def _rows(lines: Sequence[str], first: int, separator: str) -> Iterator[_Row]:
-    """Split lines into rows, from one line on. After a quote that nothing closes, each line is a row that cannot be told."""
+    """Split lines into rows, starting at one line. After a quote that is never closed, no line can be split."""
     index = first
     while index < len(lines):
         text = lines[index]
@@ -210,7 +210,7 @@ def _rows(lines: Sequence[str], first: int, separator: str) -> Iterator[_Row]:
 
 
 def _quoted(lines: Sequence[str], index: int, separator: str) -> tuple[list[str] | None, int, str]:
-    """Read a row with quotes: its values, the index of the line after it, and what is wrong. Both are empty for an open quote."""
+    """Read a row with quotes: its values, the next line's index, and the error. For an open quote, values and error are empty."""
     cells, text, at, position = list[str](), lines[index], index, 0
     while True:
         begin = position
@@ -251,7 +251,7 @@ def _quoted(lines: Sequence[str], index: int, separator: str) -> tuple[list[str]
 
 
 def _singly(rows: Sequence[_Row], lines: Sequence[str], names: Sequence[str], separator: str) -> Iterator[_Row]:
-    """Split rows into lines if a text in quotes holds a line that is a row itself: there, a quote was not closed."""
+    """Split a row into lines if quoted text in it contains a line that is itself a row: then a quote was not closed."""
     for row in rows:
         swallowed = row.count > 1 and row.cells is not None and len(names) > 1 and _swallows(row, lines, separator)
         if not swallowed:
@@ -262,7 +262,7 @@ def _singly(rows: Sequence[_Row], lines: Sequence[str], names: Sequence[str], se
 
 
 def _swallows(row: _Row, lines: Sequence[str], separator: str) -> bool:
-    """Tell whether a line within the quotes of a row has as many values as the row, and numbers in the same columns."""
+    """Return whether a line within a row's quotes has as many values as the row, and numbers in the same columns."""
     cells = row.cells or []
     numbers = [column for column, cell in enumerate(cells) if _is_number(cell)]
     spread = next(column for column, cell in enumerate(cells) if "\n" in cell or "\r" in cell)
@@ -276,7 +276,7 @@ def _swallows(row: _Row, lines: Sequence[str], separator: str) -> bool:
 
 
 def _names_of(before: Beginning) -> list[str]:
-    """Read the names that the head of a file gives."""
+    """Read the names from the head of a file."""
     lines = [piece.decode() for piece in _LINE.findall(before.head)]
     lines[:1] = [line.removeprefix("\ufeff") for line in lines[:1]]
     first, separator = _first_line(lines)
@@ -301,10 +301,10 @@ def _names(row: _Row) -> list[str]:
 
 
 def _without_repeated_names(rows: Sequence[_Row], names: Sequence[str]) -> tuple[list[_Row], int | None]:
-    """Leave out lines that repeat the names, as programs write them at each start.
+    """Leave out lines that repeat the names; programs write them at each start.
 
     Returns:
-        The rows, and the line from which other names hold; None if there is no such line.
+        The rows, and the line at which the names change; None if they never change.
     """
     kept, known = list[_Row](), set(names)
     other: int | None = None
@@ -333,18 +333,18 @@ def _check_width(rows: Sequence[_Row], names: Sequence[str], line: int) -> None:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """How numbers are written.
+    """The way in which a file writes numbers.
 
     Attributes:
-        columns: those that hold mostly numbers.
-        seen: An example of each way of writing them there.
+        columns: The columns that hold mostly numbers.
+        seen: An example of each way in which these columns write numbers.
     """
 
     columns: frozenset[int]
     seen: dict[str, str]
 
     def decimal(self) -> str:
-        """The sign before fractions; empty if no number shows it. BadReading if there are two, or if it cannot be told."""
+        """Return the decimal sign; empty if no number shows it. Raise BadReading if there are two, or if it is ambiguous."""
         point, comma, either = (self.seen.get(way) for way in ("point", "comma", "either"))
         if comma and point:
             raise BadReading(

@@ -1,11 +1,11 @@
-"""Readings of one file: which of its lines are new, and what is remembered once their readings are kept.
+"""The readings of one file: finding its new lines, and recording them as read once their readings are kept.
 
     lines = FileLines(intake, ledger, archive, since, state)
-    file = lines.known(descriptor, name, state, continuing=True)     how far it was read, also under another name
+    file = lines.known(descriptor, name, state, continuing=True)     how far it was read, even under another name
     part = lines.part(descriptor, file, state, False, MOST_TEXT)     the readings of its next lines
-    lines.keep(part, whole=False)                                    kept, and only then remembered as read
+    lines.keep(part, whole=False)                                    kept, and only then recorded as read
 
-A reading's key is made of the file, the place in it and the line. So lines that are read again after a crash are kept once.
+A reading's key combines the file, the offset and the line. So lines that are read again after a crash are kept once.
 """
 
 import os
@@ -32,13 +32,13 @@ _MOST_REASONS = 100
 
 @dataclass
 class FilePart:
-    """Some readings of a file.
+    """Some of a file's readings.
 
     Attributes:
-        file: What was known of the file before.
+        file: The file's record before these readings.
         batch: The readings.
-        keys: A key for each of them; empty if the file is read as a whole.
-        after: What is known of the file once the readings are kept.
+        keys: One key for each reading; empty if the file is read as a whole.
+        after: The file's record once the readings are kept.
     """
 
     file: File
@@ -48,16 +48,16 @@ class FilePart:
 
 
 class FileLines:
-    """Takes the readings of files.
+    """Takes readings from files.
 
     Args:
         intake: Keeps the readings.
-        ledger: Remembers how far each file was read.
-        archive: Takes what is refused.
-        since: Since when each file is unchanged.
-        state: Where waiting and refused files are noted.
-        tells_each: Whether a file is told of each time something was taken from it, and not only the first time.
-        now: Gives the seconds since 1970.
+        ledger: Records how far each file was read.
+        archive: Stores refused readings.
+        since: The time since which each file is unchanged.
+        state: The record of waiting and refused files.
+        tells_each: Whether a file is reported each time that readings are taken from it, and not only the first time.
+        now: Returns the seconds since 1970.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class FileLines:
         self._said: dict[str, str] = {}
 
     def take(self, path: Path, name: str, state: FileState, final: bool) -> Iterator[SeenFile]:
-        """Take what a file has beyond what was read of it.
+        """Take the new readings of a file.
 
         Args:
             path: The file.
-            name: Its name, in messages and in the ledger.
-            state: Its state.
-            final: Whether the last line is taken too if it has no end.
+            name: The file's name, for messages and for the ledger.
+            state: The file's state.
+            final: Whether to take the last line even if it has no line end.
         """
         with suppress(FileNotFoundError):
             try:
@@ -93,7 +93,7 @@ class FileLines:
                 yield from self._refuse_once(name, state, f"it cannot be read: {error.strerror or error}")
 
     def take_open(self, descriptor: int, name: str, state: FileState, final: bool) -> Iterator[SeenFile]:
-        """Take the same of a file that is open."""
+        """Take the new readings of an open file."""
         found = FileState.of(os.fstat(descriptor))
         if found.inode != state.inode:
             return
@@ -117,13 +117,13 @@ class FileLines:
             yield SeenFile(name, taken)
 
     def known(self, descriptor: int, name: str, state: FileState, continuing: bool) -> File:
-        """Find what is known of a file.
+        """Find the record of a file.
 
         Args:
             descriptor: The open file.
             name: The file's name now.
             state: The file's state now.
-            continuing: Whether programs may write on in the file. Then a file that begins as one that was read is that one.
+            continuing: Whether programs may append to the file. Then a file with the same beginning as a known one is that file.
         """
         new = File(name, state)
         for file in self._ledger.of_inode(state.inode):
@@ -155,17 +155,17 @@ class FileLines:
 
         Args:
             descriptor: The open file.
-            file: How far it was read.
-            state: Its state.
-            final: Whether the last line is taken too if it has no end.
-            most: The most bytes that are read.
+            file: The file's record, which says how far it was read.
+            state: The file's state.
+            final: Whether to take the last line even if it has no line end.
+            most: The most bytes to read.
 
         Returns:
-            The readings; None if no further line has its end.
+            The readings; None if no further line is complete.
 
         Raises:
-            BadReading: The file cannot be read, and nothing of it was read before.
-            NothingReadable: The file has no reading so far.
+            BadReading: The file cannot be read, and no part of it was read before.
+            NothingReadable: The file has no readings so far.
         """
         name = file.name
         if not grows(name) and (file.offset or not final):
@@ -200,14 +200,14 @@ class FileLines:
         return part
 
     def keep(self, part: FilePart, whole: bool) -> IntakeResult:
-        """Keep readings, put what is refused into `refused/`, and only then remember that the lines were read.
+        """Keep readings, put refused ones into `refused/`, and only then record that the lines were read.
 
         Args:
             part: The readings.
-            whole: Whether they are all that the file has.
+            whole: Whether these are all readings of the file.
 
         Raises:
-            BadReading: They are all that the file has, and none of them can be kept.
+            BadReading: These are all readings of the file, and none of them can be kept.
         """
         file, batch = part.file, part.batch
         self._ledger.save(file)
@@ -225,7 +225,7 @@ class FileLines:
         return taken
 
     def _refuse_once(self, name: str, state: FileState, why: str) -> Iterator[SeenFile]:
-        """Tell why a file is not read. The file stays where it is, and is not told of again."""
+        """Report why a file is not read. The file stays where it is, and is not reported again."""
         self._state.waiting[name] = why
         if self._said.get(state.inode) != why:
             self._said[state.inode] = why
@@ -233,7 +233,7 @@ class FileLines:
             yield SeenFile(name, NOTHING_TAKEN, why)
 
     def _orphans(self, state: FileState) -> Sequence[File]:
-        """List the files that were read in the last day and are gone or begun anew: a copy of one of them holds nothing new."""
+        """List the files that were read in the last day and then deleted or restarted: their copies hold no new readings."""
         here = self._since.inodes()
         gone = [
             file for file in self._ledger.files() if file.state.inode not in here and file.state.inode != state.inode
@@ -242,13 +242,13 @@ class FileLines:
 
 
 def begins_as(descriptor: int, file: File, state: FileState, continuing: bool) -> bool:
-    """Tell whether a file begins with all that was read of another one.
+    """Return whether a file begins with all bytes that were read from another one.
 
     Args:
         descriptor: The open file.
-        file: The other one, and how far it was read.
+        file: The record of the other file, which says how far it was read.
         state: The file's state.
-        continuing: Whether the file may also end there; if not, it must have more.
+        continuing: Whether the file may also end there; if not, it must be longer.
     """
     more = state.size >= file.offset if continuing else state.size > file.offset
     return more and file.offset > len(file.beginning.head) and mark_of(descriptor, file.offset) == file.mark
@@ -256,7 +256,7 @@ def begins_as(descriptor: int, file: File, state: FileState, continuing: bool) -
 
 @contextmanager
 def opened(path: Path) -> Generator[int, None, None]:
-    """Open a file to read from, for the length of a block. Links are not followed, and nothing that blocks is opened."""
+    """Open a file for reading, for the length of a block. Refuse links, and special files that could block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         yield descriptor
@@ -265,7 +265,7 @@ def opened(path: Path) -> Generator[int, None, None]:
 
 
 def _ended_lines(file: File, batch: Batch, chunk: bytes, state: FileState, final: bool) -> FilePart | None:
-    """Make a part of the readings whose lines are complete. A key combines the file's id, the offset and a hash of the line."""
+    """Make a part from the readings whose lines are complete. A key combines the file's id, the offset and a hash of the line."""
     shift, end = file.offset - len(file.beginning.head), file.offset + len(chunk)
     count, half, offset = len(batch.found), "", end
     if batch.open is not None and not final:
@@ -297,12 +297,12 @@ def _short_mark(piece: bytes) -> str:
 
 
 def ended_well(chunk: bytes) -> bool:
-    """Tell whether the last line has its end."""
+    """Return whether the last line has a line end."""
     return chunk == b"" or chunk.endswith((b"\n", b"\r"))
 
 
 def _lines_of(chunk: bytes) -> bytes:
-    """Cut off the last line if it has no end, and lines beyond those that are read at once."""
+    """Cut off the last line if it has no line end, and all lines beyond the limit for one batch."""
     end = chunk.rfind(b"\n") + 1
     if chunk.count(b"\n") > MOST_READINGS // 2:
         end, most = 0, MOST_READINGS // 2
@@ -317,7 +317,7 @@ def _reasons(batch: Batch, refused: dict[int, str]) -> str:
 
 
 def _one_reason(batch: Batch, refused: dict[int, str]) -> str:
-    """Tell why nothing of a file can be kept: the first reason, in the first line, and then all of them."""
+    """Explain why no reading of a file can be kept: the first reason in the first line, then all of them."""
     why, count = next(iter(refused.values())), len(refused)
     others = "" if set(refused.values()) == {why} else " is the first reason"
     said = why if count == 1 else f"none of its {count} readings can be kept: {why}{others}"

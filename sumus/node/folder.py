@@ -1,23 +1,23 @@
-"""A watched folder: what is put into it, or written to files in it, is taken, each reading once.
+"""A watched folder: takes each reading once from files that are put there or appended to.
 
     watched = WatchedFolder(Path("incoming"), intake)
-    for seen in watched.look():          each second or so
+    for seen in watched.look():          about once a second
         print(seen.said)
 
-A file is taken when it is whole: when it has not changed for two seconds, and ends as such a file does. Then its readings are
-kept, and only then the file is moved to `done/`. What cannot be kept goes to `refused/`, those readings alone, with the reasons
-beside it: mended, it can be put back. A program that still has the file open may go on: what it writes into the moved file is
-taken too.
+A file is taken when it is whole: it has not changed for two seconds, and ends as a file of its format should. Its readings are
+kept, and only then the file is moved to `done/`. Readings that cannot be kept go to `refused/`, with the reasons in a file next
+to them; once corrected, they can be put back. A program that still has the file open may continue: readings that it writes
+into the moved file are taken too.
 
-With `follow=True` files stay where they are, and each line is taken once it has its end, also in files that are renamed, replaced
-or begun anew.
+With `follow=True`, files stay where they are, and each line is taken once it is complete, even if files are renamed, replaced or
+started again.
 
-Files whose names begin with a dot, or have an ending that is not read, are left alone. `WatchedFolder.state` tells which files
-wait, and why.
+Files whose names begin with a dot, or have an unknown ending, are left alone. `WatchedFolder.state` lists the waiting files,
+with reasons.
 
-    WatchedFolder   looks at the folder
+    WatchedFolder   scans the folder
       WholeFiles      takes and moves whole files         FollowedFiles   takes lines of files that stay
-      LateWrites      takes what is written into files that were moved
+      LateWrites      takes readings that are written into moved files
         FileLines       finds the new lines of one file, and keeps their readings
           Archive         moves files to `done/` and `refused/`, and deletes old ones
 """
@@ -41,24 +41,24 @@ from sumus.node.readings import USUAL, Retention
 from sumus.node.whole_files import LateWrites, WholeFiles
 
 LOOK_S = 1.0
-"""Seconds between two looks."""
+"""The seconds between two scans of the folder."""
 PRUNE_S = 60.0
-"""Seconds between two looks for files that are too old, if nothing came."""
+"""The seconds between two checks for files that are too old, if no new ones arrive."""
 
 
 class WatchedFolder:
-    """A folder whose files are readings.
+    """A folder whose files contain readings.
 
     Args:
-        folder: The folder; it is made if it is not there.
+        folder: The folder; it is made if it does not exist.
         intake: Keeps the readings.
-        retention: How many days and bytes of files `done/` and `refused/` each keep, by when the node put them there.
-        clock: Gives seconds, which do not go back.
-        now: Gives the seconds since 1970.
-        follow: Whether files stay where they are, and each line is taken once it has its end.
+        retention: The limits on the files in each of `done/` and `refused/`, in bytes and in days since the node put them there.
+        clock: Returns seconds that never go backwards.
+        now: Returns the seconds since 1970.
+        follow: Whether files stay where they are, and each line is taken once it is complete.
 
     Raises:
-        ExperimentError: It is no folder in which files can be moved.
+        ExperimentError: It is not a folder in which files can be moved.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class WatchedFolder:
             self._followed.close()
 
     def look(self) -> list[SeenFile]:
-        """Take what is new in the folder.
+        """Take the new readings in the folder.
 
         Returns:
-            The files from which something was taken.
+            The files from which readings were taken.
 
         Raises:
-            ExperimentError: Nothing can be kept or moved now. What was not taken is still there.
+            ExperimentError: Nothing can be kept or moved now. Readings that were not taken are still there.
         """
         states, now = self._states(), self._clock()
         self.state.waiting.clear()
@@ -106,7 +106,7 @@ class WatchedFolder:
         return seen
 
     def _states(self) -> dict[str, FileState]:
-        """Find the files that may be readings, and note those that are left alone."""
+        """Find the files that may contain readings, and record the files that are left alone."""
         found, left = dict[str, FileState](), dict[str, str]()
         try:
             with os.scandir(self._folder) as entries:
@@ -127,5 +127,5 @@ class WatchedFolder:
         return found
 
     def _is_followed(self, state: FileState) -> bool:
-        """Tell whether a file is followed, under whichever name it has now."""
+        """Return whether a file is followed, whatever its name is now."""
         return self._followed is not None and bool(self._ledger.of_inode(state.inode))

@@ -1,4 +1,4 @@
-"""What is known of a watched folder between two looks: what waits and why, what was taken, since when each file is unchanged."""
+"""The state of a watched folder between two scans: waiting files, with reasons; files that were taken; times of changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,24 +9,24 @@ from sumus.node.ledger import FileState
 from sumus.text import printable
 
 DONE, REFUSED = "done", "refused"
-"""The folders that files are moved to."""
+"""The folders to which files are moved."""
 SETTLED_S = 2.0
-"""Seconds without a change after which a file that ends as it should is taken for whole."""
+"""The seconds without a change after which a file that ends as it should is treated as whole."""
 PATIENCE_S = 60.0
-"""Seconds without a change after which any other file is taken as it is."""
+"""The seconds without a change after which any other file is taken as it is."""
 MOST_NAMES = 20
-"""The most files that a status names."""
+"""The most files that a status lists by name."""
 NOTHING_TAKEN = IntakeResult(0, 0, 0, {})
 
 
 @dataclass(frozen=True)
 class SeenFile:
-    """A file from which something was taken, or which was refused.
+    """A file from which readings were taken, or which was refused.
 
     Attributes:
         name: The file's name.
-        taken: What became of its readings.
-        why: The reason if the file was refused as a whole, else empty.
+        taken: The results for its readings.
+        why: The reason if the file was refused as a whole; else empty.
     """
 
     name: str
@@ -35,7 +35,7 @@ class SeenFile:
 
     @property
     def said(self) -> str:
-        """The same in one line of printable text."""
+        """A description of this in one line of printable text."""
         return printable(f"{self.name}: {self._became()}")
 
     def _became(self) -> str:
@@ -49,11 +49,11 @@ class SeenFile:
 
 @dataclass
 class FolderState:
-    """The files that were not taken, and why.
+    """The files that were not taken, with reasons.
 
     Attributes:
-        waiting: What each waiting file waits for, by the file's name.
-        left_alone: Why each file that is not read is left alone, by the file's name.
+        waiting: The condition that each waiting file waits for, by the file's name.
+        left_alone: The reason why each ignored file is left alone, by the file's name.
         refused: The number of files and lines that were refused since the start.
     """
 
@@ -62,7 +62,7 @@ class FolderState:
     refused: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Give the same for a status: the numbers of files, and the first ones by name."""
+        """Return the state for a status: the numbers of files, and the first few names."""
         named: dict[str, Any] = {
             what: {"files": len(names), "first": {printable(name): names[name] for name in sorted(names)[:MOST_NAMES]}}
             for what, names in (("waiting", self.waiting), ("left_alone", self.left_alone))
@@ -71,16 +71,16 @@ class FolderState:
 
 
 class UnchangedSince:
-    """Since when each file is as it is.
+    """The time since which each file is unchanged.
 
-    A file in the folder has its name as its key. A file in another place has a key with a `/` in it, which only `forget` removes.
+    The key of a file in the folder is its name. The key of a file elsewhere contains a `/`, and only `forget` removes it.
     """
 
     def __init__(self) -> None:
         self._since: dict[str, tuple[FileState, float]] = {}
 
     def look(self, states: Mapping[str, FileState], now: float) -> None:
-        """Note the states of all files that are in the folder now."""
+        """Record the states of all files that are in the folder now."""
         since = {
             name: before if (before := self._since.get(name)) and before[0] == state else (state, now)
             for name, state in states.items()
@@ -88,19 +88,19 @@ class UnchangedSince:
         self._since = since | {key: noted for key, noted in self._since.items() if "/" in key}
 
     def note(self, key: str, state: FileState, now: float) -> None:
-        """Note that a file has changed."""
+        """Record that a file has changed."""
         self._since[key] = (state, now)
 
     def seconds(self, key: str, now: float, state: FileState | None = None) -> float | None:
-        """Tell for how many seconds a file is unchanged.
+        """Return the number of seconds since a file last changed.
 
         Args:
             key: The file's key.
             now: The time.
-            state: The state that the file must have had; None for whichever it had.
+            state: The state that must have been recorded; None for any state.
 
         Returns:
-            The seconds; None if nothing was noted of the file, or another state.
+            The seconds; None if the file was not recorded, or in another state.
         """
         noted = self._since.get(key)
         if noted is None or (state is not None and noted[0] != state):
@@ -108,9 +108,9 @@ class UnchangedSince:
         return now - noted[1]
 
     def forget(self, key: str) -> None:
-        """Remove what was noted of a file."""
+        """Remove the record of a file."""
         self._since.pop(key, None)
 
     def inodes(self) -> set[str]:
-        """List the inodes of all files of which something is noted."""
+        """Return the inodes of all recorded files."""
         return {state.inode for state, _ in self._since.values()}

@@ -1,7 +1,7 @@
-"""Files that are followed: they stay where they are, and each line is taken once it has its end.
+"""Followed files: they stay where they are, and each line is taken once it is complete.
 
-A file that is renamed, replaced or begun anew is known by its inode and by what was read of it. It is kept open, so that its last
-lines are read also if it leaves the folder.
+A file that is renamed, replaced or started again is recognised by its inode and by the bytes that were read from it. It is kept
+open, so that its last lines are read even if it leaves the folder.
 """
 
 import os
@@ -21,16 +21,16 @@ MOST_OPEN = 128
 
 
 class FollowedFiles:
-    """Takes the lines of files that stay where they are.
+    """Takes lines from files that stay where they are.
 
     Args:
         folder: The watched folder.
-        lines: Takes the readings of a file.
-        ledger: Remembers how far each file was read.
-        since: Since when each file is unchanged.
-        state: Where waiting files are noted.
-        clock: Gives seconds, which do not go back.
-        now: Gives the seconds since 1970.
+        lines: Takes readings from a file.
+        ledger: Records how far each file was read.
+        since: The time since which each file is unchanged.
+        state: The record of waiting files.
+        clock: Returns seconds that never go backwards.
+        now: Returns the seconds since 1970.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FollowedFiles:
         self._open.clear()
 
     def take(self, states: Mapping[str, FileState], now: float) -> Iterator[SeenFile]:
-        """Take the lines that have come to their end, of files that are there and of those that have gone since.
+        """Take newly completed lines, both from files in the folder and from files that have left it.
 
         Args:
             states: The files in the folder, by name.
@@ -73,7 +73,7 @@ class FollowedFiles:
         self._first = {inode: first for inode, first in self._first.items() if inode in there}
 
     def _take(self, name: str, state: FileState, now: float) -> Iterator[SeenFile]:
-        """Take the lines of a file in the folder."""
+        """Take lines from a file in the folder."""
         if not self._keep_open(name, state):  # another file has its name since: the next look finds that one
             return
         known = self._ledger.of_inode(state.inode)
@@ -98,7 +98,7 @@ class FollowedFiles:
             self._state.waiting[name] = f"until it has not changed for {SETTLED_S:g} s"
 
     def _take_gone(self, inode: str, now: float) -> Iterator[SeenFile]:
-        """Take the last lines of a file that is not in the folder any more, for as long as lines come."""
+        """Take the last lines of a file that has left the folder, for as long as new lines appear."""
         descriptor = self._open[inode]
         state, key = FileState.of(os.fstat(descriptor)), f"/{inode}"
         known = self._ledger.of_inode(inode)
@@ -113,7 +113,7 @@ class FollowedFiles:
             self._ledger.lose([inode])
 
     def _keep_open(self, name: str, state: FileState) -> bool:
-        """Keep a file open if there is room for one more. Tell whether it is still the file with its name."""
+        """Keep a file open if the limit on open files allows it. Return whether its name still refers to the same file."""
         if state.inode in self._open or not grows(name) or len(self._open) >= MOST_OPEN:
             return True
         try:
@@ -130,7 +130,8 @@ class FollowedFiles:
         return True
 
     def _is_copy(self, name: str, state: FileState) -> bool:
-        """Tell whether a new file begins with all that was read of another one, as a copy does before that one is begun anew."""
+        """Return whether a new file begins with all bytes that were read from another one. Programs that rotate logs copy a file
+        before they restart it."""
         with suppress(OSError), opened(self._folder / name) as descriptor:
             known = self._ledger.of_inode(state.inode)[:1]
             if any(file.offset and mark_of(descriptor, file.offset) == file.mark for file in known):

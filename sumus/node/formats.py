@@ -1,9 +1,9 @@
-"""Readings as they come: text in columns, JSON, line protocol, arrays and pictures, also packed. None of it is trusted:
-lengths are checked before memory is allotted, and nothing is ever unpickled.
+"""The formats of incoming readings: text in columns, JSON, line protocol, arrays and pictures, packed or not. No input is
+trusted: lengths are checked before memory is allocated, and data are never unpickled.
 
     batch = read_file("kitchen.csv", body)
-    batch.found[3]                     a reading: a mapping of names to values, or a BadReading in its place
-    batch.subset([3])                  the same form of file with these readings alone
+    batch.found[3]                     a reading: a mapping of names to values, or a BadReading instead
+    batch.subset([3])                  a file of the same format with only these readings
 """
 
 import codecs
@@ -35,7 +35,7 @@ from sumus.wire.bundle import NOT_A_ZIP
 from sumus.wire.tensors import decode_tree
 
 LONGEST_HEADER = 10_000
-"""Of an array in a file, in bytes."""
+"""The longest header of an array in a file, in bytes."""
 _MOST_ARRAYS, _MOST_SIDES = 64, 32
 _NPY = b"\x93NUMPY"
 _HEADER = re.compile(
@@ -44,19 +44,19 @@ _HEADER = re.compile(
     re.DOTALL,
 )
 MOST_CONTAINERS = 4 * MOST_READINGS
-"""Lists and objects in one text of JSON: in memory each takes many times its brackets."""
+"""The most lists and objects in one JSON text: in memory, each takes many times its brackets."""
 _NO_NUMBER = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity|nan|inf))\b")
 _COLUMNS = (".csv", ".tsv", ".tab")
 _JSON = (".jsonl", ".ndjson", ".json")
 _PROTOCOL = (".lp",)
 LINES = (*_COLUMNS, *_JSON, *_PROTOCOL)
-"""Endings of files that are read line by line."""
+"""The endings of files that are read line by line."""
 _PICTURES = (".jpg", ".jpeg", ".png")
 _WHOLE = (".npz", *_PICTURES)
 MOST_TOGETHER = 4 * MOST_BYTES
-"""Bytes of all arrays and pictures of one archive, unpacked."""
+"""The most bytes of all arrays and pictures of one archive, unpacked."""
 SUFFIXES = (*LINES, *_WHOLE, ".zip", *(f"{suffix}.gz" for suffix in (*LINES, ".npz")))
-"""Endings of the files that are read."""
+"""The endings of all files that are read."""
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
     b"PK\x03\x04": "a ZIP archive (as .xlsx is)", b"\x1f\x8b": "packed by gzip", b"%PDF": "a PDF document",
@@ -67,15 +67,15 @@ _MARKS = {
 
 
 def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
-    """Read the readings of a file, by the ending of its name.
+    """Read the readings of a file; the ending of its name decides the format.
 
     Args:
         name: The file's name.
         body: The file's bytes.
-        before: If the bytes are a later part of a file of text, what was found at its beginning.
+        before: The facts from the beginning of a text file, if the bytes are a later part of it.
 
     Raises:
-        BadReading: It is no such file.
+        BadReading: The file is not of the format that its name says.
     """
     lower = name.lower()
     if lower.endswith(".gz"):
@@ -101,17 +101,17 @@ def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
 
 
 def is_read(name: str) -> bool:
-    """Tell whether files with a name are read."""
+    """Return whether files with this name are read."""
     return name.lower().endswith(SUFFIXES)
 
 
 def grows(name: str) -> bool:
-    """Tell whether files with a name are read line by line, so that lines can follow."""
+    """Return whether files with this name are read line by line, so that lines can be appended."""
     return name.lower().endswith(LINES)
 
 
 def is_whole(name: str, body: bytes) -> bool:
-    """Tell whether a file ends as one that was written to its end, or is of a kind that need not be waited for."""
+    """Return whether a file ends as a complete one does, or is of a kind for which this need not be checked."""
     lower = name.lower()
     if lower.endswith((".npz", ".zip")):
         try:
@@ -135,11 +135,11 @@ def _check_length(body: bytes, most: int) -> None:
 
 
 def _check_text(body: bytes, each_line: bool) -> None:
-    """Refuse what is no text in UTF-8, or is too long.
+    """Refuse bytes that are not UTF-8 text, or are too long.
 
     Args:
         body: The bytes.
-        each_line: Whether each line is decoded by itself later, so that this does not decode the text.
+        each_line: Whether each line is decoded separately later, so that the text need not be decoded here.
     """
     if len(body) > MOST_TEXT or max(body.count(b"\n"), body.count(b"\r")) > MOST_READINGS + 100:
         raise BadReading(f"it has {over(len(body), MOST_TEXT)}, and {MOST_READINGS:,} readings, are read: split it")
@@ -169,7 +169,7 @@ def _of_gzip(name: str, body: bytes) -> Batch:
 
 
 def _size(batch: Batch) -> int:
-    """Return the bytes of all arrays in a batch's readings: packed, they may have been a thousandth of that."""
+    """Return the bytes of all arrays in a batch's readings: packed, they may have taken a thousandth of that."""
     good = (one for one in batch.found if not isinstance(one, BadReading))
     return sum(value.nbytes for one in good for value in one.values() if isinstance(value, np.ndarray | np.generic))
 
@@ -210,7 +210,7 @@ def _of_zip(body: bytes) -> Batch:
 
 
 def read_json(body: bytes) -> list[Raw | BadReading]:
-    """Read one reading, or a list of them."""
+    """Read one reading, or a list of readings."""
     value = _decoded(body)
     found = cast(list[Any], value) if isinstance(value, list) else [value]
     if not found or len(found) > MOST_READINGS:
@@ -219,7 +219,7 @@ def read_json(body: bytes) -> list[Raw | BadReading]:
 
 
 def read_lines(body: bytes) -> Batch:
-    """Read a JSON object a line; or one document, which is a list of objects or one object over several lines."""
+    """Read one JSON object per line; or one document, which is a list of objects or one object over several lines."""
     found, pieces, begins, numbers, begin = list[Raw | BadReading](), list[bytes](), list[int](), list[int](), 0
     for number, line in enumerate(body.split(b"\n"), 1):
         if line.strip().removeprefix(codecs.BOM_UTF8):
@@ -238,7 +238,7 @@ def read_lines(body: bytes) -> Batch:
 
 
 def _document(body: bytes) -> Batch | None:
-    """Read the readings of one JSON document; None if the text is none."""
+    """Read the readings of one JSON document; None if the text is not one."""
     try:
         value = _decoded(body)
     except BadReading as bad:
@@ -274,7 +274,7 @@ def _decoded(body: bytes) -> Any:
 
 
 def _plain(body: bytes, value: Any) -> bool:
-    """Tell whether a text of flat objects has as many colons as its objects have names: then no name stands twice."""
+    """Return whether a text of flat objects has as many colons as its objects have names: then no name is repeated."""
     objects = cast(list[Any], value) if isinstance(value, list) else [value]
     names = [len(cast(dict[str, Any], each)) for each in objects if isinstance(each, dict)]
     return len(names) == body.count(b"{") and sum(names) == body.count(b":")
@@ -290,8 +290,8 @@ def _mapping(value: Any) -> Raw | BadReading:
 
 
 def read_npz(body: bytes) -> Batch:
-    """Arrays with one row a reading, as `numpy.savez` writes them. Never unpickled; refused before it is unpacked, if that were
-    too much."""
+    """Read arrays that `numpy.savez` wrote, with one row for each reading. They are never unpickled; if they are too large,
+    they are refused before they are unpacked."""
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             members = archive.infolist()
@@ -322,13 +322,13 @@ def read_npz(body: bytes) -> Batch:
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    """Read an array of an archive. Never more is unpacked than the archive's list says, which was checked before."""
+    """Read an array of an archive. Never unpack more than the archive's list declares, which was checked before."""
     with archive.open(member) as stream:
         return _array_of(member.filename, stream.read(member.file_size))
 
 
 def _array_of(name: str, body: bytes) -> Array:
-    """Read an array of a .npy file; its header is believed only as far as the bytes are there."""
+    """Read an array of a .npy file; its header is believed only if it matches the number of bytes."""
     begin, header = _header_of(body)
     if header is None:
         raise BadReading(f"its array {name:.50} is none that numpy.save writes")
@@ -350,9 +350,9 @@ def _array_of(name: str, body: bytes) -> Array:
 
 
 def _header_of(body: bytes) -> tuple[int, re.Match[bytes] | None]:
-    """Find where the numbers of a .npy file begin, and its header; None if numpy.save writes no such header.
+    """Find the offset of the numbers in a .npy file, and its header; None if numpy.save does not write such a header.
 
-    The header looks like Python, and numpy evaluates it as such. Here it is only matched.
+    The header looks like Python, and numpy evaluates it. Here it is only matched against a pattern.
     """
     width = {_NPY + b"\x01\x00": 2, _NPY + b"\x02\x00": 4}.get(body[:8], 0)
     begin = 8 + width + int.from_bytes(body[8 : 8 + width], "little")
@@ -360,7 +360,7 @@ def _header_of(body: bytes) -> tuple[int, re.Match[bytes] | None]:
 
 
 def read_safetensors(body: bytes) -> list[Raw | BadReading]:
-    """Tensors with one row a reading."""
+    """Read tensors with one row for each reading."""
     try:
         return rows_of(decode_tree(body))
     except ParticipantError as error:
@@ -368,7 +368,7 @@ def read_safetensors(body: bytes) -> list[Raw | BadReading]:
 
 
 def rows_of(arrays: Mapping[str, Array]) -> list[Raw | BadReading]:
-    """Make a reading of each row of some arrays, which have equally many rows."""
+    """Make one reading from each row of some arrays, which have equally many rows."""
     lengths = {name: array.shape[0] if array.ndim else -1 for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or -1 in lengths.values():
         raise BadReading(f"its arrays do not have one row a reading each: {dict(list(lengths.items())[:8])}")

@@ -1,4 +1,4 @@
-"""What a node does in the background: look into the folder, delete old readings, watch its certificate, say what came."""
+"""A node's background tasks: scan the folder, delete old readings, watch the certificate, report arrivals."""
 
 import threading
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from sumus.node.status import NodeTroubles
 from sumus.text import amount
 
 PRUNE_S = 60.0
-"""Seconds between two looks for readings that are too old."""
+"""The seconds between two checks for readings that are too old."""
 SUMMARY_S = 10.0
-"""The least seconds between two lines about what came."""
+"""The fewest seconds between two lines about arrivals."""
 
 
 class Housekeeper:
@@ -24,9 +24,9 @@ class Housekeeper:
     Args:
         readings: The readings.
         watched: The watched folder; None if there is none.
-        certificate: Gives the certificate that the node shows; None if it shows none.
-        troubles: Where it is noted what goes wrong.
-        say: Is told lines about what came.
+        certificate: Returns the node's certificate; None if it has none.
+        troubles: The record of current problems.
+        say: Called with lines about arrivals.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Housekeeper:
         self._troubles, self._say = troubles, say
 
     def run(self, over: threading.Event) -> None:
-        """Go on until the event is set."""
+        """Run until the event is set."""
         said, next_prune, next_summary = self._readings.kept.count, 0.0, 0.0
         while not over.wait(LOOK_S):
             now = monotonic()

@@ -1,10 +1,10 @@
-"""Makes examples of readings as they came: by the user's `prepare`, and with a check that they fit those that are kept.
+"""Makes examples from incoming readings: applies the user's `prepare`, and checks that they fit the readings that are kept.
 
     intake = Intake(readings, prepare)
     taken = intake.take([{"inputs": [1, 2], "target": 0}], key="kitchen/17")      kept, once
-    intake.inputs([{"inputs": [1, 2]}])                                            to predict for
+    intake.inputs([{"inputs": [1, 2]}])                                            to predict from
 
-A bad reading is refused by its number, and the others are kept.
+A bad reading is refused by number, and the others are kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,24 +23,24 @@ from sumus.node.readings import Readings
 from sumus.types import Array
 
 Prepare: TypeAlias = Callable[[Raw], tuple[Any, Any]]
-"""A reading as it came → (input, target), where the target is None if it has none."""
+"""Maps a reading as it arrived to (input, target); the target is None if the reading has none."""
 Label: TypeAlias = Callable[[Any], Any]
-"""A target in the words of whoever gives it → as the task takes it."""
+"""Maps a target in its owner's words to a target for the task."""
 
 
 class BadAnswer(UsageError):
-    """The user's `answer` makes nothing of a prediction."""
+    """The user's `answer` failed on a prediction."""
 
 
 @dataclass(frozen=True)
 class IntakeResult:
-    """What became of readings.
+    """The results for a batch of readings.
 
     Attributes:
-        kept: New readings.
-        labelled: Readings that were here without a target, which they have now.
-        again: Readings that were here already.
-        refused: Why a reading was refused, by its number from 0.
+        kept: The number of new readings.
+        labelled: The number of known readings that had no target and have got one now.
+        again: The number of readings that were known already.
+        refused: The reason for each refused reading, by its number from 0.
     """
 
     kept: int
@@ -50,9 +50,9 @@ class IntakeResult:
 
 
 _UNITS = (1, 1e3, 1e6, 1e9)
-"""In a second."""
+"""The units of time, per second."""
 _LATEST = 1e11
-"""Seconds since 1970 that are told from milliseconds: until the year 5138."""
+"""The largest number that counts as seconds since 1970, and not as milliseconds: the year 5138."""
 _OTHER = {
     "other input": "its key is here already, with another input: give each reading a key of its own",
     "other target": "its key is here already, with another target: /v1/labels corrects a target",
@@ -60,7 +60,7 @@ _OTHER = {
 
 
 def as_it_came(raw: Raw, label: Label | None = None) -> tuple[Any, Any]:
-    """Take a reading's `inputs` as the task's input, and its `target`, or what `label` makes of it, as the target."""
+    """Use a reading's `inputs` as the task's input; use its `target`, or the result of `label` for it, as the target."""
     if "inputs" not in raw:
         names = ", ".join(map(repr, list(raw)[:5]))
         raise BadReading(f"it has no 'inputs', but {names or 'nothing'}: send inputs, or define `prepare(reading)`")
@@ -69,7 +69,7 @@ def as_it_came(raw: Raw, label: Label | None = None) -> tuple[Any, Any]:
 
 
 def labelled(label: Label | None, value: Any) -> Any:
-    """Make a target as the task takes it. BadReading is raised if `label` has no target for the value."""
+    """Convert a target to the task's form. Raise BadReading if `label` has no target for the value."""
     if label is None:
         return value
     try:
@@ -85,10 +85,10 @@ def labelled(label: Label | None, value: Any) -> Any:
 
 
 def answered(answer: Callable[[Any, Any], Any], inputs: Array, outputs: Array) -> Any:
-    """Say one prediction in the user's words, as JSON holds it.
+    """Express one prediction in the user's words, as a JSON value.
 
     Raises:
-        BadAnswer: The user's `answer` raises, or gives what JSON does not hold.
+        BadAnswer: The user's `answer` raises, or returns a value that JSON cannot hold.
     """
     try:
         found = as_json(answer(inputs, outputs))
@@ -102,7 +102,7 @@ def answered(answer: Callable[[Any, Any], Any], inputs: Array, outputs: Array) -
 
 
 def as_json(value: Any) -> Any:
-    """Turn numpy's numbers and arrays in a value into Python's."""
+    """Convert the numpy numbers and arrays in a value to Python's."""
     if isinstance(value, np.generic | np.ndarray):
         return cast(Any, value).tolist()
     if isinstance(value, dict):
@@ -113,13 +113,13 @@ def as_json(value: Any) -> Any:
 
 
 class Intake:
-    """Takes readings. Any thread may call.
+    """Accepts readings. Any thread may call.
 
     Args:
         readings: The readings that are kept.
-        prepare: The user's function; None if readings come as the task takes them.
-        time: The name of the value that is a reading's own time; None for the time at which it comes.
-        label: The user's function for targets in their words; None if they come as the task takes them.
+        prepare: The user's function; None if readings arrive in the task's form.
+        time: The name of the value that is a reading's own time; None for the time of arrival.
+        label: The user's function for targets in their words; None if targets arrive in the task's form.
     """
 
     def __init__(
@@ -140,13 +140,13 @@ class Intake:
         keys: Sequence[str] | None = None,
         beside: Callable[[Connection], None] | None = None,
     ) -> IntakeResult:
-        """Keep the readings that can be kept. They are on the disk when this returns.
+        """Keep all readings that can be kept. They are on the disk when this returns.
 
         Args:
-            raws: The readings as they came.
-            key: A key of the whole batch, for readings without a `key` of their own, so that a batch that is sent again is kept
-                once. Another reading under the same key is refused.
-            keys: One key for each reading that has none of its own, derived from its content.
+            raws: The readings as they arrived.
+            key: A key for the whole batch, for readings without a `key` of their own, so that a batch that is sent again is kept
+                once. A different reading under the same key is refused.
+            keys: One key for each reading without a `key` of its own, derived from its content.
             beside: Writes other rows in the same transaction.
         """
         fitting, refused, numbers = list[Reading](), dict[int, str](), list[int]()
@@ -176,10 +176,10 @@ class Intake:
         """Give a reading its target.
 
         Args:
-            raw: `{"key": …, "target": …}`, with the target as the task takes it, or in the words of `label`.
+            raw: `{"key": …, "target": …}`, with the target in the task's form, or in the words of `label`.
 
         Raises:
-            BadReading: There is no reading under this key.
+            BadReading: No reading has this key.
         """
         if isinstance(raw, BadReading):
             raise raw
@@ -190,10 +190,10 @@ class Intake:
             raise BadReading("there is no reading under this key, or not any more")
 
     def inputs(self, raws: Sequence[Raw | BadReading]) -> Array:
-        """Make inputs to predict for, one row a reading.
+        """Make inputs for predictions, one row for each reading.
 
         Raises:
-            BadReading: A reading is none; the message names the first one.
+            BadReading: A reading is invalid; the message names the first one.
         """
         rows = list[Array]()
         for number, raw in enumerate(raws):
@@ -224,11 +224,11 @@ def time_of(raw: Raw, name: str) -> float:
 
     Args:
         raw: The reading.
-        name: The name of the value that is its time: a text by ISO 8601, in UTC unless it says otherwise; or the seconds,
-            milliseconds, microseconds or nanoseconds since 1970, which are told apart by their size.
+        name: The name of the value with its time: an ISO 8601 text, in UTC unless the text has an offset; or the seconds,
+            milliseconds, microseconds or nanoseconds since 1970, which are distinguished by their size.
 
     Raises:
-        BadReading: There is no such value, or it is no time.
+        BadReading: The reading does not have this value, or the value is not a time.
     """
     value: Any = raw.get(name)
     if isinstance(value, np.generic):

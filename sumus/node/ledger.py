@@ -1,4 +1,4 @@
-"""What a node knows of the files in its watched folder, in the file of its readings: how far each was read, and what it moved.
+"""A node's records of the files in its watched folder, in the database of its readings: how far each was read, and its moves.
 
 ledger = Ledger(readings)
 ledger.save(replace(file, offset=1200))          on the disk when it returns
@@ -16,21 +16,21 @@ from sumus.node.batch import Beginning
 from sumus.node.readings import Readings
 
 MOST_FILES = 20_000
-"""Files that are remembered; the longest untouched are forgotten first."""
+"""The most files that are remembered; those untouched for longest are forgotten first."""
 _EDGE = 4096
-"""Bytes at both ends of what was read of a file, by which it is known again."""
+"""The number of bytes, at both ends of the part that was read, by which a file is recognised."""
 NONE_READ = sha256(bytes(8)).digest()
-"""The mark of no bytes."""
+"""The mark of a file from which no bytes were read."""
 
 
 @dataclass(frozen=True)
 class FileState:
-    """A file on the disk as it is now.
+    """The present state of a file on the disk.
 
     Attributes:
-        inode: The file itself, whatever it is called: its disk and its number there.
+        inode: The file's identity, independent of its name: its disk and its number there.
         size: The size, in bytes.
-        changed: The time at which it was written last, in nanoseconds since 1970.
+        changed: The time of the last write, in nanoseconds since 1970.
     """
 
     inode: str
@@ -39,23 +39,23 @@ class FileState:
 
     @staticmethod
     def of(stat: os.stat_result) -> "FileState":
-        """From what the system says."""
+        """Make a state from the system's answer."""
         return FileState(f"{stat.st_dev}/{stat.st_ino}", stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class File:
-    """How far a file was read.
+    """A record of how far a file was read.
 
     Attributes:
-        name: The name under which it was seen last.
-        state: Its state when it was read last.
+        name: The file's last known name.
+        state: The file's state when it was read last.
         offset: The number of bytes whose readings are kept or refused.
-        mark: A mark of these bytes, by which the file is known again.
-        beginning: Its head, for the lines that follow.
-        half: The key of a reading that was read from a last line without an end, which may still go on; else empty.
-        at: The time at which it was read last, in seconds since 1970.
-        id: The part of its readings' keys that stands for the file.
+        mark: A mark of these bytes, by which the file is recognised.
+        beginning: The facts from the file's beginning that are needed for later lines.
+        half: The key of a reading from a last line without a line end, to which text may still be appended; else empty.
+        at: The time at which the file was read last, in seconds since 1970.
+        id: The part of the readings' keys that identifies the file.
     """
 
     name: str
@@ -70,12 +70,12 @@ class File:
 
 @dataclass(frozen=True)
 class MovedFile:
-    """A file that the node put where it is.
+    """A file that the node moved to its present place.
 
     Attributes:
-        place: The file's place: the folder's name and its own.
+        place: The file's place: the folder's name and the file's.
         state: The file's state when the node put it there.
-        at: The time of that, in seconds since 1970.
+        at: The time of the move, in seconds since 1970.
     """
 
     place: str
@@ -89,17 +89,17 @@ def _file_of(row: Sequence[Any]) -> File:
 
 
 def mark_of(descriptor: int, offset: int) -> bytes:
-    """Make a mark of the first bytes of a file: of their number and of both their ends."""
+    """Return a mark of the first bytes of a file: a hash of their number and of both their ends."""
     edge = min(offset, _EDGE)
     ends = os.pread(descriptor, edge, 0) + os.pread(descriptor, edge, offset - edge)
     return sha256(offset.to_bytes(8, "little") + ends).digest()
 
 
 class Ledger:
-    """What is known of files, in memory and on the disk.
+    """The records of files, in memory and on the disk.
 
     Args:
-        readings: The readings, whose database holds the ledger too.
+        readings: The readings, whose database also holds the ledger.
 
     Raises:
         ExperimentError: The database can be neither read nor written.
@@ -116,11 +116,11 @@ class Ledger:
             self._index(file)
 
     def of_inode(self, inode: str) -> list[File]:
-        """List the files that were seen under an inode, the last one first."""
+        """List the files that were seen with an inode, newest first."""
         return [self._files[id] for id in reversed(self._by_inode.get(inode, {}))]
 
     def of_name(self, name: str, but: str) -> File | None:
-        """Find the file that was read last under a name, but not the one with this id."""
+        """Find the newest record for a name, except the one with this id."""
         ids = (id for id in reversed(self._by_name.get(name, {})) if id != but)
         return next((self._files[id] for id in ids if self._files[id].offset), None)
 
@@ -129,7 +129,7 @@ class Ledger:
         return list(self._files.values())
 
     def save(self, file: File) -> None:
-        """Remember how far a file was read."""
+        """Record how far a file was read."""
         state, begun = file.state, file.beginning
         row = (file.id, file.name, state.inode, file.offset, file.mark, state.size, state.changed, begun.head, begun.decimal,
                begun.separator, file.half, file.at)  # fmt: skip
@@ -143,7 +143,7 @@ class Ledger:
         self._index(file)
 
     def lose(self, inodes: Iterable[str]) -> None:
-        """Note that files are gone: a later file may have the same inode, and is another one."""
+        """Record that files are gone: a later file may have the same inode, but is a different file."""
         lost = [file for inode in inodes for file in self.of_inode(inode)]
         if lost:
             with self._readings.transaction() as database:
@@ -154,20 +154,20 @@ class Ledger:
             self._index(gone)
 
     def forget(self, file: File) -> None:
-        """Know a file no more: the next time it is a new one."""
+        """Forget a file: the next time, it counts as new."""
         with self._readings.transaction() as database:
             database.execute("DELETE FROM files WHERE id = ?", (file.id,))
         self._drop(file.id)
 
     def moved(self, place: str, state: FileState, at: float) -> None:
-        """Remember that a file was put somewhere by the node."""
+        """Record that the node put a file at a place."""
         with self._readings.transaction() as database:
             row = (place, state.inode, state.size, state.changed, at)
             database.execute("INSERT OR REPLACE INTO moved VALUES (?, ?, ?, ?, ?)", row)
         self._moved[place] = MovedFile(place, state, at)
 
     def gone(self, places: list[str]) -> None:
-        """Forget files that were put somewhere, and are not there any more."""
+        """Forget files that the node moved and that are gone now."""
         if places:
             with self._readings.transaction() as database:
                 database.executemany("DELETE FROM moved WHERE place = ?", [(place,) for place in places])

@@ -30,7 +30,7 @@ _TRUTH = {word: value for value in (True, False) for word in (str(value)[0], str
 
 
 def read_line_protocol(body: bytes) -> Batch:
-    """Read one reading a line: the measurement, the tags and fields by their names, and the time as it is written."""
+    """Read one reading per line: the measurement, the tags and fields by their names, and the time as it is written."""
     found, pieces, begins, lines = list[Raw | BadReading](), list[bytes](), list[int](), list[int]()
     begin = 0
     for number, piece in enumerate(body.split(b"\n"), 1):

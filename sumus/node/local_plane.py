@@ -1,4 +1,4 @@
-"""HTTP of a node in a thread of its own: an event loop that runs until it is stopped from another thread."""
+"""A node's HTTP in a thread of its own: an event loop that runs until another thread stops it."""
 
 import asyncio
 import threading
@@ -11,10 +11,10 @@ from sumus.http.listening import Planes
 
 
 class LocalPlane:
-    """A node's plane of HTTP.
+    """A node's HTTP plane.
 
     Args:
-        planes: The plane, on its socket.
+        planes: The plane, bound to its socket.
     """
 
     def __init__(self, planes: Planes) -> None:
@@ -23,17 +23,17 @@ class LocalPlane:
         self._ended: asyncio.Event | None = None
 
     def run(self, over: threading.Event, up: Callable[[], None]) -> None:
-        """Answer until `stop` is called.
+        """Answer requests until `stop` is called.
 
         Args:
-            over: Is set if the node ends before the plane answers.
-            up: Is called once the plane answers.
+            over: Set if the node ends before the plane answers.
+            up: Called once the plane answers.
         """
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._until_stopped(over, up))
 
     def stop(self) -> None:
-        """End the plane; from any thread. Requests on their way are answered."""
+        """End the plane, after open requests are answered. Any thread may call this."""
         if self._loop is not None and self._ended is not None:
             with suppress(RuntimeError):  # it has ended already
                 self._loop.call_soon_threadsafe(self._ended.set)

@@ -1,4 +1,4 @@
-"""/metrics of a node: its status as Prometheus reads it."""
+"""A node's /metrics: its status in Prometheus's format."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ def exposition(status: Mapping[str, Any]) -> bytes:
     """Write a status in Prometheus's text format.
 
     Args:
-        status: The status as /status says it.
+        status: The status, in the form of /status.
     """
     return "".join(f"{line}\n" for line in _lines(status)).encode()
 

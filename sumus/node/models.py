@@ -1,4 +1,4 @@
-"""What a node computes with: two programs of the same task, so that predictions do not wait for training."""
+"""A node's programs: two of the same task, so that predictions do not wait for training."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from sumus.device.training import Training
 
 SAMPLE = 256
-"""The number of readings that a model is tried on when it is made."""
+"""The number of readings with which a new model is tried."""
 Pair: TypeAlias = "tuple[Training, ...]"
-"""One that trains and one that predicts; empty until the form of readings is known."""
+"""One program for training and one for predictions; empty until the form of readings is known."""
 
 
 class ModelPair:
@@ -31,8 +31,8 @@ class ModelPair:
 
     Args:
         task: The task.
-        readings: The readings, which say what inputs and targets look like if the task does not.
-        executor: How the programs compute.
+        readings: The readings, which show the form of inputs and targets if the task does not declare it.
+        executor: The programs' executor.
     """
 
     def __init__(self, task: Task, readings: Readings, executor: str) -> None:
@@ -42,7 +42,7 @@ class ModelPair:
         self._form: Any = None
 
     def get(self) -> Pair:
-        """Give the programs: the same ones until the form of inputs is widened; none if nothing says what readings look like."""
+        """Return the programs: the same ones until the form of inputs is widened; none while the form of readings is unknown."""
         with self._making:
             if self.is_outdated():  # a first whole number did not make all of them whole
                 self._pair = ()
@@ -54,11 +54,11 @@ class ModelPair:
             return self._pair
 
     def is_outdated(self) -> bool:
-        """Tell whether inputs have had another form since the programs were made."""
+        """Return whether the form of inputs has changed since the programs were made."""
         return bool(self._pair) and self._form != self._readings.forms.get("input")
 
     def sample(self) -> tuple[Any, Any] | None:
-        """Give readings with a target, or zeros in their form if there are none; None if the form is not known yet."""
+        """Return readings with a target, or zeros in their form if there are none; None if the form is not known yet."""
         if self._readings.kept.labelled:
             inputs, targets = self._readings.examples()
             return inputs[:SAMPLE], targets[:SAMPLE]
@@ -70,13 +70,13 @@ class ModelPair:
 
 
 class Predictor:
-    """Predicts with the last model that the node's device was given. Nobody else is asked.
+    """Predicts with the newest model of the node's device, without a network.
 
     Args:
-        models: The programs.
-        intake: Makes inputs of readings.
+        models: The two programs.
+        intake: Makes inputs from readings.
         folder: The folder of the node's device.
-        answer: Says an output in its owner's words; None if there is no such function.
+        answer: The user's function that puts an output into words; None if there is none.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class Predictor:
         self._device: Device | None = None
 
     def predict(self, raws: Sequence[Raw | BadReading]) -> Prediction:
-        """Predict for readings.
+        """Predict from readings.
 
         Args:
-            raws: The readings as they came.
+            raws: The readings as they arrived.
 
         Raises:
-            BadReading: One of them is none.
-            ExperimentError: There is no model yet.
+            BadReading: One of the readings is invalid.
+            ExperimentError: The device has no model yet.
         """
         inputs = self._intake.inputs(raws)
         pair = self._models.get()

@@ -1,13 +1,13 @@
-"""Readings by MQTT: a node subscribes, and a message is acknowledged when its readings are on the disk.
+"""Readings by MQTT: a node subscribes, and acknowledges a message once its readings are on the disk.
 
     broker = Broker("mqtts://broker.lan:8883", topics=("home/+/climate",), user="node", password_file="PASSWORD")
     subscription = Subscription(broker, intake, client="sumus-8c1f", told=print)
-    subscription.run(over)                        until the event is set
+    subscription.run(over)                        runs until the event is set
 
-A message is a JSON reading, a list of them, or a bare value, sent with QoS 1; each reading has its `topic`. The session outlasts
-the connection: messages that came while the node was away are delivered when it is back. QoS 1 delivers at least once, so
-readings that are to be kept once need a `key`. A message that the broker retains, and sends again with each connection, is
-counted once. This needs the extra `mqtt`.
+A message is a JSON reading, a list of readings, or a bare value, sent with QoS 1; each reading gets its `topic`. The session
+outlasts the connection: messages that arrive while the node is offline are delivered once it is back. QoS 1 delivers at least
+once, so readings that must be kept only once need a `key`. A message that the broker retains, and sends again with each
+connection, counts once. The extra `mqtt` is required.
 """
 
 import json
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""Seconds until a lost connection is tried again, at first and at most."""
+"""The seconds before a lost connection is tried again, at first and at most."""
 KEEP_ALIVE_S = 60
 LONGEST_VALUE = 1000
-"""Bytes of a bare value."""
+"""The most bytes of a bare value."""
 MOST_TOPICS = 100_000
-"""Topics of which the last message is remembered."""
+"""The most topics whose last message is remembered."""
 OFTEN, OFTEN_S = 3, 600.0
-"""So many connections that end within so many seconds are a trouble, also while another one is open."""
+"""Trouble is reported if this number of connections end within this number of seconds, even while another one is open."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Broker:
 
     Attributes:
         url: The address: mqtts://HOST[:PORT], or mqtt:// to this machine.
-        topics: The topics, with + and # as MQTT has them.
-        user: The user as which the node logs in; None for none.
-        password_file: A file with the password, of its owner's alone; None for none.
-        authority: A file of certificates, PEM, that the broker's must come from; None for those of the system.
+        topics: The topics, with MQTT's + and #.
+        user: The user name with which the node logs in; None for none.
+        password_file: A file with the password, accessible only to its owner; None for none.
+        authority: A file of certificates (PEM), one of which must have issued the broker's; None for those of the system.
         insecure: Whether mqtt:// to another machine is allowed.
-        certificate: A file with the certificate, PEM, that the node shows; None for none.
-        key: A file with the key of that certificate, of its owner's alone.
+        certificate: A file with the node's own certificate (PEM); None for none.
+        key: A file with the key of that certificate, accessible only to its owner.
     """
 
     url: str
@@ -106,18 +106,18 @@ class Broker:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port."""
+        """The broker's host and port."""
         parts = urlsplit(self.url)
         return parts.hostname or "", parts.port or (8883 if self.encrypted else 1883)
 
     @property
     def encrypted(self) -> bool:
-        """Whether the connection is by TLS."""
+        """Whether the connection uses TLS."""
         return self.url.startswith("mqtts:")
 
 
 def _is_filter(topic: str) -> bool:
-    """Tell whether a broker takes a topic as a filter (MQTT 3.1.1, section 4.7)."""
+    """Return whether a broker accepts a topic as a filter (MQTT 3.1.1, section 4.7)."""
     levels = topic.split("/")
     wild = all(level in ("+", "#") or not {"+", "#"} & set(level) for level in levels)
     return bool(topic) and "\0" not in topic and len(topic.encode()) < 2**16 and wild and "#" not in levels[:-1]
@@ -127,16 +127,16 @@ class Subscription:
     """A node's subscription.
 
     Attributes:
-        messages: The number of messages that came.
-        refused: The number of messages of which something was refused.
-        ended: The number of connections that ended and were not to end.
+        messages: The number of messages that arrived.
+        refused: The number of messages with refused readings.
+        ended: The number of connections that ended unintentionally.
 
     Args:
         broker: The broker.
-        intake: Takes the readings.
-        client: The node's name at the broker, by which the broker knows the session.
-        told: Is told of each message that is refused, and of what the broker refuses.
-        asked: A file that remembers the topics that the session was asked for; None to remember none.
+        intake: Accepts the readings.
+        client: The node's name at the broker, which identifies the session.
+        told: Called with a line for each refused message, and for each refusal by the broker.
+        asked: A file that records the session's topics; None to record none.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Subscription:
         self._client = self._new_client()
 
     def _new_client(self) -> "Client":
-        """Make a client of MQTT 5, whose brokers say why they end a connection; of 3.1.1 if the broker knows no newer one."""
+        """Make a client for MQTT 5, in which brokers say why they end a connection; or for 3.1.1 if the broker needs it."""
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -186,7 +186,7 @@ class Subscription:
 
     @property
     def trouble(self) -> str:
-        """Why nothing comes, or nothing is kept; empty where all is well."""
+        """The reason why no readings arrive, or none are kept; empty if all is well."""
         often = len(self._ends) == OFTEN and time.monotonic() - self._ends[0] < OFTEN_S
         ends = (
             f"the broker ended {OFTEN} connections within {OFTEN_S:g} s, the last one: {self._last_end}"
@@ -197,7 +197,7 @@ class Subscription:
 
     @property
     def state(self) -> dict[str, Any]:
-        """For a status."""
+        """The subscription's state, for a status."""
         return {
             "messages": self.messages,
             "refused": self.refused,
@@ -206,7 +206,7 @@ class Subscription:
         }
 
     def run(self, over: threading.Event) -> None:
-        """Take what comes, until it is over; where the connection is lost it is tried again, each time later."""
+        """Receive messages until the event is set; a lost connection is tried again, after longer and longer waits."""
         wait = FIRST_WAIT
         while not over.is_set():
             self._answered = True
@@ -237,7 +237,7 @@ class Subscription:
         self._client.connect(*self._broker.address, keepalive=KEEP_ALIVE_S, **more)
 
     def stop(self) -> None:
-        """End what `run` waits for; its event is set before."""
+        """End the waiting in `run`; its event must be set before."""
         self._stopped = True
         self._client.disconnect()
 
@@ -260,7 +260,7 @@ class Subscription:
         self._unreached, self._let_in = "", True
 
     def _asked_before(self) -> set[str]:
-        """Topics that the session at the broker still has."""
+        """Return the topics to which the session at the broker is still subscribed."""
         if self._asked is None or not self._asked.exists():
             return set()
         try:
@@ -289,7 +289,7 @@ class Subscription:
             self._unreached = f"{self._broker.url} ended the connection before it let the node in: {said}"
 
     def _came(self, client: "Client", data: Any, message: Any) -> None:
-        """Take a message. It is acknowledged once it is kept, or once it is known that it can never be kept."""
+        """Receive a message. It is acknowledged once it is kept, or once it is certain that it can never be kept."""
         if not any(self._matches(_filter_of(topic), message.topic) for topic in self._broker.topics):
             client.ack(message.mid, message.qos)  # of a session that was asked for more
             return
@@ -313,7 +313,7 @@ class Subscription:
         client.ack(message.mid, message.qos)
 
     def _take(self, message: Any, mark: bytes) -> str:
-        """Keep what a message brings, and remember it as the topic's last one; what was refused of it."""
+        """Keep a message's readings, and record it as the last one of its topic. Return a description of refused readings."""
         now, topic = time.time(), _key_of(message.topic)
 
         def remember(database: Connection) -> None:
@@ -339,19 +339,19 @@ class Subscription:
 
 
 def _once() -> Any:
-    """Make a subscription to which the broker sends retained messages once, when it is made, and not with each connection."""
+    """Return subscription options: the broker sends retained messages once per subscription, not with each connection."""
     from paho.mqtt.subscribeoptions import SubscribeOptions
 
     return SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
 
 
 def _key_of(topic: str) -> bytes:
-    """Give a topic in the form in which it is remembered: also one that is no text."""
+    """Return a topic in the form in which it is stored, even if it is not valid text."""
     return topic.encode("utf-8", "surrogatepass")
 
 
 def _readings_of(message: Any) -> list[Raw | BadReading]:
-    """Read the readings of a message, each with its topic; a bare value is a reading with a `value`."""
+    """Return the readings of a message, each with its topic; a bare value becomes a reading with a `value`."""
     payload: bytes = message.payload
     if len(payload) > MOST_TEXT:
         raise BadReading(f"it has {over(len(payload), MOST_TEXT)} are read")
@@ -362,7 +362,7 @@ def _readings_of(message: Any) -> list[Raw | BadReading]:
 
 
 def _bare(payload: bytes) -> Any:
-    """Read a number, a truth value or a text, as sensors send them that send one value."""
+    """Read a number, a truth value or a text; sensors with only one value send such messages."""
     try:
         text = payload.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -383,7 +383,7 @@ def _no_constant(word: str) -> Any:
 
 
 def _filter_of(topic: str) -> str:
-    """Give the topics of a subscription without the name of a group that shares it."""
+    """Return a subscription's topics without the name of a group that shares them."""
     return topic.split("/", 2)[-1] if topic.startswith("$share/") else topic
 
 

@@ -1,22 +1,22 @@
-"""A node: what takes readings, keeps them, trains on them, and answers, put together.
+"""A node: takes readings, keeps them, trains on them, and predicts.
 
     with Node("https://fl.example.org:8443/#enrol=TOKEN&pin=HEX", task, "DATA", sources="incoming") as node:
         node.keep({"inputs": [1.0, 2.0], "target": 0})
         node.predict({"inputs": [1.0, 2.0]}).outputs
         node.url                                     the same over HTTP, on the local network
-    node.run()                                       until the process is told to stop
+    node.run()                                       runs until the process is told to stop
 
 DATA/readings.db    the readings           DATA/device    the device's key, record and models
-DATA/tls            a certificate, if it is made here            DATA/mqtt    its name at the broker
+DATA/tls            a certificate, if the node made one         DATA/mqtt    its name at the broker
 
-Training has a thread, and so have the folder, the broker and HTTP. None of them ends the others: what goes wrong is told in the
-status, and the rest goes on. Predictions have a copy of the model of their own, and do not wait for training.
+Training, the folder, the broker and HTTP each have a thread. A failure in one does not end the others: the status reports it,
+and the rest continues. Predictions use a copy of the model of their own, and do not wait for training.
 
     Node
-      Readings        what is kept              Participant    trains, as a device of the server
-      Intake          what is taken             Predictor      answers
-      WatchedFolder   from files                LocalPlane     over HTTP
-      Subscription    from a broker             Housekeeper    looks into the folder, and deletes old readings
+      Readings        stores readings           Participant    trains, as a device of the server
+      Intake          accepts readings          Predictor      predicts
+      WatchedFolder   reads files               LocalPlane     answers over HTTP
+      Subscription    listens to a broker       Housekeeper    scans the folder, and deletes old readings
 """
 
 import secrets
@@ -55,26 +55,26 @@ AS_IT_COMES, BY_HTTP, HERE, AS_A_DEVICE = ReadingSchema(), ReadingSources(), Nod
 
 
 def _quiet(said: Any) -> None:
-    """Tell nobody."""
+    """Ignore a line."""
 
 
 class Node:
     """One node of one server, with one task.
 
     Args:
-        server: The server's address or its link; None for the one that the node is enrolled at.
-        task: What the node trains.
-        data: The node's folder, made if it is not there.
-        schema: How a reading becomes an example, and an output an answer.
-        sources: Where readings come from, besides HTTP and `keep`; a folder alone is short for `ReadingSources(watch=)`.
-        retention: How much is kept; the oldest readings go first.
-        listen: Where the node answers over HTTP; "HOST:PORT" is short for `NodeListening(address=)`, None for no HTTP.
-        training: How the node takes part in rounds.
-        say: Is told lines about what comes and what goes wrong.
-        clock: Gives the seconds since 1970.
+        server: The server's address or its link; None for the server at which the node is enrolled.
+        task: The task that the node trains.
+        data: The node's folder, which is made if it does not exist.
+        schema: The user's functions that turn a reading into an example, and an output into an answer.
+        sources: The sources of readings, in addition to HTTP and `keep`; a folder alone is short for `ReadingSources(watch=)`.
+        retention: The limits on stored readings; the oldest ones are deleted first.
+        listen: The address for HTTP; "HOST:PORT" is short for `NodeListening(address=)`, None for no HTTP.
+        training: The options for taking part in rounds.
+        say: Called with lines about arrivals and problems.
+        clock: Returns the seconds since 1970.
 
     Raises:
-        ExperimentError: A person has to mend something about the folder or the server.
+        ExperimentError: A person must fix something about the folder or the server.
         UsageError: Options do not fit together.
     """
 
@@ -137,16 +137,16 @@ class Node:
 
     @property
     def url(self) -> str:
-        """Where the node answers; empty if it does not listen."""
+        """The address at which the node answers; empty if it does not listen."""
         return "" if self._at is None else self._at.url
 
     @property
     def authority(self) -> Path | None:
-        """The certificate that vouches for the node, for those who ask it, if the node made its own."""
+        """The file of the certificate that vouches for the node to its clients, if the node made its own."""
         return None if self._at is None else self._at.authority
 
     def start(self) -> "Node":
-        """Begin to take readings, to take part and to answer; the node answers when this returns."""
+        """Begin to take readings, to take part in rounds and to answer requests; the node answers when this returns."""
         return self._start((PART, lambda: self._participant.run(self._over)))
 
     def _start(self, *parts_too: tuple[str, Callable[[], None]]) -> "Node":
@@ -168,12 +168,12 @@ class Node:
         return self
 
     def run(self, ready: Callable[["Node"], None] = _quiet) -> None:
-        """Be a node until the process is told to stop.
+        """Run the node until the process is told to stop.
 
-        It trains in the thread that calls this, the main one, so that Ctrl-C ends a round that is being trained at once.
+        It trains in the calling thread, which is the main one, so that Ctrl-C interrupts training at once.
 
         Args:
-            ready: Is called once the node answers.
+            ready: Called once the node answers.
         """
         try:
             self._start()
@@ -186,12 +186,12 @@ class Node:
             self.close()
 
     def stop(self) -> None:
-        """Let `run` end; from any thread."""
+        """Let `run` end. Any thread may call this."""
         self._over.set()
 
     def close(self) -> None:
-        """End all threads, and let go of the folder. A round that is being trained, or a check-in that waits at the server, is
-        awaited, unless `run` was interrupted in it."""
+        """End all threads, and release the folder. This waits for training or a check-in in progress, unless `run` was
+        interrupted during it."""
         self._over.set()
         self._participant.stop()
         if self._mqtt is not None:
@@ -209,11 +209,11 @@ class Node:
         self.close()
 
     def keep(self, *raws: Raw, key: str | None = None) -> IntakeResult:
-        """Take readings as they come; they are on the disk when this returns.
+        """Keep readings in their incoming form; they are on the disk when this returns.
 
         Args:
             raws: The readings.
-            key: A key of all of them together, so that they are kept once.
+            key: A key for all of them together, so that they are kept once.
         """
         return self._intake.take(raws, key)
 
@@ -221,21 +221,21 @@ class Node:
         """Give a reading its target.
 
         Raises:
-            BadReading: There is no such reading.
+            BadReading: No reading has this key.
         """
         self._intake.label({"key": key, "target": target})
 
     def predict(self, *raws: Raw) -> Prediction:
-        """Predict for readings with the last model: one row each, with `answers` in the owner's words. Nobody is asked.
+        """Predict from readings with the newest model: one row for each, with `answers` in the owner's words. Works offline.
 
         Raises:
-            ExperimentError: There is no model yet.
+            ExperimentError: The node has no model yet.
         """
         return self._predictor.predict(raws)
 
     @property
     def status(self) -> NodeStatus:
-        """Where the node stands."""
+        """The node's status."""
         kept, trouble = self.readings.kept, self._troubles.by_part()
         if self._mqtt is not None and self._mqtt.trouble:
             trouble["mqtt"] = printable(self._mqtt.trouble)
@@ -259,7 +259,7 @@ class Node:
     # ── its parts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _part(self, name: str, work: Callable[[], None]) -> None:
-        """Do one thread's work. What ends it is told, and ends no other part."""
+        """Run one thread's work. If it fails, report the problem, and let the other parts continue."""
         try:
             work()
         except Exception as error:  # the end of a thread
@@ -293,10 +293,10 @@ def _watched(
 
 
 def _own_folder(folder: Path) -> None:
-    """Make a node's folder, its owner's alone.
+    """Make a node's folder, accessible only to its owner.
 
     Raises:
-        ExperimentError: The folder holds something else, or cannot be used.
+        ExperimentError: The folder has other contents, or cannot be used.
     """
     try:
         make_private_folder(folder)
@@ -311,7 +311,7 @@ def _own_folder(folder: Path) -> None:
 
 
 def _name_at_broker(file: Path) -> str:
-    """Give the name by which the broker knows the node's session: the same after a restart."""
+    """Return the name by which the broker knows the node's session: the same after a restart."""
     if not file.exists():
         write_whole(file, f"sumus-{secrets.token_hex(8)}".encode(), private=True)
     return file.read_text()

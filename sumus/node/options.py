@@ -1,4 +1,4 @@
-"""What a node is told when it is made: values of options that belong together.
+"""Options for making a node, grouped into values.
 
 node = Node(
     link,
@@ -27,16 +27,16 @@ from sumus.transport.hosts import listen_address
 
 @dataclass(frozen=True)
 class ReadingSchema:
-    """How a reading in its owner's words becomes an example, and an output becomes an answer.
+    """The user's functions that turn a reading in its owner's words into an example, and an output into an answer.
 
     Attributes:
-        prepare: Makes of a reading as it came its input and its target, or None for no target. By default these are the
-            reading's `inputs` and `target`.
-        label: Makes of a target in its owner's words one that the task takes: of labels that come later, and of `target` if there
-            is no `prepare`.
-        answer: Makes of one reading's input and output what its prediction says in its owner's words, as JSON holds it.
-        time: The name of the value that is a reading's own time, by which readings are ordered and grow old; None for the time at
-            which a reading comes.
+        prepare: Maps a reading as it arrived to its input and its target, which is None if there is none. By default these are
+            the reading's `inputs` and `target`.
+        label: Maps a target in its owner's words to one for the task. It is used for labels that arrive later, and for
+            `target` if `prepare` is None.
+        answer: Maps one reading's input and output to its prediction in the owner's words, as a JSON value.
+        time: The name of the value that is a reading's own time, which decides its order and its age; None for the time of
+            arrival.
     """
 
     prepare: Prepare | None = None
@@ -47,11 +47,11 @@ class ReadingSchema:
 
 @dataclass(frozen=True)
 class ReadingSources:
-    """Where readings come from, besides HTTP and `Node.keep`.
+    """The sources of readings, in addition to HTTP and `Node.keep`.
 
     Attributes:
-        watch: A folder whose files are readings; None for none.
-        follow: Whether the files stay where they are, and each line is taken once it has its end.
+        watch: A folder whose files contain readings; None for none.
+        follow: Whether the files stay where they are, and each line is taken once it is complete.
         mqtt: A broker that sends readings; None for none.
     """
 
@@ -62,13 +62,13 @@ class ReadingSources:
 
 @dataclass(frozen=True)
 class NodeListening:
-    """Where a node answers over HTTP, and whom it lets in.
+    """The address at which a node answers over HTTP, and the requests that it accepts.
 
     Attributes:
-        address: HOST:PORT, port 0 for any. Other machines are let in only with `access`.
-        access: The token that every request has to show; None lets in everybody on this machine.
-        tls: "auto" for a certificate that is made here; or the files of a certificate's chain and of its key, PEM; else HTTP.
-        names: Host names and addresses that this machine is called by.
+        address: HOST:PORT, with port 0 for any free port. Requests from other machines are accepted only with `access`.
+        access: The token that every request must carry; None accepts every request from this machine.
+        tls: "auto" for a certificate that the node makes; or the files of a certificate chain and its key (PEM); empty for HTTP.
+        names: Host names and addresses of this machine.
         insecure: Whether others may reach the node without TLS.
     """
 
@@ -79,24 +79,24 @@ class NodeListening:
     insecure: bool = False
 
     def listening(self) -> Listening:
-        """Give the same for one plane of HTTP."""
+        """Return the same options for one HTTP plane."""
         host, port = listen_address(self.address)
         return Listening(host, port, tls=self.tls, names=self.names, insecure=self.insecure)
 
 
 @dataclass(frozen=True)
 class NodeTraining:
-    """How a node takes part in rounds, as a device of its server.
+    """The options for a node's part in rounds, as a device of its server.
 
     Attributes:
-        token: Lets the node in at the server, the first time, if the server's link holds no token.
-        held_out: Examples that models are evaluated on; None for those that the node trains on.
-        least: The least number of readings with a target for taking part in rounds.
-        new: How many of these must be new since the last round in whose sum the node is; 0 to train on the same ones again.
-        consent: What the node's owner agrees to.
-        connection: How the node reaches its server.
-        profile: What the node is, as a device.
-        news: Is told what the device does.
+        token: The token for enrolment at the server, if the server's link holds none.
+        held_out: Examples for evaluating models; None for the training examples.
+        least: The fewest readings with a target that the node needs to take part in rounds.
+        new: How many of these must be new since the last round that counted the node's report; 0 to train on the same ones again.
+        consent: The consent of the node's owner.
+        connection: The options for the connection to the server.
+        profile: A description of the node as a device.
+        news: Called with the device's news.
     """
 
     token: str | None = None

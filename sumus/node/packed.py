@@ -1,4 +1,4 @@
-"""Files that are packed: .gz, and .zip with files of readings in it. Nothing is unpacked beyond what is read.
+"""Packed files: .gz, and .zip archives of files with readings. Only readable files are unpacked.
 
 body = unpacked_gzip(packed, most)
 members = unpacked_zip(packed, most)            name → bytes
@@ -14,20 +14,20 @@ from sumus.text import amount, many, over
 from sumus.wire.bundle import NOT_A_ZIP
 
 MOST_MEMBERS = 1000
-"""Files in one archive."""
+"""The most files in one archive."""
 _UNSEEN = ("__MACOSX/",)
-"""What programs add to an archive that nobody put there."""
+"""Entries that archive programs add without being asked."""
 
 
 def unpacked_gzip(packed: bytes, most: int) -> bytes:
-    """Unpack a .gz file of one part or several.
+    """Unpack a .gz file of one or more members.
 
     Args:
-        packed: The file.
-        most: The most bytes that it may have, unpacked.
+        packed: The file's bytes.
+        most: The most bytes that the file may have when unpacked.
 
     Raises:
-        BadReading: It is no such file, it is cut off, or it has more bytes.
+        BadReading: It is not a .gz file, it is cut off, or it has more bytes.
     """
     out, rest = bytearray(), packed
     while rest:
@@ -45,14 +45,14 @@ def unpacked_gzip(packed: bytes, most: int) -> bytes:
 
 
 def unpacked_zip(packed: bytes, most: int) -> Mapping[str, bytes]:
-    """Unpack the files of a .zip archive, by name, in its order.
+    """Unpack the files of a .zip archive; return them by name, in the archive's order.
 
     Args:
-        packed: The archive.
-        most: The most bytes that all of them may have, unpacked.
+        packed: The archive's bytes.
+        most: The most bytes that all files together may have when unpacked.
 
     Raises:
-        BadReading: It is no archive, is encrypted, or has more files or bytes.
+        BadReading: It is not an archive, is encrypted, or has more files or bytes.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:

@@ -1,7 +1,7 @@
-"""A node's part in rounds: a device that trains on the readings while there are enough of them.
+"""A node's part in rounds: a device that trains on the readings while it has enough of them.
 
-Without enough readings the device measures models, or only asks for them. It is made anew if the work that it takes changes, or
-if the form of readings does.
+Without enough readings, the device measures models, or only fetches them. A new device is made if the kinds of work that it
+accepts change, or if the form of readings changes.
 """
 
 import threading
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
     from sumus.device.training import Training
 
 PART = "training"
-"""What this part of a node is called in its status."""
+"""The name of this part of a node in its status."""
 LOOK_S = 1.0
-"""Seconds between two looks at the readings."""
+"""The seconds between two checks of the readings."""
 AGAIN_S = 5.0
-"""Seconds until the readings are tried again as a sample of the model's inputs."""
+"""The seconds before the readings are tried again as a sample of the model's inputs."""
 LATER_S = 3600.0
-"""Seconds until a device is tried again that met what only a person can mend: its disk, its server's operator."""
+"""The seconds before a device is tried again after a problem that only a person can fix: its disk, its server's operator."""
 
 
 class Participant:
-    """Takes part in rounds.
+    """Takes part in rounds for a node.
 
     Args:
-        server: The server's address or its link; None for the one that the node is enrolled at.
+        server: The server's address or its link; None for the server at which the node is enrolled.
         task: The task.
-        readings: What the device trains on.
-        models: The programs that it trains with.
+        readings: The readings on which the device trains.
+        models: The programs with which it trains.
         folder: The device's folder.
-        how: How the node takes part.
-        troubles: Where it is noted what goes wrong.
-        say: Is told a line when the node begins to wait for something else.
+        how: The options for taking part.
+        troubles: The record of current problems.
+        say: Called with a line when the node begins to wait for something else.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Participant:
 
     @property
     def device(self) -> DeviceStatus | None:
-        """Where the device stands; None if there is none yet."""
+        """The device's status; None if there is no device yet."""
         return None if self._device is None else self._device.status
 
     def check_enrolled(self) -> None:
-        """Refuse to begin if a person has to mend something about the server.
+        """Refuse to start if a person must fix something about the server.
 
         Raises:
             ExperimentError: The node is not enrolled, and has no token.
@@ -83,7 +83,7 @@ class Participant:
                 )
 
     def waits(self, kept: ReadingCounts) -> str:
-        """Tell what the node waits for before it takes part; empty if it takes part."""
+        """Return the condition that the node waits for before it takes part; empty if it takes part."""
         if kept.labelled < self._how.least:
             return f"for {many(self._how.least, 'reading')} with a target; there {_are(kept.labelled)}"
         if kept.new < self._how.new:
@@ -93,7 +93,7 @@ class Participant:
         return ""
 
     def run(self, over: threading.Event) -> None:
-        """Take part until the event is set. Ctrl-C in the thread that calls this gives up a round that is being trained."""
+        """Take part until the event is set. Ctrl-C in the calling thread gives up a round that is being trained."""
         works: tuple[bool, bool] | None = None
         try:
             while not over.is_set():
@@ -129,18 +129,18 @@ class Participant:
                 self._device.close()
 
     def stop(self) -> None:
-        """Let the device come to its end; from any thread."""
+        """Let the device end. Any thread may call this."""
         if self._device is not None:
             self._device.stop()
 
     def _say_waits(self, waits: str) -> None:
-        """Say what the node waits for, and not again with each reading that comes."""
+        """Report what the node waits for, but not again with each reading that arrives."""
         before, self._said_waits = self._said_waits, waits
         if waits and waits.partition(";")[0] != before.partition(";")[0]:
             self._say(f"{PART}: waits {waits}")
 
     def _change_device(self, trains: bool, evaluates: bool) -> None:
-        """Make a device that takes such work, or only models; none while nothing says what readings look like."""
+        """Make a device that accepts this work, or only models; make none while the form of readings is unknown."""
         training, _ = self._models.get() or (None, None)
         if training is None:
             self._troubles.note(
@@ -154,7 +154,7 @@ class Participant:
         self._device = self._new_device(training, trains=trains, evaluates=evaluates)
 
     def _new_device(self, task: "Task | Training", trains: bool, evaluates: bool) -> Device:
-        """Make a device. A check-in waits at the server only if the device takes work."""
+        """Make a device. Its check-ins wait at the server only if it accepts work."""
         how = self._how
         consent = how.consent
         return Device(
@@ -171,7 +171,7 @@ class Participant:
         )
 
     def _heard(self, news: DeviceNews) -> None:
-        """Note which readings were trained on, and pass on what the device tells."""
+        """Note which readings were trained on, and pass on the device's news."""
         if news.kind == "train" and news.what == "trained":
             self._readings.note_trained()
         elif news.kind == "train" and news.what == "counted":

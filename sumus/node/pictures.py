@@ -1,8 +1,8 @@
-"""Pictures, a reading each: .jpg and .png, by Pillow, which the extra `pictures` brings.
+"""Pictures as readings: .jpg and .png, one reading each, read by Pillow, which the extra `pictures` installs.
 
     read_picture("front.jpg", body).found[0]        {"inputs": uint8 [height, width, 3], "file": "front.jpg"}
 
-A picture's size is read before its points are unpacked.
+A picture's size is checked before its pixels are unpacked.
 """
 
 import io
@@ -15,14 +15,14 @@ from sumus.node.batch import Batch
 from sumus.node.reading import BadReading
 
 MOST_POINTS = 2**24
-"""Points of one picture: 16 million."""
+"""The most pixels of one picture: 16 million."""
 
 
 def read_picture(name: str, body: bytes) -> Batch:
-    """Read a picture as a reading: `inputs` is its points, turned upright, in three colours or in one grey; `file` is its name.
+    """Read a picture as a reading: `inputs` are its pixels, turned upright, in three colours or in grey; `file` is its name.
 
     Raises:
-        BadReading: It is no such picture, it is too large, or Pillow is not installed.
+        BadReading: It is not such a picture, it is too large, or Pillow is not installed.
     """
     try:
         from PIL import Image, ImageOps

@@ -2,15 +2,15 @@
 
     app = plane_app(intake, predict, status, token, names=names)          an ASGI application
 
-    POST /v1/readings     one, or many: {"inputs": [1, 2], "target": 0}, a list of such, or safetensors with a row a reading
-    POST /v1/labels       {"key": "kitchen/17", "target": 1}, or a list of such
+    POST /v1/readings     {"inputs": [1, 2], "target": 0}, a list of these, or safetensors with one row for each reading
+    POST /v1/labels       {"key": "kitchen/17", "target": 1}, or a list of these
     POST /predict         readings, without targets
     GET  /status, /metrics, /healthz, /readyz
 
-Readings are on the disk when their request is answered. The host's name and the page (http/guard.py), the token, the rate and the
-length are checked before a body is read. A body may come in chunks, and packed by gzip. Bodies are counted until their request is
-answered, so that all of them together are bounded. If there is no room for a body, it waits a while before it is read. Status and
-readiness wait for nothing.
+Readings are on the disk when their request is answered. The host name and the origin (http/guard.py), the token, the rate and
+the length are checked before a body is read. A body may be chunked, and packed by gzip. Bodies count against a limit until
+their request is answered, so that their total size is bounded. If a body does not fit, it waits a while before it is read.
+Requests for status and readiness never wait.
 """
 
 import asyncio
@@ -45,27 +45,27 @@ from sumus.wire.messages import Refused
 
 LOG = logger("sumus.node")
 MOST_TENSORS = 32 * 2**20
-"""Bytes of a body of safetensors; of JSON it is `MOST_TEXT`."""
+"""The most bytes of a safetensors body; for JSON the limit is `MOST_TEXT`."""
 ROOM = 256 * 2**20
-"""Bytes of memory for bodies, from before they are read until their requests are answered."""
+"""The most bytes of memory for bodies, from before they are read until their requests are answered."""
 ROOM_S = 10.0
-"""Seconds that a body waits for room."""
+"""The longest time, in seconds, that a body waits for memory."""
 JSON_COSTS = 16
-"""Bytes of memory for one of JSON, about. Lists and objects take more; they are bounded by their number (`MOST_CONTAINERS`), and
-no more bodies are read at a time than there are threads."""
+"""The approximate bytes of memory for one byte of JSON. Lists and objects take more; their number is bounded
+(`MOST_CONTAINERS`), and each thread reads one body at a time."""
 REQUESTS = Rate(200.0, 1000)
-"""Of each address."""
+"""The rate of requests from each address."""
 GUESSES = Rate(1 / 10, 10)
-"""Wrong tokens of each neighbourhood of addresses."""
+"""The rate of wrong tokens from each neighbourhood of addresses."""
 MOST_LABELS = 1000
-"""In one body: each is a step on the disk."""
+"""The most labels in one body: each is written to the disk separately."""
 WAITING = 16
-"""Predictions that may wait for their turn."""
+"""The most predictions that may wait for their turn."""
 JSON, TENSORS = "application/json", "application/octet-stream"
 
 
 class Predicted(Protocol):
-    """A prediction: outputs, one row an example, the task and version of the model that it is of, and the answers in the words of
+    """A prediction: outputs, one row for each example; the task and version of the model; and the answers in the words of
     the node's file, if it has any."""
 
     @property
@@ -79,12 +79,12 @@ class Predicted(Protocol):
 
 
 class ErrorAnswer(Exception):
-    """An answer that is an error.
+    """An answer that reports an error.
 
     Args:
         status: The HTTP status.
-        code: A word for programs.
-        detail: A sentence for a person.
+        code: The error code, a word for programs.
+        detail: The reason, a sentence for a person.
     """
 
     def __init__(self, status: int, code: str, detail: str) -> None:
@@ -100,15 +100,15 @@ def plane_app(
     clock: Callable[[], float] = time.monotonic,
     names: Sequence[str] = (),
 ) -> Starlette:
-    """Make the application.
+    """Make the node's application.
 
     Args:
-        intake: Takes readings.
-        predict: Predicts. It raises BadReading, DataError or TaskError if it is given no input, ExperimentError without a model.
-        status: Gives the node's status, as JSON has it.
-        token: The token that every request has to show, except /healthz and /readyz; None lets in everybody who reaches it.
-        clock: Gives seconds, which do not go back.
-        names: Hosts that the node's owner calls it by, besides those of this machine.
+        intake: Accepts readings.
+        predict: Predicts. It raises BadReading, DataError or TaskError for an invalid input, ExperimentError without a model.
+        status: Returns the node's status, in JSON's types.
+        token: The token that every request must carry, except /healthz and /readyz; None accepts every request.
+        clock: Returns seconds that never go backwards.
+        names: Additional host names of the node, from its owner.
     """
     plane = _Plane(intake, predict, status, token, clock)
     routes = [
@@ -139,7 +139,7 @@ def plane_app(
 
 
 class _Plane:
-    """The requests."""
+    """The handlers of requests."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class _Plane:
         self._freed = asyncio.Event()
 
     async def readings(self, request: Request) -> Response:
-        """Take readings."""
+        """Accept readings."""
         self._admit(request)
         key = request.headers.get("idempotency-key")
         if key is not None and not (key.isprintable() and 0 < len(key) <= LONGEST_KEY - 10):
@@ -170,7 +170,7 @@ class _Plane:
         return _answer(_said(taken), 422 if taken.refused else 200)
 
     async def labels(self, request: Request) -> Response:
-        """Take labels for readings that came without."""
+        """Accept labels for readings that arrived without one."""
         self._admit(request)
 
         def label(body: bytes) -> tuple[int, dict[int, str]]:
@@ -191,7 +191,7 @@ class _Plane:
         return _answer({"labelled": given, "refused": _listed(refused)}, 422 if refused else 200)
 
     async def predict(self, request: Request) -> Response:
-        """Predict with the last model."""
+        """Predict with the newest model."""
         self._admit(request)
         if self._waiting >= WAITING:
             raise ErrorAnswer(503, "busy", "as many predictions are asked for as may wait: ask again")
@@ -207,12 +207,12 @@ class _Plane:
         return _answer(said | ({"answers": found.answers} if found.answers else {}))
 
     async def status(self, request: Request) -> Response:
-        """Tell where the node stands."""
+        """Return the node's status."""
         self._admit(request)
         return _answer(await self._in(self._looking, self._status))
 
     async def metrics(self, request: Request) -> Response:
-        """Tell the same to Prometheus."""
+        """Return the node's status in Prometheus's format."""
         self._admit(request)
         return Response(exposition(await self._in(self._looking, self._status)), media_type=CONTENT_TYPE)
 
@@ -221,7 +221,7 @@ class _Plane:
         return _answer({"ok": True})
 
     async def readyz(self, request: Request) -> Response:
-        """Tell whether the node has a model."""
+        """Answer whether the node has a model."""
         ready = await self._ready.look()
         return _answer({"ready": ready, **({} if ready else {"why": "there is no model yet"})}, 200 if ready else 503)
 
@@ -231,7 +231,7 @@ class _Plane:
     # ── what is looked at first ──────────────────────────────────────────────────────────────────────────────────────
 
     def _admit(self, request: Request) -> None:
-        """Refuse who may not ask; a right token is never kept waiting by requests with wrong ones."""
+        """Refuse a request that is not allowed. A correct token never has to wait because of requests with wrong ones."""
         address, now = (request.client.host if request.client else ""), self._clock()
         if self._token is not None and not shows(request, self._token):
             if self._guesses.take(neighbourhood(address), now) is not None:
@@ -242,9 +242,9 @@ class _Plane:
 
     @asynccontextmanager
     async def _body(self, request: Request, kinds: tuple[str, ...]) -> AsyncGenerator[tuple[bytes, str], None]:
-        """Read a body and its kind, and count it for as long as the block needs it.
+        """Read a body and its kind, and count it against the limit for the length of the block.
 
-        Since a request has to say the kind, no page of a browser can send one without being asked.
+        Since a request must declare the kind, a page in a browser cannot send one without a preflight request.
         """
         kind = media_type(request)
         if kind not in kinds:
@@ -314,7 +314,7 @@ def _listed(refused: Mapping[int, str]) -> list[dict[str, Any]]:
 
 
 def _answer_to(request: Request, error: Exception) -> Response:
-    """Answer a request that failed, with a reason."""
+    """Answer a failed request, with a reason."""
     return _refusal(_of(error))
 
 

@@ -1,11 +1,11 @@
-"""One reading, and the form that all readings of a node have: a shape and a dtype for inputs, and for targets.
+"""One reading, and the common form of a node's readings: a shape and a dtype, both for inputs and for targets.
 
 form = Form.of([1, 2], "input")           the form of a first value: whole numbers
 form = form.widened([0.5, 2])             floats, since this value is one
 form.fit([1, 2], "input")                 an array of this form; BadReading if the value has another shape
 
 forms = ReadingForms(forms_of(task.data))
-forms.fitted(reading)                     the reading's arrays, and the forms with them
+forms.fitted(reading)                     the reading's arrays, and the resulting forms
 """
 
 import sqlite3
@@ -24,7 +24,7 @@ from sumus.types import Array
 
 
 class BadReading(UsageError):
-    """A reading that cannot be kept, or predicted for: the message says why."""
+    """A reading that cannot be kept or used for a prediction; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +34,8 @@ class Reading:
     Attributes:
         input: An array, or numbers.
         target: An array, or numbers; None if the target is not known yet.
-        key: The key under which the reading is kept once, however often it comes; None for a reading that is new each time.
-        at: The seconds since 1970 at which the reading was made; None for the time at which it comes.
+        key: The key under which the reading is kept once, however often it arrives; None for a reading that is new each time.
+        at: The time at which the reading was made, in seconds since 1970; None for the time of arrival.
     """
 
     input: Any
@@ -46,12 +46,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Form:
-    """The form of one input, or of one target.
+    """The form of an input or of a target.
 
     Attributes:
         shape: The shape.
         dtype: The dtype.
-        classes: The number of classes, if targets are classes: they lie in [0, classes).
+        classes: The number of classes, if the targets are class numbers in [0, classes).
     """
 
     shape: tuple[int, ...]
@@ -59,14 +59,14 @@ class Form:
     classes: int | None = None
 
     def fit(self, value: Any, what: str) -> Array:
-        """Make an array of this form of a value.
+        """Convert a value to an array of this form.
 
         Args:
             value: The value.
             what: "input" or "target", for messages.
 
         Raises:
-            BadReading: The value has another form, or is not finite.
+            BadReading: The value has a different form, or is not finite.
         """
         array = _array(value, what)
         if array.shape != self.shape:
@@ -90,7 +90,7 @@ class Form:
         return fitted
 
     def widened(self, value: Any) -> "Form":
-        """Give the form that holds the values so far and this one too: a first whole number does not make all of them whole."""
+        """Return the form that holds all values so far and also this one, which may be the first with a fraction."""
         array = _array(value, "input")
         if array.shape != self.shape or self.dtype == "float32":
             return self
@@ -100,7 +100,7 @@ class Form:
 
     @staticmethod
     def of(value: Any, what: str) -> "Form":
-        """Give the form of a first value: floats as float32, whole numbers as int64; bytes and booleans of inputs stay."""
+        """Return the form of a first value: floats become float32, whole numbers int64; bytes and booleans of inputs stay."""
         array = _array(value, what)
         if array.dtype.kind == "f":
             return Form(array.shape, "float32")
@@ -110,7 +110,7 @@ class Form:
 
 
 def forms_of(data: Data | None) -> dict[str, Form]:
-    """Give the forms that a task's data declare, for inputs and for targets."""
+    """Return the forms that a task's data declare, for inputs and for targets."""
     if data is None:
         return {}
     widened = {"float16": "float32", "bfloat16": "float32"}
@@ -121,10 +121,10 @@ def forms_of(data: Data | None) -> dict[str, Form]:
 
 
 class ReadingForms:
-    """The forms of a node's readings, as far as they are known.
+    """The known forms of a node's readings.
 
     Args:
-        declared: The forms that the task declares. A form that is not declared comes from the first value, and is widened.
+        declared: The forms that the task declares. An undeclared form is taken from the first value, and widened later.
     """
 
     def __init__(self, declared: Mapping[str, Form]) -> None:
@@ -132,18 +132,18 @@ class ReadingForms:
         self.known: dict[str, Form] = {}
 
     def form(self, what: str, value: Any) -> Form:
-        """Give the form that a value has to have, widened by the value if no form is declared for inputs."""
+        """Return the form that a value must have; an undeclared form of inputs is widened by the value."""
         form = self.known.get(what) or Form.of(value, what)
         return form.widened(value) if what == "input" and what not in self._declared else form
 
     def fitted(self, reading: Reading) -> tuple[dict[str, Array], dict[str, Form]]:
-        """Make arrays of a reading's values.
+        """Convert a reading's values to arrays.
 
         Returns:
-            The arrays, and the forms with those of this reading.
+            The arrays, and the forms after this reading.
 
         Raises:
-            BadReading: A value does not fit, or there is no input.
+            BadReading: A value does not fit, or the input is missing.
         """
         forms, arrays = dict(self.known), dict[str, Array]()
         for what, value in (("input", reading.input), ("target", reading.target)):
@@ -155,15 +155,15 @@ class ReadingForms:
         return arrays, forms
 
     def encoded(self, what: str, array: Array | None) -> bytes | None:
-        """Give the bytes of an array as they are kept: in the known dtype, which a later reading may have widened."""
+        """Return the bytes of an array as they are stored: in the known dtype, which a later reading may have widened."""
         return None if array is None else array.astype(self.known[what].dtype).tobytes()
 
     def learn(self, forms: Mapping[str, Form]) -> None:
-        """Take these forms for the known ones."""
+        """Replace the known forms by these."""
         self.known = dict(forms)
 
     def convert(self, database: sqlite3.Connection, what: str, form: Form) -> None:
-        """Write all inputs in another dtype, which holds the same values."""
+        """Rewrite all inputs in another dtype, which holds the same values."""
         before = self.known[what]
         for number, body in database.execute("SELECT number, input FROM readings").fetchall():
             values = form.fit(np.frombuffer(body, before.dtype).reshape(before.shape), what)
@@ -174,26 +174,26 @@ class ReadingForms:
         self.known = {**self.known, what: form}
 
     def save(self, database: sqlite3.Connection) -> None:
-        """Write the forms that the file does not have yet."""
+        """Write the forms that are not in the file yet."""
         rows = [(what, msgspec.json.encode(form).decode()) for what, form in self.known.items()]
         database.executemany("INSERT OR IGNORE INTO forms (what, form) VALUES (?, ?)", rows)
 
     def load(self, database: sqlite3.Connection) -> None:
-        """Read the forms that the file has."""
+        """Read the forms from the file."""
         rows = database.execute("SELECT what, form FROM forms").fetchall()
         self.known = {what: msgspec.json.decode(form, type=Form) for what, form in rows}
 
     def to_convert(self, path: Path) -> Form | None:
-        """Compare the forms that the file has with the declared ones.
+        """Compare the forms in the file with the declared ones.
 
         Args:
             path: The file, for messages.
 
         Returns:
-            The form that the inputs have to be written in; None if they have it already.
+            The form into which the inputs must be converted; None if they have it already.
 
         Raises:
-            ExperimentError: The file holds readings of another form.
+            ExperimentError: The file holds readings of a different form.
         """
         wanted: Form | None = None
         for what, form in self._declared.items():
@@ -212,7 +212,7 @@ class ReadingForms:
         return wanted
 
     def declare(self) -> None:
-        """Take the declared forms for the known ones."""
+        """Replace the known forms by the declared ones."""
         self.known = {**self.known, **self._declared}
 
 

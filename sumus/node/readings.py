@@ -1,12 +1,12 @@
-"""What a node keeps: readings, each an input and, from the first or later, its target.
+"""A node's stored readings, each with an input and a target; the target may arrive later.
 
     readings = Readings(folder, retention=Retention(days=30))
     readings.keep([Reading(input, target, key="kitchen/17")])      on the disk when it returns
-    readings.label("kitchen/18", 1)                                a label that came later
+    readings.label("kitchen/18", 1)                                a label that arrived later
     inputs, targets = readings.examples()                          those with a target, oldest first
 
-They lie in one SQLite file (readings_file.py). A reading without a target is kept, and trains nothing until it is
-labelled. All inputs have one shape and dtype, and so have all targets: as the task declares them, or as the first one's.
+They are stored in one SQLite file (readings_file.py). A reading without a target is kept, but is not used for training until it
+is labelled. All inputs have one shape and dtype, and so have all targets: as the task declares, or as in the first reading.
 """
 
 import math
@@ -30,22 +30,22 @@ from sumus.types import Array
 
 LONGEST_KEY = 200
 OVERHEAD = 80
-"""Bytes that a reading takes on the disk besides its input, target and key, about."""
+"""The approximate bytes on disk for a reading, in addition to its input, target and key."""
 DAY = 86400.0
 _SIZE = f"(length(input) + coalesce(length(target), 0) + coalesce(length(CAST(key AS BLOB)), 0) + {OVERHEAD})"
 Became: TypeAlias = Literal["kept", "labelled", "again", "other input", "other target"]
-"""What became of a reading: kept; here already without its target, which it now has; here already; not kept, since its key is
-here with another input, or with another target."""
+"""The result for a reading: kept; known already without its target, which it now has; known already; not kept, since its key is
+known with another input, or with another target."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """How much is kept. The oldest readings go first; None means no limit.
+    """The limits on stored readings. The oldest readings are deleted first; None means no limit.
 
     Attributes:
-        days: The most days that a reading is kept, from its own time if it has one, else from when it came.
+        days: The most days that a reading is kept, from its own time if it has one, else from its arrival.
         count: The most readings.
-        bytes: The most bytes of readings on the disk.
+        bytes: The most bytes of all readings on the disk.
     """
 
     days: float | None = None
@@ -64,14 +64,14 @@ USUAL = Retention()
 
 @dataclass(frozen=True)
 class ReadingCounts:
-    """How many readings there are.
+    """The numbers of readings.
 
     Attributes:
-        count: Readings.
-        labelled: Readings with a target.
-        bytes: Bytes of all readings on the disk.
+        count: The number of readings.
+        labelled: The number of readings with a target.
+        bytes: The bytes of all readings on the disk.
         oldest: The time of the oldest reading, in seconds since 1970.
-        new: Readings that got a target, or another one, since a round was trained on them whose report is counted.
+        new: The number of readings that have a new or changed target since the last training whose report was counted.
     """
 
     count: int = 0
@@ -87,11 +87,11 @@ class Readings:
     Args:
         folder: The node's folder.
         data: The form of readings that the task declares; None if the first reading gives the form.
-        retention: How much is kept.
-        clock: Gives the seconds since 1970.
+        retention: The limits on stored readings.
+        clock: Returns the seconds since 1970.
 
     Raises:
-        ExperimentError: Another process has the file, its readings have another form, or nothing can be kept.
+        ExperimentError: Another process uses the file, its readings have a different form, or nothing can be stored.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Readings:
     # ── what comes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self, reading: Reading) -> Reading:
-        """Give a reading in the form of what is kept here: arrays of one dtype. The first reading gives the form.
+        """Return a reading in the common form of this node: arrays of one dtype. The first reading decides the form.
 
         Raises:
             BadReading: The reading does not fit, is too large, or is too old to be kept.
@@ -147,13 +147,13 @@ class Readings:
         return Reading(arrays["input"], arrays.get("target"), reading.key, reading.at)
 
     def _convert(self, what: Literal["input"], form: Form) -> None:
-        """Write what is kept in another dtype, which holds the same values."""
+        """Rewrite the stored readings in another dtype, which holds the same values."""
         with self._transaction() as database:
             self._forms.convert(database, what, form)
             self._kept = _count_all(database)
 
     def shaped(self, input: Any) -> Array:
-        """Return an input in the dtype and shape of the readings that are kept, if these are known.
+        """Return an input in the dtype and shape of the stored readings, if these are known.
 
         Raises:
             BadReading: The input does not fit.
@@ -165,14 +165,14 @@ class Readings:
     ) -> list[Became]:
         """Keep readings: all of them or, if this raises, none. They are on the disk when this returns.
 
-        The first target that comes for a key counts; `label` sets another. What is too much then goes in the same step.
+        The first target that arrives for a key counts; `label` changes it. Readings beyond the limits are then deleted.
 
         Args:
-            readings: Readings that `fit` gave.
-            beside: Writes what is to be remembered with them, in the same step.
+            readings: Readings that `fit` returned.
+            beside: Writes related rows in the same transaction.
 
         Returns:
-            What became of each reading.
+            The result for each reading.
         """
         became: list[Became] = []
         with self._lock, self._transaction() as database:
@@ -198,7 +198,7 @@ class Readings:
         return became
 
     def _again(self, database: sqlite3.Connection, key: str, input: bytes | None, target: bytes | None) -> Became:
-        """Tell what becomes of a reading whose key is here already."""
+        """Return the result for a reading whose key is known already."""
         same, before, came = database.execute(
             "SELECT input = ?, target, came FROM readings WHERE key = ?", (input, key)
         ).fetchone()
@@ -213,18 +213,18 @@ class Readings:
         return "labelled"
 
     def withdraw(self, keys: Sequence[str]) -> None:
-        """Delete readings by their keys: those of a line that was read before it was whole."""
+        """Delete readings by their keys, if they were read from a line before it was complete."""
         with self._lock, self._transaction() as database:
             database.executemany("DELETE FROM readings WHERE key = ?", [(key,) for key in keys])
             self._kept = _count_all(database)
 
     def has(self, key: str) -> bool:
-        """Tell whether there is a reading under a key."""
+        """Return whether a reading has this key."""
         with self._lock, self._file.reading() as database:
             return database.execute("SELECT 1 FROM readings WHERE key = ?", (key,)).fetchone() is not None
 
     def rows(self, table: str) -> list[Any]:
-        """Read all rows of a table that a node keeps in this file, by their time."""
+        """Read all rows of one of the node's tables in this file, ordered by time."""
         with self._lock, self._file.reading() as database:
             return database.execute(f"SELECT * FROM {table} ORDER BY at").fetchall()
 
@@ -235,10 +235,10 @@ class Readings:
             yield database
 
     def label(self, key: str, target: Any) -> bool:
-        """Give a reading its target, or another one. It is on the disk when this returns.
+        """Give a reading its target, or change it. The target is on the disk when this returns.
 
         Returns:
-            Whether there is such a reading.
+            Whether a reading has this key.
 
         Raises:
             BadReading: The target does not fit.
@@ -259,14 +259,14 @@ class Readings:
         return True
 
     def let_go(self) -> None:
-        """Delete what is too old, or too much."""
+        """Delete readings beyond the limits."""
         with self._lock, self._transaction() as database:
             self._let_go(database, self._clock())
 
     # ── what there is ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def examples(self) -> tuple[Array, Array]:
-        """Give inputs and targets of the readings that have a target, oldest first. `sumus.Device` asks for them each round."""
+        """Return the inputs and targets of the readings with a target, oldest first. `sumus.Device` calls this for each round."""
         self.let_go()
         with self._lock, self._file.reading() as database:
             self._read = self._targets["given"]
@@ -283,11 +283,11 @@ class Readings:
         return inputs, targets
 
     def note_trained(self) -> None:
-        """Note that a round was trained on the examples that were read last."""
+        """Note that a round was trained on the examples that were returned last."""
         self._note_targets(trained=self._read)
 
     def note_counted(self) -> None:
-        """Note that the report of the last such round is counted: what it was trained on is new no more."""
+        """Note that the report of the last such round was counted: its examples are no longer new."""
         self._note_targets(counted=max(self._targets.get("trained", 0), self._targets.get("counted", 0)))
 
     def _note_targets(self, **numbers: int) -> None:
@@ -296,16 +296,16 @@ class Readings:
 
     @property
     def kept(self) -> ReadingCounts:
-        """How much there is. This waits for nothing, whatever is being kept or read."""
+        """The numbers of readings. This never waits, even while readings are being kept or read."""
         return self._shown
 
     @property
     def forms(self) -> dict[str, Form]:
-        """The forms of inputs and targets, as far as they are known."""
+        """The known forms of inputs and targets."""
         return dict(self._forms.known)
 
     def close(self) -> None:
-        """Let another process have the readings."""
+        """Let another process use the readings."""
         with self._lock:
             self._file.close()
 
@@ -319,7 +319,7 @@ class Readings:
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection, None, None]:
-        """Write all of a block or nothing, and count likewise: counts and forms go back to what they were if this raises."""
+        """Write everything in a block or nothing; if the block raises, counts and forms return to their old values too."""
         kept, forms, targets = self._kept, self._forms.known, dict(self._targets)
         oldest: float | None = None
         try:

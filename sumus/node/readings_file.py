@@ -1,11 +1,11 @@
-"""The SQLite file of a node: its readings, and what the node remembers of files and topics.
+"""A node's SQLite file: its readings, and its records of files and topics.
 
     file = ReadingsFile("DATA")
-    with file.transaction() as database: ...           all of it or nothing, on the disk at the end of the block
+    with file.transaction() as database: ...           all or nothing; on the disk at the end of the block
     with file.reading() as database: ...
     file.close()
 
-The file is its owner's alone, and one process has it at a time.
+Only its owner has access to the file, and one process uses it at a time.
 """
 
 import sqlite3
@@ -35,17 +35,17 @@ CREATE TABLE IF NOT EXISTS moved (
 );
 """
 _COLUMNS_SINCE = {"came": "BLOB"}
-"""Columns of readings that files of earlier releases have not. came: the target that came with the reading itself."""
+"""Columns of readings that are missing in files of earlier releases. came: the target that arrived with the reading itself."""
 
 
 class ReadingsFile:
-    """The file of a node, open.
+    """A node's file, open.
 
     Args:
-        folder: The node's folder; it is made if it is not there.
+        folder: The node's folder; it is made if it does not exist.
 
     Raises:
-        ExperimentError: Another process has the file, it is damaged, or nothing can be written in the folder.
+        ExperimentError: Another process uses the file, it is damaged, or the folder is not writable.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -53,15 +53,15 @@ class ReadingsFile:
         self.database = self._opened()
 
     def close(self) -> None:
-        """Let another process have the file."""
+        """Let another process use the file."""
         self.database.close()
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection, None, None]:
-        """Write all that a block writes, or nothing.
+        """Write everything in a block, or nothing.
 
         Raises:
-            ExperimentError: Nothing can be written. What was in the file is as it was.
+            ExperimentError: The file is not writable. Its contents are unchanged.
         """
         try:
             self.database.execute("BEGIN IMMEDIATE")
@@ -78,7 +78,7 @@ class ReadingsFile:
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection, None, None]:
-        """Read in a block.
+        """Read from the file within a block.
 
         Raises:
             ExperimentError: The file cannot be read.

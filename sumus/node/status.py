@@ -1,4 +1,4 @@
-"""Where a node stands, as data: for `Node.status`, /status and /metrics; and what goes wrong in its parts."""
+"""A node's status as data, for `Node.status`, /status and /metrics; and the current problems in its parts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from sumus.text import printable
 
 @dataclass(frozen=True)
 class ReadingStatus:
-    """The readings of a node.
+    """The status of a node's readings.
 
     Attributes:
-        kept: Readings that are kept.
-        labelled: Readings with a target.
-        new: Readings that a round would learn something from, see `ReadingCounts`.
-        bytes: Bytes of all readings.
+        kept: The number of stored readings.
+        labelled: The number of readings with a target.
+        new: The number of readings that are new for training, see `ReadingCounts`.
+        bytes: The bytes of all readings.
         oldest_s: The age of the oldest reading, in seconds; None if there is none.
     """
 
@@ -28,19 +28,19 @@ class ReadingStatus:
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """Where a node stands.
+    """A node's status.
 
     Attributes:
-        readings: Its readings.
-        models: The versions of its models, by task.
-        rounds: The number of rounds in whose sum the node's report is.
-        waits: What the node waits for before it takes part in a round; empty if it takes part.
-        server: The server of its device.
-        phase: The phase of its device.
-        trouble: What goes wrong now, by part: training, folder, mqtt, certificate.
-        certificate_s: The seconds until the certificate ends that the node shows; None if it shows none.
-        folder: The files that wait in the watched folder, are left alone there, and were refused.
-        mqtt: The messages that came and that were refused, and the connections that ended.
+        readings: The status of the node's readings.
+        models: The versions of the node's models, by task.
+        rounds: The number of rounds that counted the node's report.
+        waits: The condition that the node waits for before it takes part in rounds; empty if it takes part.
+        server: The address of the device's server.
+        phase: The device's phase.
+        trouble: The current problems, by part: training, folder, mqtt, certificate.
+        certificate_s: The seconds until the node's certificate expires; None if it has none.
+        folder: The files in the watched folder that wait, are left alone, or were refused.
+        mqtt: The numbers of messages that arrived and that were refused, and of connections that ended.
     """
 
     readings: ReadingStatus = field(default_factory=ReadingStatus)
@@ -55,7 +55,7 @@ class NodeStatus:
     mqtt: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def as_json(self) -> dict[str, Any]:
-        """Give the same as /status says it."""
+        """Return the status in the form of /status."""
         readings = self.readings
         return {
             "readings": {
@@ -78,10 +78,10 @@ class NodeStatus:
 
 
 class NodeTroubles:
-    """What goes wrong in the parts of a node now.
+    """The current problems in the parts of a node.
 
     Args:
-        say: Is told a line when something new goes wrong.
+        say: Called with a line for each new problem.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -89,20 +89,20 @@ class NodeTroubles:
         self._now: dict[str, str] = {}
 
     def tell(self, part: str, what: str) -> None:
-        """Note what goes wrong in a part, and say so if that is new."""
+        """Record a part's problem, and report it if it is new."""
         what = printable(what)
         if self._now.get(part) != what:
             self._say(f"{part}: {what}")
         self._now[part] = what
 
     def note(self, part: str, what: str) -> None:
-        """Note what goes wrong in a part, for the status alone."""
+        """Record a part's problem, for the status only."""
         self._now[part] = printable(what)
 
     def clear(self, part: str) -> None:
-        """Note that nothing goes wrong in a part."""
+        """Record that a part has no problem."""
         self._now.pop(part, None)
 
     def by_part(self) -> dict[str, str]:
-        """List what goes wrong, by part."""
+        """Return the problems, by part."""
         return dict(self._now)

@@ -1,4 +1,4 @@
-"""Files that are taken as a whole: read when they have come to their end, then moved; and what is written into them later."""
+"""Files that are taken as a whole: read once they are complete, then moved; and readings that are written into them later."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,19 +23,19 @@ from sumus.node.readings import BadReading
 from sumus.text import over
 
 MOST_BEHIND = 1000
-"""The most files in `done/`, the last ones, that are looked at for what is written into them there."""
+"""The number of newest files in `done/` that are checked for readings that were appended to them there."""
 
 
 class WholeFiles:
-    """Takes files that are whole, and moves them to `done/`, or to `refused/` if they cannot be read.
+    """Takes whole files, and moves them to `done/`, or to `refused/` if they cannot be read.
 
     Args:
         folder: The watched folder.
-        lines: Takes the readings of a file.
+        lines: Takes readings from a file.
         archive: Moves files.
-        ledger: Remembers how far each file was read.
-        since: Since when each file is unchanged.
-        state: Where waiting and refused files are noted.
+        ledger: Records how far each file was read.
+        since: The time since which each file is unchanged.
+        state: The record of waiting and refused files.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class WholeFiles:
         self._since, self._state = since, state
 
     def take(self, states: Mapping[str, FileState], now: float) -> Iterator[SeenFile]:
-        """Take and move the files that have come to their end.
+        """Take and move the files that are complete.
 
         Args:
             states: The files in the folder, by name.
@@ -65,7 +65,7 @@ class WholeFiles:
                 yield seen
 
     def _take(self, name: str, state: FileState, anyway: bool) -> SeenFile | None:
-        """Take a file unless it is not whole yet. If `anyway`, it is taken as it is."""
+        """Take a file unless it is not whole yet. If `anyway` is set, take it as it is."""
         path, taken = self._folder / name, NOTHING_TAKEN
         try:
             with opened(path) as descriptor:
@@ -96,7 +96,7 @@ class WholeFiles:
         return SeenFile(name, taken)
 
     def _refuse(self, name: str, state: FileState, why: str) -> SeenFile:
-        """Move a file into `refused/` as it is."""
+        """Move a file into `refused/` unchanged."""
         self._state.refused += 1
         place = self._archive.place(REFUSED, name)
         self._archive.write_reason(place, why)
@@ -111,20 +111,20 @@ class WholeFiles:
 
 
 class LateWrites:
-    """Takes what programs write into files after these were moved: a program that has a file open may go on.
+    """Takes readings that programs write into files after these were moved: a program may still have such a file open.
 
     Args:
         folder: The watched folder.
-        lines: Takes the readings of a file.
-        ledger: Remembers how far each file was read, and which were moved.
-        since: Since when each file is unchanged.
+        lines: Takes readings from a file.
+        ledger: Records how far each file was read, and which files were moved.
+        since: The time since which each file is unchanged.
     """
 
     def __init__(self, folder: Path, lines: FileLines, ledger: Ledger, since: UnchangedSince) -> None:
         self._folder, self._lines, self._ledger, self._since = folder, lines, ledger, since
 
     def take(self, now: float) -> Iterator[SeenFile]:
-        """Take what was written into the last files in `done/` since they were read."""
+        """Take the readings that were written into the newest files in `done/` since they were read."""
         gone = list[str]()
         places = [place for place in self._ledger.places if place.startswith(f"{DONE}/")]
         for place in places[-MOST_BEHIND:]:
@@ -152,5 +152,5 @@ class LateWrites:
         self._ledger.gone(gone)
 
     def _has_more(self, state: FileState) -> bool:
-        """Tell whether a file has bytes that were not read."""
+        """Return whether a file has bytes that have not been read."""
         return any(file.offset < state.size for file in self._ledger.of_inode(state.inode)[:1])

@@ -1,1 +1,1 @@
-"""What opens a server, shows it and keeps it running: its folder, its addresses, its admin, its backups."""
+"""Operating a server: its folder, its addresses, its status, its admin requests and its backups."""

@@ -1,10 +1,10 @@
-"""Backup and restore of a server's folder.
+"""Backup and restoration of a server's folder.
 
-    back_up(Storage(data), folder)       also while it runs: rows as they are at one moment, and every model they point to
-    restore(folder, Storage(data))       if there is no database: a new epoch begins, and open rounds are given up
+    back_up(Storage(data), folder)       copies rows as of one moment, and their models; also while the server runs
+    restore(folder, Storage(data))       needs a folder without a database; starts a new epoch, and gives up open rounds
 
-A backup holds nothing that would open a sum: no key, no seed and no sum of an open round. A device whose report was counted after
-the backup is not asked for the report again: the model with the report is lost, as is all that came after the backup.
+A backup holds no data that could open a sum: no keys, no seeds and no sums of open rounds. A device whose report was counted
+after the backup is not asked for it again. The model with that report is lost, like all other data after the backup.
 """
 
 import json
@@ -26,13 +26,13 @@ DATABASE, MODELS, ABOUT = "sumus.db", "blobs", "backup.json"
 
 @dataclass(frozen=True)
 class BackupContents:
-    """The contents of a backup, or what was put back.
+    """The contents of a backup or of a restoration.
 
     Attributes:
         tasks: The newest version of each task.
         objects: The number of plans and models.
-        nbytes: The bytes of these.
-        epochs: The epoch of each task that was put back; None for a backup.
+        nbytes: The size of all plans and models, in bytes.
+        epochs: The new epoch of each restored task; None for a backup.
     """
 
     tasks: Mapping[str, int]
@@ -41,7 +41,7 @@ class BackupContents:
     epochs: Mapping[str, int] | None = None
 
     def shown(self) -> list[str]:
-        """Give lines for a terminal."""
+        """Return lines for a terminal."""
         lines = [f"{self.objects:,} plans and models, {amount(self.nbytes)}"]
         for task, version in self.tasks.items():
             epoch = "" if self.epochs is None else f", epoch {self.epochs[task]}"
@@ -50,10 +50,10 @@ class BackupContents:
 
 
 def back_up(storage: Storage, folder: Path) -> BackupContents:
-    """Copy a server's rows, and the plans and models that they point to, to a new folder.
+    """Copy a server's rows, with the plans and models that they point to, to a new folder.
 
     Raises:
-        ExperimentError: There is no database, or the folder cannot be made.
+        ExperimentError: The server has no database, or the folder cannot be made.
     """
     if storage.data is None or not (storage.database or (storage.data / DATABASE).exists()):
         raise ExperimentError(
@@ -82,10 +82,10 @@ def _backed_up(storage: Storage, data: Path, folder: Path) -> BackupContents:
 
 
 def restore(folder: Path, storage: Storage) -> BackupContents:
-    """Put a backup into a server's folder that has no database.
+    """Restore a backup into a server's folder that has no database.
 
     Raises:
-        ExperimentError: It is no whole backup, or the folder has a database.
+        ExperimentError: The backup is incomplete, or the server's folder has a database.
     """
     if not (folder / ABOUT).exists():
         raise ExperimentError(f"{folder} is no whole backup: give what `sumus backup -o` made")
@@ -120,7 +120,7 @@ def restore(folder: Path, storage: Storage) -> BackupContents:
 
 
 def _pointed_to(database: Path) -> tuple[dict[str, int], list[str], set[str]]:
-    """Versions by task, the objects that a database's rows point to, and those of them without which nothing goes on."""
+    """Return versions by task, the objects that a database's rows point to, and the objects that a server cannot run without."""
     tasks, wanted, needed = dict[str, int](), dict[str, None](), set[str]()
     with closing(SqlStore.open(database, "tasks")) as store:
         for name in store.runs():
@@ -137,7 +137,7 @@ def _pointed_to(database: Path) -> tuple[dict[str, int], list[str], set[str]]:
 
 
 def _copy(source: Blobs, target: Blobs, wanted: Iterable[str], needed: set[str]) -> tuple[int, int]:
-    """Copy objects; how many, and their bytes. What a server forgot while it was copied may be missing, and nothing else."""
+    """Copy objects; return their number and their size in bytes. Only objects that are not needed may be missing."""
     objects = nbytes = 0
     for name in wanted:
         if name not in needed and source.size(name) is None:

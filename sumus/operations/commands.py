@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 _out = console()
 
 Pack = Callable[[str, int | None], "Bundle"]
-"""FILE.py[:NAME] and a seed as a bundle; whoever has the simulator gives it."""
+"""Makes a bundle from FILE.py[:NAME] and a seed; supplied by the caller that has the simulator."""
 
 
 class RunKind(StrEnum):
-    """Which of a task's runs."""
+    """The kinds of a task's runs."""
 
     train = "train"
     evaluate = "evaluate"
@@ -111,7 +111,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
 
 
 def is_file_of_code(what: str) -> bool:
-    """Tell whether an argument of `serve` is FILE.py[:NAME], and no bundle."""
+    """Return whether an argument of `serve` is FILE.py[:NAME], rather than a bundle."""
     path = Path(what)
     return path.suffix == ".py" or (not path.is_file() and Path(what.rpartition(":")[0]).suffix == ".py")
 
@@ -144,10 +144,10 @@ def status(
 
 
 def _readable(now: Any) -> "Group":
-    """Lay out a status for a terminal.
+    """Format a status for a terminal.
 
     Raises:
-        ExperimentError: The answer is no status: another release may have given it, or no server.
+        ExperimentError: The answer is not a status: it may come from another release, or not from a server.
     """
     try:
         return shown(now)
@@ -322,12 +322,12 @@ def revoke(
 
 
 def _part(word: str) -> str:
-    """Quote a word as one part of an address."""
+    """Quote a word for use as one part of a URL's path."""
     return quote(word, safe="")
 
 
 def _remote(url: str, authority: Path | None, ask: bool = True) -> "Remote":
-    """Connect to a server; log in if there is a link and no session."""
+    """Connect to a server; log in if a link is given and no session is open."""
     from sumus.operations.remote import Remote
     from sumus.server.access import Logins, config_folder
 

@@ -1,10 +1,10 @@
-"""The devices that left a server or were shut out, outside its database: a restored backup must not let them in again.
+"""The devices that have left a server or were revoked, stored outside its database: a restored backup must not admit them again.
 
     departures = Departures(data / "departed.txt")
-    departures.note(identity)              written when it happens, and on the disk when this returns
-    departures.hold(identities)            what a database does not know of it is written there
+    departures.note(identity)              on the disk when this returns
+    departures.hold(identities)            updates a database that lacks some of these departures
 
-The file has one line a device: `revoked` or `withdrawn`, its id, its population. An id is the hash of a key.
+The file has one line for each device: `revoked` or `withdrawn`, the id, the population. An id is the hash of a key.
 """
 
 import os
@@ -19,11 +19,11 @@ from sumus.storage.identities import Identities, Identity, IdentityRows
 
 _LINE = re.compile(r"(revoked|withdrawn) ([0-9a-f]{64}) (\S+)")
 _BATCH = 1000
-"""Rows that are looked at in one transaction."""
+"""The number of rows to process in one transaction."""
 
 
 class Departures:
-    """The file of departed devices. It is its owner's alone and only grows. Half a line, which a crash may leave, is ignored.
+    """The file of departed devices. Only its owner has access, and it only grows. A partial line after a crash is ignored.
 
     Args:
         path: The file.
@@ -49,7 +49,7 @@ class Departures:
             ) from error
 
     def hold(self, identities: Identities) -> None:
-        """Make a database's rows say so of each. Once more changes nothing."""
+        """Mark each departed device in a database's rows. Repeating this changes nothing."""
         left = list(self._read())
         for first in range(0, len(left), _BATCH):
             with identities.transaction() as rows:

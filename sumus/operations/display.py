@@ -1,4 +1,4 @@
-"""How a status looks in a terminal."""
+"""The display of a status in a terminal."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,14 +11,14 @@ from sumus.text import ago, amount, many
 
 _COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
 OPEN_END = 1_000_000
-"""Reports that no round is of: an edge's, which has no work yet, is of as many as the server above will let it add."""
+"""The goal from which on no goal is shown: an edge without work yet collects as many reports as the server above allows."""
 _NUMBERS = ("round", "reports", "train", "dropped")
 SOON_S = 14 * 86400.0
-"""Seconds before its end from which on a certificate is shown in red."""
+"""The seconds before its end from which a certificate is shown in red."""
 
 
 def shown(now: dict[str, Any]) -> Group:
-    """Lay out a ServerStatus for a terminal, as JSON gives it."""
+    """Format a ServerStatus, in the form of its JSON, for a terminal."""
     up = ago(now["up_s"])
     lines: list[Any] = [
         Text(
@@ -69,7 +69,7 @@ def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
 
 
 def _refusals(refused: list[dict[str, Any]]) -> Iterator[Text]:
-    """Why devices took no part in the last minutes."""
+    """Describe why devices have taken no part in recent minutes."""
     if refused:
         yield Text("in the last 10 minutes took no part:")
     for each in refused:
@@ -78,7 +78,7 @@ def _refusals(refused: list[dict[str, Any]]) -> Iterator[Text]:
 
 
 def _of_task(task: dict[str, Any]) -> Iterator[str]:
-    """Lay out a task's newest model, the newest one that was measured, what one device can do to it, and what edges do."""
+    """Describe a task's newest model, the newest measured one, the influence of one device, and the edges' part."""
     yield from _of_models(task)
     if (influence := task["influence"]) is not None:
         yield f"    {influence['said']}"
@@ -112,12 +112,12 @@ def _of_models(task: dict[str, Any]) -> Iterator[str]:
 
 
 def between(low: float | None, high: float | None) -> str:
-    """Name the bin in which a median lies. An end that is None is open."""
+    """Describe the bin that contains a median. An end that is None is open."""
     if low is None:
         return "anywhere" if high is None else f"below {high:.4g}"
     return f"above {low:.4g}" if high is None else f"{low:.4g} to {high:.4g}"
 
 
 def means(values: dict[str, float]) -> str:
-    """Metrics in a line."""
+    """Format metrics on one line."""
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items())

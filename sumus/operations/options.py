@@ -1,6 +1,6 @@
-"""Options of the commands that run a server or an edge, in groups, and the values that the library makes of them.
+"""Options of the commands that run a server or an edge, in groups, and their conversion to the library's values.
 
-Each option is declared here once. The values are those of `sumus.serve`: `Storage`, `Listening`, `ServerPolicy` and `Startup`.
+Each option is declared only here. The values are those of `sumus.serve`: `Storage`, `Listening`, `ServerPolicy` and `Startup`.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class LogForm(StrEnum):
-    """How a log is written."""
+    """The formats of a log."""
 
     text = "text"
     json = "json"
 
 
 class Promotion(StrEnum):
-    """Whether devices answer with a new model at once."""
+    """Whether new models are released to devices at once, or only when an operator promotes them."""
 
     auto = "auto"
     manual = "manual"
@@ -53,7 +53,7 @@ Memory = Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """Where a server keeps its data."""
+    """The location of a server's data."""
 
     data: Annotated[Path, typer.Option(help="Folder for all that the server keeps.")]
     database: Database = None
@@ -61,7 +61,7 @@ class StorageOptions:
     blobs: Annotated[str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models and sealed sums.")] = None
 
     def storage(self) -> "Storage":
-        """Make the library's value."""
+        """Return these options as a `Storage`."""
         from sumus.operations.service import Storage
 
         return Storage(self.data, without_secret(self.database), self.keys, self.blobs)
@@ -69,7 +69,7 @@ class StorageOptions:
 
 @dataclass(frozen=True)
 class ListenOptions:
-    """Where a server answers its devices and its operator."""
+    """The addresses at which a server answers its devices and its operator."""
 
     host: Annotated[str, typer.Option(help="Address for devices; 0.0.0.0 for all that this machine has.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")] = 8080
@@ -106,7 +106,7 @@ class ListenOptions:
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """How a server goes about its tasks."""
+    """The rules by which a server runs its tasks."""
 
     population: Annotated[str, typer.Option(help="The population's name.")] = "default"
     quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 1_000_000
@@ -130,7 +130,7 @@ class PolicyOptions:
     ] = False
 
     def policy(self, tasks: Collection[str]) -> "ServerPolicy":
-        """Make the library's value.
+        """Return these options as a `ServerPolicy`.
 
         Args:
             tasks: The names of the tasks that are served.
@@ -160,7 +160,7 @@ class PolicyOptions:
 
 @dataclass(frozen=True)
 class LinkOptions:
-    """The links that a server makes when it begins."""
+    """The links that a server makes when it starts."""
 
     tokens: Annotated[
         int, typer.Option(min=0, help="Make so many links, each for one device, or for --uses of them.")
@@ -178,7 +178,7 @@ class LinkOptions:
     edge_file: Annotated[Path | None, typer.Option(help="Where these links are written, one a line.")] = None
 
     def check(self) -> None:
-        """Refuse links for edges without a file, and a file without such links.
+        """Refuse links for edges without a file for them, and a file without such links.
 
         Raises:
             UsageError: One of the two options is given without the other.
@@ -189,7 +189,7 @@ class LinkOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What a server prints."""
+    """The output of a server."""
 
     log: Annotated[LogForm, typer.Option(help="How the log on standard error is written.")] = LogForm.text
     quiet: Annotated[bool, typer.Option(help="Print no line for each model.")] = False
@@ -205,11 +205,11 @@ class OutputOptions:
 
     @property
     def say(self) -> Callable[[str], None] | None:
-        """What prints a line of progress; None if no such line is wanted."""
+        """The function that prints a line of progress; None if progress is not wanted."""
         return None if self.quiet or self.as_json else echo
 
     def startup(self, links: LinkOptions, rounds: int | None = None) -> "Startup":
-        """Make the library's value.
+        """Return these options as a `Startup`.
 
         Args:
             links: The links that the server makes.
@@ -229,15 +229,15 @@ class OutputOptions:
         )
 
     def _show(self, opened: "ServerOpened") -> None:
-        """Print how to reach the server."""
+        """Print how to connect to the server."""
         echo(*([json.dumps(dataclasses.asdict(opened))] if self.as_json else opened.shown()))
 
 
 def without_secret(database: str | None) -> str | None:
-    """Give a database's URL.
+    """Return a database's URL, unless it contains a secret.
 
     Raises:
-        UsageError: The URL in the command holds a password, which others on the machine could read; or the text is no URL.
+        UsageError: The URL in the command contains a password, which others on the machine could read; or the text is not a URL.
     """
     try:
         parts = urlsplit(database or "")
@@ -256,7 +256,7 @@ def priorities_of(words: list[str]) -> dict[str, int]:
     """Read priorities from words such as `health=2`, by task.
 
     Raises:
-        UsageError: A word has another form.
+        UsageError: A word does not have this form.
     """
     found: dict[str, int] = {}
     for word in words:

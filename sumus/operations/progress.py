@@ -1,4 +1,4 @@
-"""What a running server says: how to reach it, and a line for each new model."""
+"""The output of a running server: how to connect to it, and a line for each new model."""
 
 import json
 import queue
@@ -24,17 +24,17 @@ ENOUGH = "it has all the models that it was to have"
 
 @dataclass(frozen=True)
 class ServerOpened:
-    """Where a server answers.
+    """The addresses and links of a server that has opened.
 
     Attributes:
         url: The address for devices.
-        mode: What the server sees of updates, in words.
+        mode: A description of the updates that the server can see.
         admin_url: The address for the operator.
-        login: A link with which the operator logs in once.
-        enrolment: Links for devices, one a line; None if none were asked for, or if they were written to a file.
+        login: A link with which the operator can log in once.
+        enrolment: Links for devices, one per line; None if none were requested, or if they were written to a file.
         pin: The SHA-256 of the certificate that devices pin; empty if they pin none.
         tasks: The ids of plans, by task.
-        notes: What the operator should know.
+        notes: Notes for the operator.
     """
 
     url: str
@@ -47,7 +47,7 @@ class ServerOpened:
     notes: tuple[str, ...] = ()
 
     def shown(self) -> list[str]:
-        """Give the lines that the operator sees when the server begins."""
+        """Return the lines that the operator sees when the server starts."""
         lines = [f"sumus serves {many(len(self.tasks), 'task')} at {self.url}; {self.mode}"]
         lines += [f"  task     {name}: plan {id}" for name, id in self.tasks.items()]
         lines.append(
@@ -62,13 +62,13 @@ class ServerOpened:
 
 
 class ServerProgress:
-    """Says a line for each new model, and ends the server once there are enough. Its methods run on the deciding thread.
+    """Prints a line for each new model, and ends the server once it has enough. Its methods run on the deciding thread.
 
     Args:
         server: The server.
-        say: Is told each line.
-        rounds: The number of models after which a task only measures what it has; None for no end.
-        end: Ends the server.
+        say: Called with each line.
+        rounds: The number of models after which a task only measures its models; None for no end.
+                end: Ends the server.
     """
 
     def __init__(self, server: Server, say: Callable[[str], None], rounds: int | None, end: Callable[[], None]) -> None:
@@ -79,7 +79,7 @@ class ServerProgress:
         self._troubles: dict[tuple[str, str], str] = {}
 
     def look(self) -> None:
-        """Say what is new, and end the server if each task has enough models."""
+        """Report new models, and end the server if each task has enough models."""
         for task in self._makers:
             for version in range(self._versions[task.name] + 1, task.training.version + 1):
                 self._say(_model_line(task.name, task.training.model(version), task.training))
@@ -123,7 +123,7 @@ def _measured_line(task: str, model: Model) -> str:
 
 @contextmanager
 def spoken(say: Callable[[str], None] | None) -> Generator[Callable[[str], None], None, None]:
-    """Say lines in a thread of their own: if a terminal is held, nothing else may be."""
+    """Print lines in a thread of their own: a terminal that is paused must not block anything else."""
     if say is None:
         yield lambda line: None
         return

@@ -1,11 +1,11 @@
-"""An admin's requests to a server that runs elsewhere.
+"""An operator's requests to a server that runs elsewhere.
 
     remote = Remote("http://127.0.0.1:8081", Logins(config_folder(os.environ)))
-    remote.log_in(link)                                        once; the session is remembered for its twelve hours
+    remote.log_in(link)                                        once; the session is saved for its twelve hours
     remote.ask("GET", "/v1/admin/status")                      the answer's JSON
-    remote.fetch("/v1/admin/models/health/7", sha256, path)    a file, whole or not at all
+    remote.fetch("/v1/admin/models/health/7", sha256, path)    a file, complete or not written
 
-Every failure is told in a sentence: no server answers, the address is the devices' one, or the session has ended.
+Every failure is explained in a sentence: no server answers, the address is the one for devices, or the session has ended.
 """
 
 import hashlib
@@ -28,17 +28,17 @@ from sumus.transport.transport import why_unreached
 
 PATIENCE = 30.0
 MOST = 64 * 2**20
-"""Bytes of an answer in JSON."""
+"""The most bytes of an answer in JSON."""
 _PIECE = 2**20
 
 
 class Remote:
-    """One server's admin plane, as an operator's program asks it.
+    """A client for one server's admin plane.
 
     Args:
         url: The plane's address.
         logins: The operator's sessions.
-        authority: The file of a certificate that the server's must come from; None for those of the system.
+        authority: The file of a certificate that must have issued the server's; None for those of the system.
     """
 
     def __init__(self, url: str, logins: Logins, authority: Path | None = None) -> None:
@@ -52,45 +52,45 @@ class Remote:
 
     @property
     def logged_in(self) -> bool:
-        """Whether there is a session, which may have ended."""
+        """Whether a session is saved; it may have expired."""
         return self._logins.session(self.url) is not None
 
     def log_in(self, link: str) -> None:
-        """Use up a link, and remember the session."""
+        """Use up a link to log in, and save the session."""
         url, code = code_of(link)
         if url != self.url:
             raise UsageError(f"this link is for {url}, not {self.url}: give the URL that the link begins with")
         self._logins.keep(self.url, self.ask("POST", "/v1/admin/login", {"code": code}, known=False)["session"])
 
     def log_out(self) -> None:
-        """End the session, here and there."""
+        """End the session, both here and on the server."""
         if self.logged_in:
             self.ask("POST", "/v1/admin/logout")
             self._logins.forget(self.url)
 
     def ask(self, method: str, path: str, body: Any = None, known: bool = True) -> Any:
-        """Ask for an answer in JSON.
+        """Request an answer in JSON.
 
         Args:
             method: GET or POST.
             path: The path.
-            body: The body, made to JSON; None for none.
-            known: Whether the session is shown.
+            body: The body, which is encoded as JSON; None for none.
+            known: Whether to send the session's credentials.
 
         Raises:
-            ExperimentError: The answer is an error, or there is none.
+            ExperimentError: The answer is an error, or no answer comes.
         """
         with self._asked(method, path, body, known) as response, self._reached():
             return _json(response.read(MOST))
 
     def fetch(self, path: str, sha256: str, output: Path) -> int:
-        """Write the body of an answer to a new file, in pieces. The file is there whole, with its hash, or not at all.
+        """Write the body of an answer to a new file, in pieces. The file appears only when it is complete and has the right hash.
 
         Returns:
             The number of bytes.
 
         Raises:
-            ExperimentError: The answer is an error, its hash is another one, or the file cannot be written or is there already.
+            ExperimentError: The answer is an error, its hash is wrong, or the file cannot be written or exists already.
         """
         part = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
         try:
@@ -113,7 +113,7 @@ class Remote:
 
     @contextmanager
     def _asked(self, method: str, path: str, body: Any, known: bool) -> Generator[http.client.HTTPResponse, None, None]:
-        """Ask, and give an answer without an error while it is read. ExperimentError is raised for every other one."""
+        """Send a request, and yield a successful answer for reading. ExperimentError is raised for every other answer."""
         headers = {"Content-Type": "application/json"}
         if known:
             session = self._logins.session(self.url)
@@ -190,7 +190,7 @@ def _json(body: bytes) -> Any:
 
 
 def _named(part: Path, output: Path) -> None:
-    """Give a whole file its name, and take no other file's place: a rename alone would. FileExistsError."""
+    """Give a complete file its name. Raise FileExistsError if the name is taken; a plain rename would replace that file."""
     try:
         os.link(part, output)
     except FileExistsError:
@@ -201,7 +201,7 @@ def _named(part: Path, output: Path) -> None:
 
 
 def _written(response: http.client.HTTPResponse, sha256: str, part: Path, url: str) -> int:
-    """Write a body to a new file, no more than it announced; bytes."""
+    """Write a body to a new file, up to its announced length; return the number of bytes."""
     announced, got, hashed = whole_number(response.headers.get("content-length", "")), 0, hashlib.sha256()
     cut = ExperimentError(f"the answer of {url} was cut off, or is not what it announced: run the same again")
     if announced is None:

@@ -1,6 +1,6 @@
 """`sumus serve`: a server as a process, from opening its folder to its last answer.
 
-    sumus.serve(plan, storage="DIR")                              until Ctrl-C
+    sumus.serve(plan, storage="DIR")                              runs until Ctrl-C
     sumus.serve(
         "PLAN.sumus",
         storage=sumus.Storage("DIR", keys="/other/volume/keys"),
@@ -9,8 +9,8 @@
         startup=sumus.Startup(tokens=100, token_file="LINKS"),
     )
 
-A server that is told to stop lets nobody new in, answers those who wait, and commits what was sent. If it ends in any other way,
-nothing is lost that was acknowledged.
+A server that is told to stop accepts no new requests, answers those that wait, and commits the reports that were sent. If it
+ends in any other way, all acknowledged data are safe.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ from sumus.wire.messages import Refused
 
 LOG = logger("sumus.serve")
 MOST_BEHIND_AN_EDGE = 10_000
-"""The number of devices for which an edge may speak that enrols with a link made at a start."""
+"""The most devices behind one edge, for an edge that enrols with a link made at startup."""
 
 What: TypeAlias = Plan | Bundle | str | Path
 """A plan with its task's code, a bundle, or a bundle's file."""
@@ -57,17 +57,17 @@ What: TypeAlias = Plan | Bundle | str | Path
 
 @dataclass(frozen=True)
 class Startup:
-    """What a server does when it begins, and when it ends.
+    """A server's actions when it starts, and when it stops.
 
     Attributes:
         tokens: The number of links for devices that the server makes.
         uses: The number of devices that each of these links lets in.
-        token_file: The file to which these links are written, one a line; None if they are shown to the operator instead.
+        token_file: The file to which these links are written, one per line; None if they are shown to the operator instead.
         rounds: The number of models after which the server stops; None for never.
         edges: The number of links for edges that the server makes, each for one edge.
-        edge_file: The file to which the links for edges are written, one a line.
-        say: Is told a line of progress; None for silence.
-        ready: Is called once both planes answer.
+        edge_file: The file to which the links for edges are written, one per line.
+        say: Called with each line of progress; None for silence.
+        ready: Called once both planes answer.
     """
 
     tokens: int = 0
@@ -98,20 +98,20 @@ def serve(
     log: Form = "text",
     quiet: bool = False,
 ) -> None:
-    """Serve tasks until the process is told to stop, or each has `startup.rounds` models.
+    """Serve tasks until the process is told to stop, or until each has `startup.rounds` models.
 
     Args:
-        what: Plans of your own file, bundles, or files of bundles. Each is a task, by its name.
-        storage: Where the server keeps its data, or just its folder; None for memory, which is lost when the process ends.
-        listen: Where devices and the operator reach the server; "HOST:PORT" is short for `Listening(host, port)`.
-        policy: How the server goes about its tasks.
-        startup: Links that it makes when it begins, and when it ends. Progress and links are printed, unless this says otherwise.
-        seed: The seed of a plan's first model.
-        log: How the log on standard error is written.
-        quiet: Whether no line of progress is printed.
+        what: Plans from your own file, bundles, or bundle files. Each is a task under its own name.
+        storage: The location of the server's data, or just its folder; None for memory, which is lost when the process ends.
+        listen: The addresses for devices and the operator; "HOST:PORT" is short for `Listening(host, port)`.
+        policy: The rules by which the server runs its tasks.
+        startup: The links that it makes at startup, and when it stops. By default, progress and links are printed.
+        seed: The seed for a plan's first model.
+        log: The format of the log on standard error.
+        quiet: Whether to print no progress.
 
     Raises:
-        UsageError: Options do not fit together, or others could read along.
+        UsageError: Options do not fit together, or others could read the traffic.
         ExperimentError: The server cannot be opened.
     """
     expect_no_loop("a server", "`sumus serve`")
@@ -133,12 +133,12 @@ def serve(
 
 
 def _show(opened: ServerOpened) -> None:
-    """Print how to reach a server."""
+    """Print how to connect to a server."""
     echo(*opened.shown())
 
 
 def bundles_of(what: Sequence[What], seed: int = 0) -> dict[str, Bundle]:
-    """Make bundles of plans, and read those of files; by task."""
+    """Make bundles from plans, and read bundle files; return them by task."""
     if not what:
         raise UsageError("there is nothing to serve: give a plan, or the file of a bundle")
     found: dict[str, Bundle] = {}
@@ -178,7 +178,7 @@ def _read(path: str | Path) -> Bundle:
 def run(
     bundles: Mapping[str, Bundle], storage: Storage, policy: ServerPolicy, listen: Listening, startup: Startup
 ) -> None:
-    """Serve, until the process is told to stop."""
+    """Run a server until the process is told to stop."""
     keep(lambda authority: open_service(bundles, storage, policy, authority), storage.data, listen, startup)
 
 
@@ -186,10 +186,10 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
     """Open a service, and keep it running until the process is told to stop.
 
     Args:
-        opens: Opens the service. It is given the certificate that devices pin, PEM, if that is made here, else None.
+        opens: Opens the service. Its argument is the certificate (PEM) that devices pin, if it was made here; else None.
         data: The service's folder; None for one that is deleted when the process ends.
-        listen: Where the service answers.
-        startup: What it does when it begins, and when it ends.
+        listen: The addresses at which the service answers.
+        startup: The service's actions when it starts, and when it stops.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # each device that waits holds a file open
@@ -237,9 +237,9 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
 
 @contextmanager
 def _spared_collections() -> Generator[None, None, None]:
-    """Hide the objects that the start of a server has made from the garbage collector, for the length of a block.
+    """Exclude the objects that a server's startup has made from garbage collection, for the length of a block.
 
-    They live as long as the server. A full collection would otherwise visit all of them: 90 ms in which nobody is answered, again
+    They live as long as the server. A full collection would otherwise visit all of them: the server would pause for 90 ms, again
     and again under a flood of requests.
     """
     gc.collect()
@@ -257,7 +257,7 @@ async def _answer(
     say: Callable[[str], None],
     opened: Callable[[], ServerOpened],
 ) -> None:
-    """Let both planes answer until the server is told to stop. Until it has recovered, they answer "not ready"."""
+    """Run both planes until the server is told to stop. Until it has recovered, they answer "not ready"."""
     server, over = service.server, asyncio.Event()
     loop = asyncio.get_running_loop()
 

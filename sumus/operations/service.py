@@ -1,4 +1,4 @@
-"""A server with all that belongs to it: its storage, what decides, and what answers devices.
+"""A server with all its parts: its storage, the part that decides, and the application that answers devices.
 
 service = open_service({"health": bundle}, Storage(data=Path("DIR")))
 service.start()
@@ -6,12 +6,12 @@ service.start()
 service.close()
 
 DIR/sumus.db    rows (or a PostgreSQL)          DIR/blobs    plans and models          DIR/sums    sealed partial sums
-DIR/keys        the key ring                    DIR/head.json    what was published last, outside the database
-DIR/lock        held while a server runs        DIR/departed.txt    who left or was shut out, outside the database
-DIR/replica     its name among those that share the database
+DIR/keys        the key ring                    DIR/head.json    the last published versions, outside the database
+DIR/lock        held while a server runs        DIR/departed.txt    devices that left or were revoked, outside the database
+DIR/replica     the server's name among those that share the database
 
-Servers share rounds if they share a PostgreSQL, the key ring and the blobs; the sums then lie below the blobs. A server that
-joins others must have all of these and serve the same tasks, or it does not start.
+Servers share rounds if they share a PostgreSQL database, the key ring and the blobs; the sums are then stored with the blobs.
+A server that joins others must have all of these and serve the same tasks, or it does not start.
 """
 
 import dataclasses
@@ -70,14 +70,14 @@ DEPARTED = "departed.txt"
 
 @dataclass(frozen=True)
 class Storage:
-    """Where a server keeps its data.
+    """The location of a server's data.
 
     Attributes:
         data: The server's folder; None for memory, which is lost when the process ends.
         database: The URL of a database; None for SQLite in the folder.
         keys: A folder for the key ring, better on another volume; None for one in the server's folder.
         blobs: A folder or a URL for plans, models and sealed sums; None for the server's folder.
-        lease: The seconds for which one of several servers that share a database leads, unless it renews its lease.
+        lease: The seconds after which another server with the same database may lead if the leader has not renewed its lease.
     """
 
     data: Path | None = None
@@ -94,19 +94,19 @@ class Storage:
 
 @dataclass(frozen=True)
 class ServerPolicy:
-    """How a server goes about its tasks.
+    """The rules by which a server runs its tasks.
 
     Attributes:
-        population: The name of its devices' population.
+        population: The name of the devices' population.
         quota: The number of devices that may enrol.
-        evaluate: How devices measure models; None if they measure none.
-        releases: Whether devices answer with a new model at once, without waiting for an operator to promote it.
-        warm_start: Whether a task whose leaves or data have changed begins with those values of the old model that fit.
-        spool: Whether plans are served that need each update apart. An update then lies sealed on the disk until its round ends.
-        priority: By task; the higher, the earlier devices are asked to work on the task.
-        memory: The most bytes of memory for bodies on their way.
-        group: The seconds for which the server collects reports before it decides them together; see `server.GROUP`.
-        limits: The requests a second that are answered; None for the usual ones.
+        evaluate: The rules for measuring models on devices; None if devices measure none.
+        releases: Whether devices predict with a new model at once, without waiting for an operator to promote it.
+        warm_start: Whether a task whose leaves or data have changed starts with the values of the old model that still fit.
+        spool: Whether to serve plans that need each update separately. An update is then sealed on the disk until its round ends.
+        priority: Priorities by task; devices are asked first to work on the tasks with higher ones.
+        memory: The most bytes of memory for bodies in transit.
+        group: The seconds for which the server collects reports before it decides on them together; see `server.GROUP`.
+        limits: The limits on requests per second; None for the default ones.
     """
 
     population: str = "default"
@@ -122,9 +122,9 @@ class ServerPolicy:
 
 
 class Shared:
-    """What servers of one database share besides rows: a secret, wrapped by the key ring, and blobs.
+    """The data, in addition to rows, that servers with one database share: a secret, wrapped by the key ring, and blobs.
 
-    By the secret they find out whether they have the same ring and the same blobs.
+    The secret shows whether they have the same ring and the same blobs.
 
     Args:
         store: The rows that hold the wrapped secret.
@@ -133,7 +133,7 @@ class Shared:
     """
 
     _NOTE = "/shared"
-    """The name of the note; no task has it."""
+    """The note's name, which no task can have."""
 
     def __init__(self, store: Store, ring: KeyRing, blobs: Blobs) -> None:
         self._store, self._ring, self._blobs = store, ring, blobs
@@ -145,7 +145,7 @@ class Shared:
             The secret.
 
         Raises:
-            ExperimentError: Other servers have another ring, other blobs or other tasks.
+            ExperimentError: Other servers have a different ring, different blobs or different tasks.
         """
         with self._store.transaction() as rows:  # one after the other, so that each sees those before
             others = replica.others(rows)
@@ -168,14 +168,14 @@ class Shared:
         return secret
 
     def wrap_again(self, fence: int | None) -> None:
-        """Wrap the secret by the newest key. TakenOver is raised if another server leads."""
+        """Wrap the secret with the newest key. TakenOver is raised if another server leads."""
         with self._store.transaction() as rows:
             if rows.run().fence != fence:
                 raise TakenOver
             self._write(rows, self._secret(rows, ()))
 
     def _secret(self, rows: Rows, others: Sequence[PresentReplica]) -> bytes:
-        """Unwrap the secret. If the ring has no key for it any more and no other server uses it, make a new one."""
+        """Unwrap the secret. If the ring no longer has its key and no other server uses it, make a new one."""
         wrapped = rows.note(OF_THE_RUN, self._NOTE)
         try:
             if wrapped is not None:
@@ -193,33 +193,33 @@ class Shared:
 
 
 class WayUp(Protocol):
-    """The way from an edge to the server above it."""
+    """An edge's connection to the server above it."""
 
     def start(self) -> None:
-        """Begin to use the way; the edge's own server has started."""
+        """Start to use the connection; the edge's own server has started."""
         ...
 
     def status(self) -> AboveStatus:
-        """Return how the server above answers."""
+        """Return the state of the connection to the server above."""
         ...
 
     def close(self) -> None:
-        """Use the way no more; the edge's own server has not stopped yet."""
+        """Stop using the connection; the edge's own server has not stopped yet."""
         ...
 
 
 class Service:
-    """All that belongs to a server, as `open_service` opens it.
+    """The parts of a server, as `open_service` opens them.
 
     Attributes:
-        server: Decides.
-        blobs: Plans and models.
-        room: Memory for bodies on their way.
-        ring: Wraps the keys of rounds.
-        shared: What servers of one database share.
+        server: The server, which makes all decisions.
+        blobs: The plans and models.
+        room: The memory for bodies in transit.
+        ring: The key ring, which wraps the keys of rounds.
+        shared: The data that servers with one database share.
         device_app: The device plane, an ASGI application.
-        notes: What the operator should know.
-        certificate: The certificate that the server shows; None if it shows none.
+        notes: Notes for the operator.
+        certificate: The server's certificate; None if it has none.
     """
 
     def __init__(
@@ -239,17 +239,17 @@ class Service:
         self.certificate: Certificate | None = None
 
     def start(self) -> None:
-        """Recover, and decide from now on."""
+        """Recover, and start to decide."""
         self.server.start()
         if self._way_up is not None:
             self._way_up.start()
 
     def above(self) -> AboveStatus | None:
-        """Return how the server above an edge answers; None if there is no server above."""
+        """Return the state of an edge's connection to the server above; None if this server is not an edge."""
         return None if self._way_up is None else self._way_up.status()
 
     def close(self) -> None:
-        """Answer every request that waits, and close everything."""
+        """Answer all waiting requests, and close everything."""
         if self._way_up is not None:
             self._way_up.close()
         self.server.stop()
@@ -260,8 +260,8 @@ class Stores:
     """The stores of a server: rows, blobs and keys.
 
     Args:
-        storage: Where they lie.
-        stack: Closes them.
+        storage: The location of the stores.
+        stack: The exit stack that closes the stores.
         shares: Whether other servers may use the same database.
     """
 
@@ -295,13 +295,13 @@ class Stores:
         return sorted(self._stores) if self._sql is None else self._sql.runs()
 
     def store(self, run: str) -> Store:
-        """Give the rows of a run."""
+        """Return the rows of a run."""
         if self._sql is None:
             return self._stores.setdefault(run, MemoryStore())
         return self._sql.beside(run)
 
     def sums(self, run: str) -> Blobs:
-        """Give the sealed sums of a run."""
+        """Return the sealed sums of a run."""
         if self.data is None:
             return self._sums.setdefault(run, MemoryBlobs())
         if "://" in str(self._below):
@@ -317,17 +317,17 @@ def open_service(
     authority: bytes | None = None,
     seeds: Callable[[str], Seeds] = lambda task: any_seed,
 ) -> Service:
-    """Open all that belongs to a server. What it kept before goes on.
+    """Open all parts of a server. It continues from its stored state.
 
     Args:
         bundles: The tasks, by name.
-        storage: Where the server keeps its data.
-        policy: How it goes about its tasks.
-        authority: The certificate that devices pin, PEM, if the server made its own.
-        seeds: Gives, by task and round, the seed that a round's sums share; random ones by default.
+        storage: The location of the server's data.
+        policy: The rules by which it runs its tasks.
+        authority: The certificate (PEM) that devices pin, if the server made its own.
+        seeds: Returns, for a task and a round, the seed that the round's sums share; random by default.
 
     Raises:
-        ExperimentError: Such a server cannot be opened.
+        ExperimentError: The server cannot be opened.
     """
     if not _NAME.fullmatch(policy.population):
         raise ExperimentError(
@@ -372,7 +372,7 @@ def _task(
     seeds: Seeds,
     notes: list[str],
 ) -> tuple[ServedTask, Callable[[float], None]]:
-    """Make a task as it is served, and what begins it. If leaves or data have changed, the task is another version."""
+    """Make a served task, and the function that starts it. If its leaves or data have changed, it becomes a new version."""
     plan = bundle.plan
     if plan.trusts_devices is None:  # its metrics would count any number of predictions
         raise ExperimentError(
@@ -435,13 +435,13 @@ def _task(
 
 
 def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[int, str]:
-    """Find the version of a task, and the name of the version before it on the wire.
+    """Find the version of a task, and the wire name of the previous version.
 
     Args:
         name: The task.
         plan: Its plan.
-        store: Remembers the versions.
-        write: Whether a new version is remembered.
+        store: The store of the versions.
+        write: Whether to store a new version.
     """
     fingerprint = plan.description.fingerprint
     with store.transaction() as rows:
@@ -456,7 +456,7 @@ def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[
 
 
 def _warm(shared: Tree, before: str, kept: Stores) -> tuple[Tree, int]:
-    """Take the first values of leaves from the version before, if name and shape are the same; and count these leaves."""
+    """Take leaves' first values from the previous version, if name and shape are equal; also return the number of such leaves."""
     with kept.store(f"{before}.train").transaction() as rows:
         model: Model | None = rows.model(rows.run().version)
     if model is None:
@@ -467,7 +467,7 @@ def _warm(shared: Tree, before: str, kept: Stores) -> tuple[Tree, int]:
 
 
 def _serves(tasks: Sequence[ServedTask], policy: ServerPolicy) -> str:
-    """Hash what servers that share rounds must have in common."""
+    """Hash the settings that servers with shared rounds must have in common."""
     evaluate = None if policy.evaluate is None else dataclasses.asdict(policy.evaluate)
     plans = {task.name: [task.training.plan.id, task.priority] for task in tasks}
     text = canonical_json([policy.population, evaluate, policy.releases, plans])
@@ -475,7 +475,7 @@ def _serves(tasks: Sequence[ServedTask], policy: ServerPolicy) -> str:
 
 
 def _name(path: Path) -> str:
-    """Read the name of a server's folder among others; it is made when it is first used."""
+    """Read the server's name among servers that share a database; it is made when it is first needed."""
     if not path.exists():
         write_whole(path, f"{socket.gethostname()}-{secrets.token_hex(2)}".encode(), lasting=True)
     return path.read_text()
@@ -486,7 +486,7 @@ def _mib(nbytes: int) -> int:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder of the server's own if it is not there. ExperimentError is raised if others may open it."""
+    """Make a folder of the server's own if it does not exist. ExperimentError is raised if other users can access it."""
     try:
         make_private_folder(folder)
         mode = folder.stat().st_mode
@@ -500,7 +500,7 @@ def make_private(folder: Path) -> None:
 
 
 def _lock(path: Path) -> Callable[[], None]:
-    """Lock a file, so that no second server uses its folder; give the function that unlocks it."""
+    """Lock a file, so that no second server uses its folder; return the function that unlocks it."""
     try:
         return lock_file(path)
     except LockHeldError:
@@ -524,7 +524,7 @@ def _heads(tasks: list[ServedTask]) -> dict[str, Any]:
 
 
 def _check_head(path: Path, tasks: list[ServedTask]) -> None:
-    """Refuse a database that is older than what was published: noise that it would spend again was spent before."""
+    """Refuse a database that is older than the published versions: noise that it counts as unspent was spent already."""
     if not path.exists():
         return
     try:
@@ -543,7 +543,7 @@ def _check_head(path: Path, tasks: list[ServedTask]) -> None:
 
 
 def _head_writer(path: Path, tasks: list[ServedTask]) -> Callable[[], None]:
-    """Make a function that writes what was published, if that has changed."""
+    """Return a function that writes the published versions, if they have changed."""
     written: dict[str, Any] = {}
 
     def write() -> None:
@@ -557,9 +557,9 @@ def _head_writer(path: Path, tasks: list[ServedTask]) -> Callable[[], None]:
 
 
 def reconcile(storage: Storage) -> dict[str, int]:
-    """Go on from a database that was put back from a backup.
+    """Continue from a database that was restored from a backup.
 
-    Each task's noise epoch grows beyond what was published, and open rounds are given up, since their sums are of another time.
+    Each task's noise epoch is raised above the published one. Open rounds are given up: their sums do not match the database.
 
     Returns:
         The epochs, by task.
@@ -589,7 +589,7 @@ def reconcile(storage: Storage) -> dict[str, int]:
 
 
 def _give_up(rows: Rows) -> None:
-    """Abandon open rounds and sessions: their sums are lost."""
+    """Abandon open rounds and sessions, since their sums are lost."""
     ended = [row for row in rows.rounds() if row.state is not State.PLANNED and not row.over]
     for row in ended:
         rows.put_round(changed(row, state=State.ABANDONED, reason="restored"))

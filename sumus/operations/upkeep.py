@@ -1,4 +1,4 @@
-"""What a server does beside its work: it turns its keys, notes when devices were heard of, and watches that it is not stuck."""
+"""A server's upkeep: it rotates keys, records when devices were last seen, and ends a process that is stuck."""
 
 import asyncio
 import faulthandler
@@ -19,7 +19,7 @@ from sumus.wire.messages import Refused
 
 LOG = logger("sumus.upkeep")
 STUCK_S = 120.0
-"""Seconds after which one decision is taken for stuck, and the process ends: it may hold a lock that others wait for."""
+"""The seconds after which a decision counts as stuck, and the process ends: it may hold a lock that others wait for."""
 EXIT_STUCK = 70
 HOUR = 3600.0
 
@@ -30,11 +30,11 @@ def keys_turned(
     """Add a key, and destroy those that no round needs any more. Call this on the deciding thread.
 
     Args:
-        ring: The keys.
+        ring: The key ring.
         runs: The runs, whose open rounds need keys.
-        wrap_again: Wraps by the newest key what an older one wraps, besides the keys of rounds.
-        spare: The number of newest keys that are kept besides, since another replica, whose disk shows the folder a little later,
-            may still use them.
+        wrap_again: Wraps again, with the newest key, the secret that an older one wraps; the keys of rounds are not affected.
+        spare: The number of newest keys to keep in addition, since another replica, whose disk shows the folder a little
+            later, may still use them.
 
     Returns:
         The ids of the destroyed keys.
@@ -49,7 +49,7 @@ def keys_turned(
 
 
 def turn_keys(service: Service) -> None:
-    """Turn the keys, on one of the servers that share the ring."""
+    """Rotate the keys, on one of the servers that share the ring."""
     server = service.server
     if server.leads:
         runs = [each for task in server.tasks for each in task.runs]
@@ -59,8 +59,8 @@ def turn_keys(service: Service) -> None:
 async def keep_house(service: Service, pause: float = HOUR) -> None:
     """Do the upkeep until the task is cancelled.
 
-    Keys are turned, and a certificate's end is warned of, at the start and once a day. The day on which devices were heard of is
-    written once an hour. If a step fails, it is done again soon.
+    At the start and once a day, keys are rotated, and a certificate that expires soon causes a warning. The days on which devices
+    were last seen are written once an hour. If a step fails, it is soon tried again.
     """
     hour = 0
     while True:
@@ -79,7 +79,7 @@ async def keep_house(service: Service, pause: float = HOUR) -> None:
 
 
 def watch(server: Server, over: threading.Event, limit: float = STUCK_S, end: Callable[[int], Any] = os._exit) -> None:
-    """End the process if one decision takes too long: it may be in a transaction, and others wait for it."""
+    """End the process if one decision takes too long: it may be in a transaction that others wait for."""
     while not over.wait(limit / 20):
         if server.stuck_s > limit:
             LOG.critical("a decision has taken more than %.0f s: the process ends, so that nobody waits for it", limit)

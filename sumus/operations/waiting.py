@@ -1,9 +1,9 @@
-"""Waits until a server can open: when a machine starts, the database or the server above an edge may not be there yet.
+"""Waiting until a server can open: when a machine starts, the database or the server above an edge may not be ready yet.
 
     service = once_there(lambda: open_service(bundles, where))
 
-The function that opens the service is called again and again, each time a little later, and the log says what is missing. An
-error that a person must mend is raised at once.
+The function that opens the service is called repeatedly, after longer and longer waits, and the log says what is missing. An
+error that a person must fix is raised at once.
 """
 
 import time
@@ -19,9 +19,9 @@ from sumus.transport.transport import Unreachable
 LOG = logger("sumus.serve")
 T = TypeVar("T")
 FIRST, LONGEST = 1.0, 30.0
-"""Seconds until the second attempt, and between two attempts at most."""
+"""The seconds before the second attempt, and the most between two attempts."""
 SAID = 300.0
-"""Seconds after which the same reason is said again."""
+"""The seconds after which the same reason is logged again."""
 
 
 def once_there(
@@ -29,18 +29,18 @@ def once_there(
     sleep: Callable[[float], Any] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """Open something as soon as what it needs is there.
+    """Open something as soon as its requirements are available.
 
     Args:
         opens: Opens it, and leaves nothing behind if it raises.
-        sleep: Is given the seconds until the next attempt.
-        clock: Seconds that do not go back.
+        sleep: Called with the seconds until the next attempt.
+        clock: Returns seconds that never go backwards.
 
     Returns:
-        What was opened.
+        The result of `opens`.
 
     Raises:
-        SumusError: Something that waiting does not mend.
+        SumusError: An error that waiting does not resolve.
     """
     wait, said, since = FIRST, "", clock()
     while True:
