@@ -1,4 +1,4 @@
-"""Pacing decides who takes part in a round, and when: a plan fixes it, and `protocol.round` carries it out.
+"""Pacing decides which devices take part in a round, and when: a plan fixes it, and `protocol.round` carries it out.
 
     Pacing(cohort=64, over_select=1.3, deadline=600)       synchronous: a round sums over the first 64 of 84 devices
     Pacing(cohort=10, concurrency=100)                     buffered: 100 devices train, and every 10 reports are a sum
@@ -54,7 +54,7 @@ _NONE = Conditions()
 @record("pacing")
 @dataclass(frozen=True)
 class Pacing:
-    """Who takes part in a round, and when.
+    """Which devices take part in a round, and when.
 
     Attributes:
         cohort: The number of reports that a round sums over; for a buffer, K.

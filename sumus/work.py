@@ -427,7 +427,8 @@ def sgd(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local SGD: one epoch unless `epochs` or `steps` is given; the optimizer's state starts afresh each round.
+    """Return client work by local SGD: one epoch unless `epochs` or `steps` is given; the optimizer's state starts afresh each
+    round.
 
     Args:
         lr: The learning rate of each round.
@@ -460,7 +461,9 @@ def adam(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local Adam; its moments start afresh each round and never leave the device. The other arguments are as in `sgd`."""
+    """Return client work by local Adam, whose moments start afresh each round and never leave the device. The other arguments
+    are as in `sgd`.
+    """
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay), weight_decay, leaves, *amount)
 
@@ -479,6 +482,6 @@ def adamw(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local AdamW: weight decay is applied apart from the gradient. The other arguments are as in `sgd`."""
+    """Return client work by local AdamW: weight decay is applied apart from the gradient. The other arguments are as in `sgd`."""
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay, decoupled=True), weight_decay, leaves, *amount)

@@ -110,7 +110,7 @@ class LocalClients:
         broadcast: Broadcast,
         received: RoundReports,
     ) -> None:
-        """Let each site's clients do its rounds among themselves, and add the sum that the site sends up.
+        """Run each site's rounds among its clients, and add the sum that the site sends up.
 
         The result of a client is that of the site's last round.
         """

@@ -2,9 +2,9 @@
 
     history = simulate(..., compute=Compute(through="wire"))
 
-Who takes part, what is evaluated and what is recorded is as in any simulation; but here a client checks in, fetches the plan
-and the model, trains, signs its report and sends it, and the server counts, commits and publishes. The same keys give the same
-bits as a simulation in memory.
+Participation, evaluation and records are as in any simulation; but here a client checks in, fetches the plan and the
+model, trains, signs its report and sends it, and the server counts, commits and publishes. The same keys give the same bits as
+a simulation in memory.
 """
 
 from collections.abc import Iterable, Sequence

@@ -77,8 +77,10 @@ class AttackedPopulation(Population):
 def label_flip(
     population: Mapping[Any, Examples], classes: int, share: float = 0.2, seed: int = 0
 ) -> AttackedPopulation:
-    """Attackers train on wrong labels: class c becomes classes − 1 − c. [Tolpegin et al. 2020, arXiv:2007.08432, the form
-    of Fang et al. 2020, arXiv:1911.11815]"""
+    """Return a population whose attackers train on wrong labels: class c becomes classes − 1 − c.
+
+    [Tolpegin et al. 2020, arXiv:2007.08432, the form of Fang et al. 2020, arXiv:1911.11815]
+    """
 
     if classes < 2:
         raise ExperimentError(f"label_flip(classes={classes}): there must be at least two classes to flip")
@@ -103,15 +105,19 @@ def label_flip(
 def sign_flip(
     population: Mapping[Any, Examples], share: float = 0.2, factor: float = 1.0, seed: int = 0
 ) -> AttackedPopulation:
-    """Attackers send −factor times their update, which increases the loss. [Li et al. 2019, arXiv:1811.03761, section 4]"""
+    """Return a population whose attackers send −factor times their update, which increases the loss.
+
+    [Li et al. 2019, arXiv:1811.03761, section 4]
+    """
     return _attacked(population, f"sign_flip({factor})", share, seed, collude=_multiplied(-factor))
 
 
 def scaled(
     population: Mapping[Any, Examples], share: float = 0.2, factor: float = 10.0, seed: int = 0
 ) -> AttackedPopulation:
-    """Attackers send factor times their update, to outweigh all others. [Bagdasaryan et al. 2020, arXiv:1807.00459,
-    model replacement]
+    """Return a population whose attackers send factor times their update, to outweigh all others.
+
+    [Bagdasaryan et al. 2020, arXiv:1807.00459, model replacement]
     """
     return _attacked(population, f"scaled({factor})", share, seed, collude=_multiplied(factor))
 
@@ -119,7 +125,9 @@ def scaled(
 def a_little_is_enough(
     population: Mapping[Any, Examples], share: float = 0.2, z: float | None = None, seed: int = 0
 ) -> AttackedPopulation:
-    """Attackers all send μ − zσ of their updates, entry by entry: far enough to harm, near enough to pass as honest.
+    """Return a population whose attackers all send μ − zσ of their updates, entry by entry.
+
+    That is far enough to harm, and near enough to pass as honest.
 
     z: by default the paper's largest, Φ⁻¹((n − m − s) / (n − m)) with s = ⌊n/2 + 1⌋ − m, for n reports of which m come from
     attackers. With 20 % attackers it is small, and larger values are worth a try. [Baruch et al. 2019, arXiv:1902.06156,

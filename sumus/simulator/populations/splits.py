@@ -18,14 +18,14 @@ from sumus.types import Array
 
 
 def iid(examples: int, clients: int, seed: int = 0) -> Array:
-    """Each client holds a random share; sizes differ by at most one example."""
+    """Return a split in which each client holds a random share; sizes differ by at most one example."""
     _check(examples, clients)
     by = np.arange(examples) % clients
     return generator(seed, "split", "iid").permutation(by)
 
 
 def quantity(examples: int, clients: int, alpha: float = 0.5, seed: int = 0, at_least: int = 1) -> Array:
-    """Random shares of unequal size: proportions come from Dirichlet(α); the smaller α, the more unequal.
+    """Return a split into random shares of unequal size: proportions come from Dirichlet(α); the smaller α, the more unequal.
 
     Each client holds at least `at_least` examples. [Li et al. 2022, arXiv:2102.02079, section 3.3, quantity skew]
     """
@@ -36,7 +36,9 @@ def quantity(examples: int, clients: int, alpha: float = 0.5, seed: int = 0, at_
 
 
 def dirichlet(labels: Iterable[int], clients: int, alpha: float, seed: int = 0, at_least: int = 1) -> Array:
-    """Label skew: the examples of each class are divided in proportions from Dirichlet(α). Sizes differ too.
+    """Return a split with label skew: the examples of each class are divided in proportions from Dirichlet(α).
+
+    Sizes differ too.
 
     Args:
         labels: Labels of shape `(examples,)`.
@@ -69,9 +71,10 @@ def dirichlet(labels: Iterable[int], clients: int, alpha: float, seed: int = 0, 
 
 
 def shards(labels: Iterable[int], clients: int, per_client: int = 2, seed: int = 0) -> Array:
-    """Pathological label skew: examples are sorted by label and cut into clients · per_client shards, which are dealt at random.
+    """Return a split with pathological label skew.
 
-    With two shards each, most clients see two classes. [McMahan et al. 2017, arXiv:1602.05629, section 3]
+    Examples are sorted by label and cut into clients · per_client shards, which are dealt at random. With two shards each, most
+    clients see two classes. [McMahan et al. 2017, arXiv:1602.05629, section 3]
     """
     classes = _labels(labels)
     _check_whole("per_client", per_client)

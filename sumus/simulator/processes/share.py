@@ -108,7 +108,7 @@ class ClientResult:
         examples: The number of examples that the client holds.
         metrics: (sum, count) by name.
         nbytes: Bytes of the report.
-        became: "counted"; "refused" if the report was an attacker's; "failed" if there is no report, since something failed.
+        became: "counted"; "refused" if the report was an attacker's; "failed" if an error left no report.
         state: The state that the client keeps once the report is counted.
         alone: The report as an aggregate of one, if the aggregator needs each update; else the report is in the share's sum.
         why: The reason of a failure.

@@ -37,7 +37,7 @@ def rehearse(
     outages: Sequence[tuple[float, float]] = (),
     watch: Callable[[float], None] = lambda day: None,
 ) -> FleetReport:
-    """Let a fleet run for some simulated days. Two runs with one seed are the same, event for event.
+    """Run a fleet for some simulated days. Two runs with one seed are the same, event for event.
 
     Args:
         pacing: Which devices take part in a round, and when.
