@@ -24,7 +24,7 @@ class Conditions:
 
     Attributes:
         charging: Whether the device is charging.
-        unmetered: Whether its network is free of charge per byte.
+        unmetered: Whether its network does not charge per byte.
         idle: Whether nobody is using it.
         battery: Its battery level, 0 to 1.
         version: The version of the client software: an integer that increases with each release.

@@ -140,7 +140,7 @@ class ClientRules:
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ClientWork(Value):
-    """How a client learns in one round.
+    """The local training of a client in one round.
 
     Attributes:
         optimizer: A rule per leaf.

@@ -5,7 +5,7 @@ reason.
     executor = chosen.choice.executor(program, work)
 
 No executor is the fastest everywhere: stacking clients pays if dispatch takes most of the time, and loses if arithmetic
-does. The choice changes rounding, so a checkpoint keeps it. The number of processes changes nothing.
+does. The choice changes rounding, so a checkpoint keeps it. The number of processes does not change the result.
 """
 
 import math
@@ -37,11 +37,11 @@ KINDS = ("autograd", "sequential", "sequential+onednn", "vectorized")
 SHORT = 6.0
 """Seconds of estimated training. For a shorter run, nothing is probed, and autograd is chosen."""
 BUDGET, SHARE = 2.5, 0.04
-"""Limits of a probe: this number of seconds, or this share of the estimated run, whichever is more."""
+"""The budget of a probe in seconds: this number of seconds, or this share of the estimated run, whichever is more."""
 BUSY = 2.5e10
 """Floating-point operations per second. A core that reaches this rate loses no time to dispatch, so stacking saves none."""
 STACK_BYTES = 2**28
-"""The longest time that a stack's step may take."""
+"""The most memory, in bytes, that a step of a stack may take."""
 START = 5.0
 """Seconds that more processes must save. Starting them takes about two."""
 MOST_PROCESSES = 16
@@ -62,7 +62,7 @@ class ExecutorChoice:
         kind: "autograd" trains one client after the other, by plain torch. "sequential" does the same with the step captured
             as a graph, and "sequential+onednn" computes that graph's dense layers with oneDNN. "vectorized" trains `stack`
             clients at once.
-        stack: How many clients train at once.
+        stack: The number of clients that train at once.
     """
 
     kind: str
@@ -103,7 +103,7 @@ class ExecutorChosen:
     Attributes:
         choice: The choice.
         reason: The reason, in one line.
-        seconds: How long a local step of one client took; None if that was not measured.
+        seconds: The time of a local step of one client; None if it was not measured.
     """
 
     choice: ExecutorChoice
@@ -116,7 +116,7 @@ class RunLength:
     """The amount of work of a run.
 
     Attributes:
-        steps: The local steps of all clients.
+        steps: The number of local steps of all clients.
         flops: The floating-point operations of one step.
     """
 

@@ -32,7 +32,7 @@ class RoundOutcome:
         spreads: The spread over clients, by source and name.
         figures: Every number of the record that a tracker plots, by name, such as `unseen/accuracy.median`. NaN figures (such
             as the loss of a round without reports) are left out.
-        model: A state dict that loads into the task's model, made at each call: change it as you like.
+        model: A state dict that loads into the task's model, a new copy at each call, which you may change.
     """
 
     record: RoundRecord

@@ -103,7 +103,7 @@ def _span(numbers: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class FirstClient:
-    """The examples of a plan's first client, and the loss of its round."""
+    """The number of examples of a plan's first client, and the loss of its round."""
 
     examples: int
     loss: float

@@ -19,7 +19,7 @@ from sumus.work import PERSONAL, ClientState
 Measured: TypeAlias = Mapping[str, tuple[float, int]]
 """(sum, count) by metric, including the loss."""
 MOST_NOTES = 10
-"""The largest number of clients and metrics that are named for NaN values."""
+"""The largest number of notes that name clients and metrics with NaN or infinite values."""
 Evaluations = dict[str, dict[str, float]]
 Spreads = dict[str, dict[str, Spread]]
 
@@ -128,7 +128,7 @@ class Evaluator:
         return measured
 
     def _note_nan(self, where: str, measured: Measured) -> None:
-        """Note which clients make a mean NaN; only the first few are named."""
+        """Note which clients make a mean NaN or infinite; only the first few are named."""
         for name, (value, count) in measured.items():
             if count and not math.isfinite(value) and len(self.notes) < MOST_NOTES:
                 what = "infinite" if math.isinf(value) else "NaN"

@@ -102,7 +102,7 @@ class History:
         model: A torch state dict that loads into the task's model.
         model_sha256: A hash of the published leaves.
         provenance: The plan, the seed and the executor.
-        stopped: Why the run ended: "rounds", "target", "patience", "after_round", "interrupted" or "error".
+        stopped: The reason why the run ended: "rounds", "target", "patience", "after_round", "interrupted" or "error".
         notes: Notes for the user, each once.
         fleet: The report on the devices in simulated time.
         start: The measurement before round 1, as a record of round 0, if it was requested.

@@ -79,7 +79,9 @@ def _chosen(
     tried: Callable[[int], list[ClientAssignment]],
     run: RunLength,
 ) -> ExecutorChosen:
-    """Return the requested executor, if it can train this model; else that of earlier rounds, or the fastest one."""
+    """Return the requested executor, or a similar one that can train the model; without a request, the earlier or the fastest
+    one.
+    """
     program, work = prepared.program, prepared.plan.algorithm.client
     broadcast: Broadcast = at.state.broadcast
     if wanted == AUTOGRAD:

@@ -68,7 +68,7 @@ class Stopping:
         )
 
     def _rank(self, value: float) -> float:
-        """Return a metric's value with its sign set so that higher is better."""
+        """Return a rank of a metric's value: higher is better, and NaN is the worst."""
         if math.isnan(value):
             return -math.inf
         assert self.wanted.best is not None

@@ -129,9 +129,14 @@ def a_little_is_enough(
 
     That is far enough to harm, and near enough to pass as honest.
 
-    z: by default the paper's largest, Φ⁻¹((n − m − s) / (n − m)) with s = ⌊n/2 + 1⌋ − m, for n reports of which m come from
-    attackers. With 20 % attackers it is small, and larger values are worth a try. [Baruch et al. 2019, arXiv:1902.06156,
-    Algorithm 3]
+    Args:
+        population: The clients.
+        share: The share of clients that attack.
+        z: By default the paper's largest, Φ⁻¹((n − m − s) / (n − m)) with s = ⌊n/2 + 1⌋ − m, for n reports of which m come from
+            attackers. With 20 % attackers it is small, and larger values are worth a try.
+        seed: The seed that chooses the attackers.
+
+    [Baruch et al. 2019, arXiv:1902.06156, Algorithm 3]
     """
 
     def collude(mine: "Sequence[Trained]", count: int) -> "Iterable[Trained]":

@@ -57,7 +57,10 @@ class Population(Mapping[Any, Examples]):
     def from_arrays(inputs: Any, targets: Any, by: Any) -> "Population":
         """Split arrays by a key: `by[i]` is the client of example i. A client's examples keep their order.
 
-        inputs, targets, by: all with one row per example.
+        Args:
+            inputs: The inputs, one row per example.
+            targets: The targets, one row per example.
+            by: The client of each example.
         """
         inputs, targets = _column("inputs", inputs), _column("targets", targets)
         if len(inputs) != len(targets):
@@ -69,7 +72,9 @@ class Population(Mapping[Any, Examples]):
     def from_dataset(dataset: Any, by: Any) -> "Population":
         """Split a torch `Dataset` of (input, target) pairs by a key; items are read when their client is picked.
 
-        by: `by[i]` is the client of item i, such as a column, or one of `sumus.splits`.
+        Args:
+            dataset: The data set.
+            by: `by[i]` is the client of item i: for example a column, or one of `sumus.splits`.
         """
         if not hasattr(dataset, "__len__"):
             raise ExperimentError(f"a {type(dataset).__name__} has no length: give a data set that is read by index")

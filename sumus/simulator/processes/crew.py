@@ -9,7 +9,7 @@ def crew_of(trainer: Trainer, setting: RunSetting, workers: int | str, insecure:
     """Start the crew that trains a run's clients.
 
     Args:
-        trainer: This process.
+        trainer: The trainer of this process.
         setting: The setting in which the clients of the run are trained.
         workers: The number of processes that train at once, or the address of a Ray cluster.
         insecure: Whether to accept a Ray cluster without access control.

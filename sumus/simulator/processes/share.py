@@ -305,7 +305,7 @@ class Trainer:
         Two processes that compute the same have the same hash.
 
         Args:
-            step: Whether the first step is included; not for machines that may round otherwise.
+            step: Whether the first step is included; leave it out for machines that may round differently.
         """
         setting, program = self._setting, self.program
         client = setting.population.pick(setting.first)
