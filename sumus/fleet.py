@@ -173,8 +173,7 @@ class FleetTiming:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Devices drawn from a few numbers, by the experiment's seed. By default they are perfect: all is instant, and always
-    arrives.
+    """Devices drawn from a few numbers, by the experiment's seed. By default, everything is instant, and every report arrives.
 
     Attributes:
         lost: The share of work that is begun and never reported, since the device disappears.

@@ -234,7 +234,7 @@ def _width(rows: int, most: int | None) -> int:
 
 
 def _runs(active: int) -> Iterator[tuple[int, int]]:
-    """Yield [0, active), cut into runs whose lengths are decreasing powers of two."""
+    """Yield runs that cover [0, active); their lengths are decreasing powers of two."""
     first = 0
     while first < active:
         length = 1 << ((active - first).bit_length() - 1)

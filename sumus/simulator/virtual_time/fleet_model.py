@@ -113,5 +113,5 @@ class FleetModel:
         return float(self._rng.uniform(*window)) / float(self._devices.clock[who])
 
     def waits(self, who: Array, windows: Array) -> Floats:
-        """Draw `wait` for many devices. windows: `(n, 2)`."""
+        """Draw the waits of many devices, as `wait` does. windows: `(n, 2)`."""
         return self._rng.uniform(windows[:, 0], windows[:, 1]) / self._devices.clock[who]

@@ -54,7 +54,7 @@ class Sleepers:
         self._calendar.put(who, online)
 
     def sleep_one(self, who: int, moment: float) -> None:
-        """Do `sleep` for one device, without arrays."""
+        """Let one device sleep, as `sleep` does, without arrays."""
         online = self._devices.one_online_from(who, moment)
         if online > moment:
             online += self._rng.uniform(0.0, 0.9) * (self._devices.one_online_until(who, online) - online)
