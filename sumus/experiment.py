@@ -1,4 +1,4 @@
-"""What the simulator runs: a plan, a population to run it on, and what to measure on the way."""
+"""The simulator's input: a plan, a population to run it on, and the measurements to take on the way."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from sumus.plan import Plan
 from sumus.types import hold_plain_numbers, plain_number
 
 Examples = Any
-"""`(inputs, targets)`, arrays or tensors with one row an example; or a torch `Dataset` of such pairs."""
+"""`(inputs, targets)`, arrays or tensors with one row per example; or a torch `Dataset` of such pairs."""
 
 
 def seed_of(seed: Any) -> int:
-    """A seed as a whole number that fits into 64 bits; PlanError or ExperimentError for any other value."""
+    """Return a seed as a whole number that fits into 64 bits; raise PlanError or ExperimentError for any other value."""
     seed = plain_number(seed)
     expect(seed, int, "seed=")
     if not -(2**63) <= seed < 2**63:
@@ -23,7 +23,7 @@ def seed_of(seed: Any) -> int:
 
 
 def expect_population(population: object) -> None:
-    """Refuse what is no population: a mapping from clients' ids to their examples."""
+    """Refuse an object that is not a population: a mapping from clients' ids to their examples."""
     if not isinstance(population, Mapping):
         raise ExperimentError(
             f"population= takes a mapping from each client's id to its examples, not a {type(population).__name__}: give a "
@@ -33,21 +33,21 @@ def expect_population(population: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What is measured, and how often.
+    """The measurements of a run, and how often they are taken.
 
     Attributes:
-        central: Held-out `(inputs, targets)` in one place.
+        central: Held-out `(inputs, targets)` in one place, held by no client.
         unseen: Clients that never train, as a population; personal leaves have their initial values there.
-        seen: How many training clients to ask too, drawn once by the seed; each with its own personal leaves.
-        every: Rounds between evaluations; the last round is always evaluated.
+        seen: The number of training clients to measure on too, drawn once by the seed; each has its own personal leaves.
+        every: The number of rounds between evaluations; the last round is always evaluated.
         target: Stop as soon as every metric here is reached, such as `{"accuracy": 0.9}`.
-        batch_size: Examples that the model, the loss and the metrics are given at once. It changes a figure only if a loss or a
-            metric compares the examples of a batch with one another; then give the batch size of training.
+        batch_size: The number of examples that the model, the loss and the metrics receive at once. It affects a figure only if
+            a loss or a metric compares the examples of a batch with one another; then give the batch size of training.
         first: Whether the model is measured before round 1 too (`History.start`).
-        best: A metric, or "loss": the model that is best by it is kept (`History.best`), besides the last one.
-        patience: Stop after so many measurements in a row without a better one. It needs `best`.
+        best: A metric, or "loss": the model that is best by it is kept (`History.best`), as well as the last one.
+        patience: Stop after this number of measurements in a row without an improvement. It needs `best`.
 
-    A record's `metrics` are those of the first of central, unseen and seen that is given, else of local training.
+    A record's `metrics` come from the first of central, unseen and seen that is given, else from local training.
     """
 
     central: Examples | None = None
@@ -99,14 +99,13 @@ class Experiment:
 
     Attributes:
         plan: The plan.
-        population: Client id → examples, read only when the client is picked.
-        rounds: How many rounds.
-        evaluate: What is measured, and how often.
+        population: Client id → examples, which are read only when the client is picked.
+        rounds: The number of rounds.
+        evaluate: The measurements, and how often they are taken.
         seed: The seed of everything random; two runs with one seed give one model, bit for bit.
-        fleet: What the devices are like; by default all of them finish, and every report arrives.
-        edge_groups: How clients are grouped behind edges: how many edges there are, each with as many clients, in the order of
-            the population; or a function that names the edge of a client, given the client's id. By default there are no edges.
-            The plan says what edges do.
+        fleet: The properties of the devices; by default all of them finish, and every report arrives.
+        edge_groups: The edges of clients: a number of edges, which divide the population equally and in order; or a function
+            from a client's id to the name of its edge. By default there are no edges. The plan decides what edges do.
     """
 
     plan: Plan

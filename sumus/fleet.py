@@ -1,10 +1,10 @@
-"""What a population's devices are like: how fast, when they are there, and what goes wrong.
+"""The devices of a population: how fast they are, when they are online, and what goes wrong.
 
     Fleet(seconds=60, spread=10)                         speeds spread 1:10, a round's work takes about a minute
-    Fleet(seconds=60, spread=10, hours=8, waits=False)   phones: online some hours a day, asking when they were told to
+    Fleet(seconds=60, spread=10, hours=8, waits=False)   phones: online some hours a day, asking at the time they were given
     Fleet(seconds=60, network=FleetNetwork(flaky=0.2))   one message in five is lost, and sent again
 
-A fleet is a few numbers; `devices(count, rng)` draws the devices from them. `sumus.simulator` reads measured ones from a file.
+A fleet is a few numbers; `devices(count, rng)` draws the devices from them. `sumus.simulator` reads measured devices from a file.
 """
 
 import math
@@ -19,13 +19,13 @@ from sumus.types import Array, Floats, hold_plain_numbers
 
 MINUTE, DAY = 60.0, 86400.0
 EVENING, SIGMA = 22.5 * 3600, 2 * 3600
-"""When people put phones on their chargers: a normal distribution over the evening."""
+"""The time at which people put phones on their chargers: a normal distribution over the evening."""
 _SHARE = "it is a share, a number from 0 to 1"
 _FINITE = "it must be 0 or more, and finite"
 
 
 def _expect(value: object, name: str, low: float, high: float, rule: str) -> None:
-    """Refuse a field of a value that is no finite number within bounds."""
+    """Refuse a field of a value that is not a finite number within bounds."""
     number = getattr(value, name)
     known = isinstance(number, int | float) and not isinstance(number, bool)
     if not known or not math.isfinite(number) or not low <= number <= high:
@@ -34,12 +34,12 @@ def _expect(value: object, name: str, low: float, high: float, rule: str) -> Non
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of one client's work in one round.
+    """The outcome of one client's work in one round.
 
     Attributes:
         most_steps: The local steps that the client has time for; None for all of them.
-        late: Whether the client is not done when the round closes.
-        lost: Whether the client is gone before its report arrives.
+        late: Whether the client is still at work when the round closes.
+        lost: Whether the client disappears before its report arrives.
     """
 
     most_steps: int | None = None
@@ -52,12 +52,13 @@ class DeviceArrays:
     """Devices as arrays of one length, `(n,)` float64.
 
     Attributes:
-        seconds: How long a round's work takes.
-        down: Bytes a second that the device receives.
-        up: Bytes a second that the device sends.
-        clock: How fast the device's clock runs.
-        begins: When the intervals of each day begin in which the device is online, in seconds, `(n, k)`; `(n, 0)` for always.
-        lasts: How long these intervals are, in seconds.
+        seconds: The time that a round's work takes, in seconds.
+        down: Bytes per second that the device receives.
+        up: Bytes per second that the device sends.
+        clock: The speed of the device's clock; 1 is right.
+        begins: The beginnings of the intervals of each day in which the device is online, in seconds, `(n, k)`; `(n, 0)` for
+            always.
+        lasts: The lengths of these intervals, in seconds.
     """
 
     seconds: Floats
@@ -71,7 +72,7 @@ class DeviceArrays:
         return len(self.seconds)
 
     def online_until(self, who: Array, now: Array | float) -> Floats:
-        """When these devices go offline, infinity for never; `now` for those that are offline. Shape of `who`."""
+        """Return when these devices go offline: infinity for never, `now` for those that are offline. Same shape as `who`."""
         if not self.begins.shape[1]:
             return np.full(np.shape(who), math.inf)
         begins, lasts = self.begins[who], self.lasts[who]
@@ -82,7 +83,7 @@ class DeviceArrays:
         return until
 
     def one_online_until(self, who: int, now: float) -> float:
-        """`online_until` of one device, without arrays."""
+        """Return `online_until` for one device, without arrays."""
         if not self.begins.shape[1]:
             return math.inf
         intervals = list(zip(self.begins[who].tolist(), self.lasts[who].tolist(), strict=True))
@@ -94,7 +95,7 @@ class DeviceArrays:
         return until
 
     def online_from(self, who: Array, now: Array) -> Floats:
-        """The first moment from `now` on at which these devices are online. Shape of `who`."""
+        """Return the first moment, from `now` on, at which these devices are online. Same shape as `who`."""
         if not self.begins.shape[1]:
             return np.asarray(now, np.float64)
         since = (now[..., None] - self.begins[who]) % DAY
@@ -102,7 +103,7 @@ class DeviceArrays:
         return now + wait.min(-1)
 
     def one_online_from(self, who: int, now: float) -> float:
-        """`online_from` of one device, without arrays."""
+        """Return `online_from` for one device, without arrays."""
         if not self.begins.shape[1]:
             return now
         wait = math.inf
@@ -114,13 +115,13 @@ class DeviceArrays:
 
 @dataclass(frozen=True)
 class FleetNetwork:
-    """The network between a fleet's devices and the server. By default a message takes no time, and arrives.
+    """The network between a fleet's devices and the server. By default a message takes no time, and always arrives.
 
     Attributes:
-        down: Bytes a second that the middle device receives; devices differ in it as in their speed, but apart from it. None: no
-            time.
-        up: Bytes a second that the middle device sends; likewise.
-        latency: Seconds of a message.
+        down: Bytes per second that the median device receives. Devices vary in it as much as in speed, but independently. None:
+            transfers take no time.
+        up: Bytes per second that the median device sends; otherwise like `down`.
+        latency: Seconds that a message takes.
         flaky: The share of messages that are lost on their way and sent again.
         doubled: The share of messages that arrive twice.
     """
@@ -147,13 +148,13 @@ class FleetNetwork:
 
 @dataclass(frozen=True)
 class FleetTiming:
-    """How the durations of a fleet's work vary, and how wrong its clocks are.
+    """The variation of a fleet's durations, and the error of its clocks.
 
     Attributes:
         jitter: Relative noise of each duration, lognormal.
-        by: "client" if the work of each client takes as long, "examples" if it takes the longer the more examples the client
-            holds; the mean client is then the middle one.
-        skew: How fast devices' clocks run, as a relative deviation.
+        by: "client" if a client's work does not depend on its number of examples; "examples" if it takes longer the more
+            examples the client holds, with `Fleet.seconds` for a client with the mean number.
+        skew: The relative error of the speed of devices' clocks.
     """
 
     jitter: float = 0.0
@@ -172,23 +173,22 @@ class FleetTiming:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Devices drawn from a few numbers, by the experiment's seed. By default they are perfect: everything takes no time, and
-    arrives.
+    """Devices drawn from a few numbers, by the experiment's seed. By default, everything is instant, and every report arrives.
 
     Attributes:
-        lost: The share of work that is begun and never reported: the device is gone.
-        stragglers: The share of work for which there is time for only a part of its steps, uniform from one to all. It takes as
-            long as all of them would.
-        partial_work: Whether a straggler's partial report is counted (FedProx), or comes too late and is not (what FedAvg's
-            paper does). [Li et al. 2020, arXiv:1812.06127, section 5.2]
-        seconds: How long the middle device trains in a round.
-        spread: The slowest device's seconds over the fastest's; log-uniform.
-        hours: How many hours a day a device is online, that is on its charger, unmetered and idle: three quarters of them at
-            night, begun in the evening. None for always.
+        lost: The share of work that is begun and never reported, since the device disappears.
+        stragglers: The share of work for which there is time for only some of its steps, uniform from one to all. It takes as
+            long as all steps would.
+        partial_work: Whether a straggler's partial report is counted (FedProx), or comes too late and is not counted (as in
+            FedAvg's paper). [Li et al. 2020, arXiv:1812.06127, section 5.2]
+        seconds: The training time of the median device in a round, in seconds.
+        spread: The slowest device's seconds divided by the fastest's; seconds are log-uniform.
+        hours: The number of hours a day that a device is online, that is on its charger, unmetered and idle: three quarters of
+            them at night, beginning in the evening. None for always.
         waits: Whether an idle device is woken when there is work for it (it holds a request open), or comes by itself, within
             the window that it was given.
-        network: How long messages take, and which are lost.
-        timing: How durations vary, and how wrong clocks are.
+        network: The time that messages take, and the share that is lost.
+        timing: The variation of durations, and the error of clocks.
         trace: A CSV file of measured devices, in place of those drawn from these numbers
             (`sumus.simulator.virtual_time.traces`).
     """
@@ -228,7 +228,7 @@ class Fleet:
 
     @staticmethod
     def of(figures: Mapping[str, Any]) -> "Fleet":
-        """Make a fleet of the figures of a fleet, its network and its timing, all by name."""
+        """Create a fleet from the figures of a fleet, its network and its timing, all by name."""
         parts: list[dict[str, Any]] = [
             {field.name: figures[field.name] for field in fields(part) if field.name in figures}
             for part in (Fleet, FleetNetwork, FleetTiming)
@@ -237,18 +237,18 @@ class Fleet:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The figures of the fleet, its network and its timing, all by name, as `Fleet.of` takes them."""
+        """Return the figures of the fleet, its network and its timing, all by name, as `Fleet.of` takes them."""
         own = {name: value for name, value in vars(self).items() if name not in ("network", "timing")}
         return own | vars(self.network) | vars(self.timing)
 
     @property
     def timed(self) -> bool:
-        """Whether anything takes time, or any device is ever away."""
+        """Whether anything takes time, or a device is ever offline."""
         net = self.network
         return bool(self.seconds or net.latency or net.down or net.up or self.hours or self.trace) or not self.waits
 
     def devices(self, count: int, rng: np.random.Generator) -> DeviceArrays:
-        """So many devices."""
+        """Draw `count` devices."""
         pace, down, up = (self.spread ** (rng.random(count) - 0.5) for _ in range(3))
         intervals = 0 if self.hours is None else 2
         begins, lasts = np.zeros((count, intervals)), np.zeros((count, intervals))
@@ -270,7 +270,7 @@ class Fleet:
         )
 
     def fate(self, steps: int, rng: np.random.Generator) -> Fate:
-        """Draw what becomes of a client, given the number of steps of its whole work."""
+        """Draw the outcome of a client's work, given the number of steps of the whole work."""
         arrives, slow, share = rng.random(3).tolist()
         most = 1 + int(share * steps) if slow < self.stragglers else None
         late = most is not None and most < steps and not self.partial_work

@@ -1,12 +1,11 @@
-"""Who takes part in a round, and when: what a plan fixes, and `protocol.round` carries out.
+"""Pacing decides which devices take part in a round, and when: a plan fixes it, and `protocol.round` carries it out.
 
     Pacing(cohort=64, over_select=1.3, deadline=600)       synchronous: a round sums over the first 64 of 84 devices
     Pacing(cohort=10, concurrency=100)                     buffered: 100 devices train, and every 10 reports are a sum
-    Pacing(cohort=64, every=86400)                         a round a day, at most
+    Pacing(cohort=64, every=86400)                         at most one round a day
 
-Where `concurrency` is given, devices train on whatever model was newest when they checked in, and a round is a buffer of
-reports of any age. [Nguyen et al. 2022, arXiv:2106.06639]  How much a stale one counts is the algorithm's to say
-(`sumus.staleness`).
+If `concurrency` is given, devices train on the model that was newest when they checked in, and a round is a buffer of reports
+of any age. [Nguyen et al. 2022, arXiv:2106.06639]  The algorithm decides how much a stale report counts (`sumus.staleness`).
 """
 
 import math
@@ -21,13 +20,13 @@ from sumus.types import hold_plain_numbers
 @record("conditions")
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions that a device reports at check-in; in a plan, those that it must meet.
+    """The conditions that a device reports at check-in or, in a plan, those that it must meet.
 
     Attributes:
-        charging: Whether the device is on its charger.
-        unmetered: Whether its network costs nothing by the byte.
-        idle: Whether it is not in use.
-        battery: Its charge, 0 to 1.
+        charging: Whether the device is charging.
+        unmetered: Whether its network does not charge per byte.
+        idle: Whether nobody is using it.
+        battery: Its battery level, 0 to 1.
         version: The version of the client software: an integer that increases with each release.
     """
 
@@ -43,7 +42,7 @@ class Conditions:
         expect(self.version, int, "Conditions(version=)")
 
     def unmet(self, device: "Conditions") -> str | None:
-        """The first of these conditions that a device does not meet."""
+        """Return the first of these conditions that a device does not meet."""
         if self == _NONE:
             return None
         return next((f.name for f in fields(self) if getattr(device, f.name) < getattr(self, f.name)), None)
@@ -55,29 +54,29 @@ _NONE = Conditions()
 @record("pacing")
 @dataclass(frozen=True)
 class Pacing:
-    """Who takes part in a round, and when.
+    """Which devices take part in a round, and when.
 
     Attributes:
-        cohort: How many reports a round sums over; of a buffer, K.
-        over_select: Devices to choose for each report that is wanted; reports after the last wanted one are not counted. None is
-            1.0 in a simulation, and 1.3 once the plan is made for devices.
-        least: The share of the cohort below which a round is abandoned once it is over: at the deadline; without a deadline, when
-            all chosen devices have ended.
-        deadline: Seconds from a round's opening to its end, whoever is missing; None to wait for everyone. Of a buffer: the
-            seconds that a device may take. With a deadline, the place of a device that gives up, or is silent for much longer
-            than the work takes, is given to another device (docs/protocol.md, "Places").
-        concurrency: Devices that train at once. If it is given, rounds are buffers.
-        most_stale: Versions that a report's model may be behind; None for any.
-        separation: The least number of models from one contribution of a device to its next: with 5, four models of other sums
-            are made in between. A sum that was abandoned makes no model, and ends no device's separation. With 1, a device is in
-            each sum at most once. The population must be at least `separation` times the devices that a round is given to, or
-            rounds may wait for devices that may not come.
-        most_rounds: Contributions of one device in the whole run; None for any number.
-        requires: What a device must say of itself at check-in.
-        checkins: Check-ins a second that the server is planned for; the retry windows of a large population spread to this rate.
-        every: The least number of seconds from the end of a round to the beginning of the next; None for at once, so that rounds
-            follow one another as fast as devices train. Of a buffer: the seconds from its opening until devices are given work
-            for it; then no more devices work at once than one buffer takes. The first round begins at once.
+        cohort: The number of reports that a round sums over; for a buffer, K.
+        over_select: Devices to choose for each report that is wanted; reports after the last wanted one are not counted. None
+            means 1.0 in a simulation, and 1.3 if the plan is made for devices.
+        least: The share of the cohort that a round needs; with fewer reports it is abandoned at the deadline or, without a
+            deadline, when all chosen devices have ended.
+        deadline: Seconds from a round's opening to its end, even if devices are missing; None to wait for all of them. For a
+            buffer: the seconds that a device may take. With a deadline, the place of a device that gives up, or is silent for
+            much longer than the work takes, is given to another device (docs/protocol.md, "Places").
+        concurrency: The number of devices that train at once. If it is given, rounds are buffers.
+        most_stale: The number of versions that a report's model may be behind; None for no limit.
+        separation: The least number of models from one contribution of a device to its next: with 5, four models come from
+            other sums in between. An abandoned sum makes no model, so it does not count here. With 1, a device is in each sum
+            at most once. The population must be at least `separation` times the number of devices per round, or rounds may wait
+            for devices that may not come.
+        most_rounds: The most contributions of one device in the whole run; None for no limit.
+        requires: The conditions that a device must report at check-in.
+        checkins: Check-ins per second that the server is planned for; in a large population, the retry windows keep to this rate.
+        every: The least number of seconds from the end of a round to the beginning of the next; None to begin at once, so that
+            rounds follow one another as fast as devices train. For a buffer: the seconds from its opening until devices are
+            given work for it; then only as many devices work at once as one buffer takes. The first round begins at once.
     """
 
     cohort: int
@@ -125,15 +124,15 @@ class Pacing:
 
     @property
     def buffered(self) -> bool:
-        """Whether a sum is over the next reports of any age, not over chosen devices."""
+        """Whether a sum is over the next reports, of any age, and not over chosen devices."""
         return self.concurrency is not None
 
     @property
     def chosen(self) -> int:
-        """Devices that a synchronous round is given to."""
+        """The number of devices that are chosen for a synchronous round."""
         return math.ceil(self.cohort * (self.over_select or 1.0) - 1e-9)
 
     @property
     def fewest(self) -> int:
-        """Reports that a sum must have: below, a round is abandoned, and a buffer waits."""
+        """The number of reports that a sum must have. With fewer, a round is abandoned, and a buffer waits."""
         return self.cohort if self.buffered else max(1, math.ceil(self.least * self.cohort - 1e-9))

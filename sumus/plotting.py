@@ -24,7 +24,7 @@ def figure(width: float, height: float) -> Any:
 
 
 def check_path(path: str | Path) -> None:
-    """Refuse a name whose ending is no picture's, before anything long begins."""
+    """Refuse a file name that does not end like a picture's, before any long work begins."""
     if (ending := Path(path).suffix.lower()) not in ("", ".png", ".pdf", ".svg", ".jpg", ".jpeg"):
         raise ExperimentError(f"{path}: pictures end in .png, .pdf, .svg or .jpg, not in {ending}")
 

@@ -1,13 +1,13 @@
-"""What edges do between two sums that they send: either they only add, or they do rounds on a model of their own.
+"""The work of edges between two sums that they send: either they only add, or they run rounds on a model of their own.
 
     site = Site.of(algorithm, task, sums, seed, broadcast)
-    site = site.after(total)            one own round: the sum of the site's devices moves the model
+    site = site.after(total)            a round of its own: the sum of the site's devices moves the model
     site = site.after(another)
     sent = site.total(count)            W · (base − model), as integers: an aggregate like any other
 
 This is hierarchical FedAvg [Liu et al. 2020, arXiv:1905.06641, Algorithm 1]: a device takes κ₁ steps between two averages of
-its site, and a site takes κ₂ averages between two averages of the server. A site averages plainly; the optimizer of the server
-takes its step on the result.
+its site, and a site takes κ₂ averages between two averages of the server. A site computes plain averages; the server's
+optimizer takes its step on the result.
 """
 
 import hashlib
@@ -30,19 +30,19 @@ from sumus.types import Broadcast, Tree, hold_plain_numbers
 NoiseAt: TypeAlias = Literal["top", "edges"]
 MOST_ROUNDS = 1000
 _EPSILON = 2.0**-24 + 2.0**-48
-"""The largest share of a number by which rounding to single precision changes it, if it was computed in double precision."""
+"""The largest relative change of a number when it is rounded from double to single precision."""
 _SEED = b"sumus site round "
 
 
 @record("edges")
 @dataclass(frozen=True)
 class Edges:
-    """What a plan asks of edges.
+    """The edge settings of a plan.
 
     Attributes:
-        rounds: Rounds of an edge's own between two sums that it sends (κ₂ of Liu et al. 2020). With 1, an edge only adds, and the
-            model is bit for bit the one without the edge. With more, the edge is a *site*.
-        noise_at: Where the noise of differential privacy will be added: by the "top" server, or by the "edges".
+        rounds: The number of rounds that an edge runs between two sums that it sends (κ₂ of Liu et al. 2020). With 1, an edge
+            only adds, and the model is bit for bit the same as without the edge. With more, the edge is a *site*.
+        noise_at: The place where the noise of differential privacy will be added: at the "top" server, or at the "edges".
     """
 
     rounds: int = 1
@@ -59,18 +59,18 @@ class Edges:
 
 @dataclass(frozen=True)
 class Site:
-    """A site's model, and what its rounds have added up to, as a value.
+    """A site's model and the totals of its rounds, as an immutable value.
 
     Attributes:
         algorithm: The plan's algorithm, with plain averaging in place of the server's optimizer.
         task: The plan's task.
-        sums: How the plan's floats become integers.
+        sums: The conversion of the plan's floats into integers.
         seed: The public seed of the sum of the server above, 32 bytes.
-        base: The broadcast of the server above, from which the site began.
-        at: The same after the site's rounds.
-        done: Rounds that have moved the model.
-        weights: The weight of each part, added up over these rounds.
-        metrics: The metrics of the last of them.
+        base: The broadcast of the server above, with which the site began.
+        at: The broadcast after the site's rounds.
+        done: The number of rounds that have moved the model.
+        weights: The weight of each part, summed over these rounds.
+        metrics: The metrics of the last of these rounds.
     """
 
     algorithm: Algorithm
@@ -85,22 +85,22 @@ class Site:
 
     @staticmethod
     def of(algorithm: Algorithm, task: Description, sums: FixedPoint, seed: bytes, base: Broadcast) -> "Site":
-        """Return a site before its first round."""
+        """Return a site as it is before its first round."""
         return Site(replace(algorithm, server=sgd(1.0)), task, sums, seed, base, base)
 
     @property
     def seed_now(self) -> bytes:
         """The public seed of the next round, 32 bytes.
 
-        The first round has the seed of the server above, since the sum of that round may go up as it is.
+        The first round uses the seed of the server above, since its sum may go up unchanged.
         """
         return seed_of(self.seed, self.done)
 
     def after(self, total: Aggregate) -> "Site":
-        """Return the site after one more round. A sum of nobody, or without weight, moves nothing.
+        """Return the site after one more round. A sum without reports or without weight does not move the model.
 
         Raises:
-            ParticipantError: The sum is of more reports than planned.
+            ParticipantError: The sum holds more reports than planned.
         """
         combined = self.algorithm.combine(total, self.task, self.sums, self.seed_now, 0)
         moved = self.algorithm.step(combined, ServerState(self.at, {}), self.task).broadcast
@@ -111,10 +111,10 @@ class Site:
         """Return the sum for the server above.
 
         Args:
-            count: How many reports the sum stands for. Each report keeps its mean weight over the rounds.
+            count: The number of reports that the sum stands for. Each report keeps its mean weight over the rounds.
 
         Raises:
-            BeyondBoundError: The model has moved further than a sum of so many reports may.
+            BeyondBoundError: The model has moved further than a sum of `count` reports may.
         """
         weights = {part: (weight + self.done // 2) // self.done for part, weight in self.weights.items()}
         moved = {
@@ -136,5 +136,5 @@ class Site:
 
 
 def seed_of(seed: bytes, done: int) -> bytes:
-    """Return the public seed of a site's next round, 32 bytes. done: how many rounds came before."""
+    """Return the public seed of a site's next round, 32 bytes. done: the number of rounds before it."""
     return seed if done == 0 else hashlib.sha256(_SEED + seed + done.to_bytes(8, "big")).digest()

@@ -1,4 +1,4 @@
-"""What a client does with the model it is sent: data about local training, and three small pure rules.
+"""A client's work on the model that it receives: data about local training, and three small pure rules.
 
     work = sgd(lr=0.1, epochs=1, batch_size=20)
 
@@ -7,13 +7,13 @@
     grads = work.rules.correct(grads, params, broadcast, client_state)            FedProx and SCAFFOLD live here
     param, leaf_state = work.optimizer.update(grad, leaf_state, param, lr, step)    leaf by leaf: SGD, Adam
 
-and at the end `work.rules.finish(broadcast, params, client_state, done)` says what is sent, part by part, and the client's
-next state, pending until its update is counted; `work.rules.init` says its first. Rules see leaves that have a gradient:
-`params` of `correct` are the shared and the personal ones, those of `finish` the shared ones. Running statistics are the
-executor's.
+At the end, `work.rules.finish(broadcast, params, client_state, done)` returns the parts to send, and the client's next state,
+which is pending until its update is counted; `work.rules.init` returns its first state. Rules see the leaves that have a
+gradient: `params` of `correct` are the shared and the personal ones, `params` of `finish` are the shared ones. The executor
+handles running statistics.
 
-The rules use only operators that numpy and torch share, so that one definition is looped over clients, vectorized, and
-traced into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
+The rules use only operators that numpy and torch share, so one definition can be looped over clients, vectorized, and traced
+into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
 """
 
 import fnmatch
@@ -35,14 +35,14 @@ _BELOW_ONE = math.nextafter(1.0, 0.0)
 
 LeafState: TypeAlias = tuple[Any, ...]
 ClientState: TypeAlias = Mapping[str, Tensors]
-"""What a client keeps between rounds: trees by names of the algorithm's own, and its personal leaves under `personal`."""
+"""The state that a client keeps between rounds: trees by the algorithm's own names, and its personal leaves under `personal`."""
 PERSONAL = "personal"
 Parts: TypeAlias = Mapping[str, Tensors]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class LeafRule(Value):
-    """An optimizer for one leaf. Arrays are numpy's or torch's, all of one shape.
+    """An optimizer for one leaf. Arrays are from numpy or torch, all of one shape.
 
     Attributes:
         init: (param) → state.
@@ -55,12 +55,12 @@ class LeafRule(Value):
 
 @dataclass(frozen=True)
 class LeafGroup:
-    """Leaves that are optimized in their own way.
+    """Leaves with optimizer settings of their own.
 
     Attributes:
-        pattern: Of the leaves' names, shell-style.
-        optimizer: The leaves' rule.
-        lr_factor: What the rate is multiplied by for these leaves.
+        pattern: Shell-style pattern of the leaves' names.
+        optimizer: The optimizer of these leaves.
+        lr_factor: Factor of the learning rate for these leaves.
     """
 
     pattern: str
@@ -69,12 +69,12 @@ class LeafGroup:
 
 
 def no_state(params: Tensors) -> ClientState:
-    """Nothing is kept between rounds."""
+    """Return an empty state: a client keeps nothing between rounds."""
     return {}
 
 
 def zeros_as(name: str) -> Callable[[Tensors], ClientState]:
-    """A first state of zeros like the params, under this name."""
+    """Return a function that makes a client's first state: under this name, zeros shaped like the params."""
 
     def init(params: Tensors) -> ClientState:
         return {name: tree_map(lambda leaf: leaf * 0, params)}
@@ -83,19 +83,19 @@ def zeros_as(name: str) -> Callable[[Tensors], ClientState]:
 
 
 def no_correction(grads: Tensors, params: Tensors, broadcast: Parts, state: ClientState) -> Tensors:
-    """Gradients as they are."""
+    """Return the gradients unchanged."""
     return grads
 
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What a client's round was.
+    """The facts of a client's round.
 
     Attributes:
-        steps: The local steps.
-        lr: Their learning rate; the mean of them if it changes within the round.
-        examples: How many examples the client holds.
-        gradient: The gradient at the broadcast model of the mean loss over all examples, if the rules ask for it.
+        steps: The number of local steps.
+        lr: Their learning rate; the mean if it changes within the round.
+        examples: The number of examples that the client holds.
+        gradient: The gradient of the mean loss over all examples, at the broadcast model, if the rules need it.
     """
 
     steps: int
@@ -105,23 +105,23 @@ class LocalRun:
 
 
 def send_difference(broadcast: Parts, params: Tensors, state: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
-    """Send `params` = broadcast − trained: what the server subtracts, like a gradient. Keep no state."""
+    """Send `params` = broadcast − trained, which the server subtracts like a gradient. Keep no state."""
     return {"params": tree_map(lambda base, trained: base - trained, broadcast["params"], params)}, {}
 
 
 @dataclass(frozen=True)
 class ClientRules:
-    """What an algorithm makes of local training: three pure rules, and the parts that they send and need.
+    """An algorithm's changes to local training: three pure rules, and the parts that they send and need.
 
     The rules see leaves with a gradient, as torch tensors.
 
     Attributes:
         correct: (grads, params, broadcast, client state) → grads, for every batch.
         finish: (broadcast, params, client state, run) → (parts, client state), at the end, where `run` is a `LocalRun`.
-        init: A client's first state, from the shared params of its first broadcast. No state is kept if it is `no_state`.
-        needs_gradient: Whether `finish` is given the gradient at the broadcast model, which costs one more pass over the
+        init: shared params of its first broadcast → a client's first state. With `no_state`, no state is kept.
+        needs_gradient: Whether `finish` receives the gradient at the broadcast model, which costs one more pass over the
             examples.
-        sends: The names of the parts that `finish` gives.
+        sends: The names of the parts that `finish` returns.
         receives: The names of the parts that the rules need in the broadcast.
     """
 
@@ -134,25 +134,25 @@ class ClientRules:
 
     @property
     def are_plain(self) -> bool:
-        """Whether gradients are used as they are, and the difference is sent."""
+        """Whether gradients are used unchanged, and the difference is sent."""
         return self.correct is no_correction and self.finish is send_difference
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ClientWork(Value):
-    """How a client learns in one round.
+    """The local training of a client in one round.
 
     Attributes:
         optimizer: A rule per leaf.
-        lr: The rate of each round (`Schedule`).
+        lr: The learning rate of each round (`Schedule`).
         epochs: Passes over the client's examples; one if neither `epochs` nor `steps` is given.
         steps: A number of batches, in place of `epochs`; the examples are shuffled anew at each pass.
-        batch_size: Examples a batch; the last may be smaller. None: all of the client's examples are one batch.
-        clip_norm: Each step's gradient is scaled to at most this L2 norm over all trained leaves.
-        drop_last: Whether a pass leaves out the examples that do not fill its last batch. A client that holds less than one
-            batch takes all of its examples as one.
-        groups: Leaves that are optimized in their own way. A plan refuses patterns that match one leaf twice.
-        rules: What the algorithm makes of it.
+        batch_size: Examples per batch; the last batch may be smaller. None: all of the client's examples form one batch.
+        clip_norm: The largest L2 norm of a step's gradient over all trained leaves; a longer gradient is scaled down.
+        drop_last: Whether a pass leaves out the examples that do not fill its last batch. A client with fewer examples than one
+            batch takes all of them as one batch.
+        groups: Leaves with optimizer settings of their own. A plan refuses patterns that match one leaf twice.
+        rules: The algorithm's changes to local training.
     """
 
     optimizer: LeafRule
@@ -178,22 +178,22 @@ class ClientWork(Value):
             raise PlanError("positive", "drop_last=True needs batch_size=: without it, all examples are one batch")
 
     def group_of(self, leaf: str) -> LeafGroup | None:
-        """The group of a leaf; None for one that is optimized like most."""
+        """Return the group of a leaf; None if the leaf is in no group."""
         return next((group for group in self.groups if fnmatch.fnmatchcase(leaf, group.pattern)), None)
 
     def rule_of(self, leaf: str) -> LeafRule:
-        """The optimizer of a leaf."""
+        """Return the optimizer of a leaf."""
         group = self.group_of(leaf)
         return self.optimizer if group is None else group.optimizer
 
     def lr_factor_of(self, leaf: str) -> float:
-        """What the rate is multiplied by for a leaf."""
+        """Return the factor of the learning rate for a leaf."""
         group = self.group_of(leaf)
         return 1.0 if group is None else group.lr_factor
 
     @property
     def has_one_rate(self) -> bool:
-        """Whether all leaves and all steps of a round have one rate."""
+        """Whether all leaves and all steps of a round have the same learning rate."""
         return self.lr.within is None and all(group.lr_factor == 1.0 for group in self.groups)
 
     @property
@@ -202,14 +202,14 @@ class ClientWork(Value):
         return self.rules.init is not no_state
 
     def step_count(self, examples: int) -> int:
-        """Return the number of steps of one round for a client with this number of examples."""
+        """Return the number of steps in one round for a client with this number of examples."""
         return self.steps or (self.epochs or 1) * self._batches_a_pass(examples)
 
     def batches(self, examples: int, rng: np.random.Generator, most: int | None = None) -> Iterator[Any]:
-        """Row indices of each batch of one round, int64 arrays; a whole-client batch is `slice(None)`.
+        """Yield the row indices of each batch of one round, as int64 arrays; `slice(None)` for a batch of all examples.
 
-        Each pass visits every example once, in a new order; with `drop_last`, but for those that do not fill a batch. most: the
-        steps that the client has time for, if not for all.
+        Each pass visits every example once, in a new order; with `drop_last`, it leaves out those that do not fill a batch.
+        most: the number of steps that the client has time for; None for all.
         """
         size, order = self._batch(examples), None
         steps = self.step_count(examples)
@@ -228,7 +228,7 @@ class ClientWork(Value):
 
 
 def expect_plain(client: ClientWork, by: str) -> None:
-    """Refuse a work that another algorithm has changed already: `by` would undo or misread it."""
+    """Refuse client work that another algorithm has changed already: `by` would undo or misread that change."""
     if not client.rules.are_plain:
         raise PlanError(
             "client-changed-twice", f"{by} takes plain client work such as sgd(), as it is, and not {client!r}"
@@ -245,21 +245,21 @@ def apply_gradients(
     lr: Any,
     step: Any,
 ) -> tuple[dict[str, Any], dict[str, LeafState]]:
-    """Take one local step after the gradient is known: correct, clip, update every leaf. Pure; the reference for executors.
+    """Take one local step after the gradient is known: correct, clip, and update every leaf. Pure; the reference for executors.
 
     Args:
-        work: What the client does.
+        work: The work of the client.
         params: Every leaf with a gradient, float arrays or tensors. Leaves that are not in `broadcast["params"]` are personal:
-            they are trained, and never corrected.
-        grads: The gradients, of the shapes and dtypes of the leaves.
-        states: What the optimizer keeps of each leaf.
-        broadcast: What the server sent.
-        client_state: What the client keeps.
-        lr: The rate of this step, a float or a 0-d float.
+            they are trained, but never corrected.
+        grads: The gradients, with the shapes and dtypes of the leaves.
+        states: The optimizer's state of each leaf.
+        broadcast: The parts that the server sent.
+        client_state: The state that the client keeps between rounds.
+        lr: The learning rate of this step, a float or a 0-d float.
         step: The number of the step, from 1 within the client's round, an int or a 0-d float.
 
     Returns:
-        The leaves, and what the optimizer keeps of each.
+        The new leaves, and the optimizer's new state of each.
     """
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
     with own_code("correct", work, "it must give a gradient for every gradient that it is given"):
@@ -288,7 +288,7 @@ def apply_gradients(
 
 
 def clip_gradients(grads: Tensors, max_norm: float) -> dict[str, Any]:
-    """g ← g · C / max(‖g‖₂, C), the norm over all leaves. [Pascanu et al. 2013, arXiv:1211.5063, Alg. 1]"""
+    """Return g ← g · C / max(‖g‖₂, C), with the norm over all leaves. [Pascanu et al. 2013, arXiv:1211.5063, Alg. 1]"""
     squares = [(grad * grad).sum() for grad in grads.values()]
     norm = sum(squares[1:], squares[0]) ** 0.5
     scale = max_norm / norm.clip(min=max_norm)
@@ -296,7 +296,7 @@ def clip_gradients(grads: Tensors, max_norm: float) -> dict[str, Any]:
 
 
 NO_GROUPS: Mapping[str, Mapping[str, float]] = MappingProxyType({})
-"""All leaves are optimized alike."""
+"""Groups of leaves: none, so all leaves are optimized alike."""
 _LATER = ("drop_last", "leaves")
 _OF_LEAVES = ("lr_factor", "weight_decay")
 
@@ -312,14 +312,14 @@ def _client_work(
     clip_norm: float | None,
     drop_last: bool,
 ) -> ClientWork:
-    """Client work as users write it.
+    """Return client work from arguments as users write them.
 
     Args:
-        rule: Makes an optimizer of a weight decay.
-        weight_decay: Of all leaves for which `leaves` says nothing else.
-        leaves: By pattern of their names, what is otherwise for some leaves.
-        lr: The rate of each round.
-        epochs: See `ClientWork`, as for all that follow.
+        rule: Function that makes an optimizer from a weight decay.
+        weight_decay: The weight decay of all leaves for which `leaves` gives no other.
+        leaves: Other values for some leaves, by pattern of their names.
+        lr: The learning rate of each round.
+        epochs: See `ClientWork`, also for the arguments after this one.
     """
     return ClientWork(
         optimizer=rule(weight_decay),
@@ -336,7 +336,7 @@ def _client_work(
 def _groups(
     leaves: Mapping[str, Mapping[str, float]], weight_decay: float, rule: Callable[[float], LeafRule]
 ) -> tuple[LeafGroup, ...]:
-    """Groups of leaves, as users write them; arguments as of `_client_work`."""
+    """Return groups of leaves, from arguments as users write them (see `_client_work`)."""
     expect(leaves, Mapping, "leaves= of client work")
     made: list[LeafGroup] = []
     for pattern, given in leaves.items():
@@ -360,8 +360,10 @@ def _groups(
 
 @registered("rule/sgd")
 def sgd_rule(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> LeafRule:
-    """g ← g + λp;  v ← μv + g;  p ← p − η(g + μv if nesterov else v): PyTorch's convention, the buffer starting at 0.
-    [Sutskever et al. 2013]"""
+    """Return SGD: g ← g + λp;  v ← μv + g;  p ← p − η(g + μv if nesterov else v).
+
+    This is PyTorch's convention, with a buffer that starts at 0. [Sutskever et al. 2013]
+    """
     expect_number(momentum, 0, 1, "momentum")
     expect_number(weight_decay, 0, math.inf, "weight_decay")
     if nesterov and not momentum > 0:
@@ -385,8 +387,11 @@ def sgd_rule(momentum: float = 0.0, nesterov: bool = False, weight_decay: float 
 def adam_rule(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, decoupled: bool = False
 ) -> LeafRule:
-    """Adam with bias correction [Kingma & Ba 2015, arXiv:1412.6980, Alg. 1]; `weight_decay` is added to the gradient,
-    or with `decoupled` shrinks the parameter by ηλ [AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101, Alg. 2]."""
+    """Return Adam with bias correction. [Kingma & Ba 2015, arXiv:1412.6980, Alg. 1]
+
+    `weight_decay` is added to the gradient or, with `decoupled`, shrinks the parameter by ηλ.
+    [AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101, Alg. 2]
+    """
     beta1, beta2 = betas
     for beta in betas:
         expect_number(beta, 0, _BELOW_ONE, "betas")
@@ -422,20 +427,21 @@ def sgd(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local SGD: one epoch unless `epochs` or `steps` says otherwise; state starts afresh each round.
+    """Return client work by local SGD: one epoch unless `epochs` or `steps` is given; the optimizer's state starts afresh each
+    round.
 
     Args:
-        lr: The rate of each round.
+        lr: The learning rate of each round.
         epochs: Passes over the client's examples.
         steps: A number of batches, in place of `epochs`.
-        batch_size: Examples of a batch; None for one batch of all examples.
-        momentum: The share of the last step that the next one keeps.
-        nesterov: Whether momentum looks ahead.
+        batch_size: Examples per batch; None for one batch of all examples.
+        momentum: The share of the last step that is kept in the next one.
+        nesterov: Whether to use Nesterov momentum, which looks ahead.
         weight_decay: The rate at which each leaf is pulled towards zero.
         clip_norm: The largest L2 norm of a step's gradient; None for no clipping.
         drop_last: Whether the examples that do not fill a pass's last batch are left out.
         leaves: Other values for some leaves, by a shell-style pattern of their names: `weight_decay`, and `lr_factor`, which
-            multiplies the rate. A leaf may match one pattern at most.
+            multiplies the learning rate. A leaf may match one pattern at most.
     """
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: sgd_rule(momentum, nesterov, decay), weight_decay, leaves, *amount)
@@ -455,7 +461,9 @@ def adam(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local Adam; its moments start afresh each round and never leave the device. `leaves` are as of `sgd`."""
+    """Return client work by local Adam, whose moments start afresh each round and never leave the device. The other arguments
+    are as in `sgd`.
+    """
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay), weight_decay, leaves, *amount)
 
@@ -474,6 +482,6 @@ def adamw(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local AdamW: weight decay apart from the gradient. `leaves` are as of `sgd`."""
+    """Return client work by local AdamW: weight decay is applied apart from the gradient. The other arguments are as in `sgd`."""
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay, decoupled=True), weight_decay, leaves, *amount)

@@ -1,10 +1,11 @@
-"""Which executor trains the clients: measured on the real model and population, remembered, and said with its reason.
+"""Choose the executor that trains the clients: measured on the real model and population, remembered, and reported with its
+reason.
 
     chosen = choose(program, work, clients, broadcast, run, recall)      an `ExecutorChoice`, and the reason
     executor = chosen.choice.executor(program, work)
 
 No executor is the fastest everywhere: stacking clients pays if dispatch takes most of the time, and loses if arithmetic
-does. The choice changes rounding, so a checkpoint keeps it. The number of processes changes nothing.
+does. The choice changes rounding, so a checkpoint keeps it. The number of processes does not change the result.
 """
 
 import math
@@ -34,34 +35,34 @@ from sumus.work import ClientWork
 LOG = logger("sumus.executors")
 KINDS = ("autograd", "sequential", "sequential+onednn", "vectorized")
 SHORT = 6.0
-"""Seconds of estimated training below which nothing is probed, and autograd is chosen."""
+"""Seconds of estimated training. For a shorter run, nothing is probed, and autograd is chosen."""
 BUDGET, SHARE = 2.5, 0.04
-"""A probe takes at most so many seconds, or this share of the estimated run, whichever is more."""
+"""The budget of a probe in seconds: this number of seconds, or this share of the estimated run, whichever is more."""
 BUSY = 2.5e10
-"""Floating-point operations a second from which on a core loses no time to dispatch, so that stacking saves none."""
+"""Floating-point operations per second. A core that reaches this rate loses no time to dispatch, so stacking saves none."""
 STACK_BYTES = 2**28
-"""The most that a stack's step may take."""
+"""The most memory, in bytes, that a step of a stack may take."""
 START = 5.0
-"""Seconds that more processes must save: they take about two to start."""
+"""Seconds that more processes must save. Starting them takes about two."""
 MOST_PROCESSES = 16
-"""Each takes some 300 MB."""
+"""The largest number of processes. Each of them takes some 300 MB."""
 STACKS = {"cpu": (4, 16, 32), "cuda": (32, 128, 512)}
 _STEPS, _REPEATS, _ENOUGH = 4, 3, 0.1
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 _COARSE = 0.05
 _SMALL = 1e-2
-"""The share of the whole update's length that a leaf's update counts with at least, when two results are compared."""
+"""When two results are compared, each leaf's update counts as at least this share of the whole update's length."""
 
 
 @dataclass(frozen=True)
 class ExecutorChoice:
-    """An executor by name, as a checkpoint holds it and `--executor` takes it.
+    """The name of an executor, as a checkpoint holds it and `--executor` takes it.
 
     Attributes:
-        kind: "autograd" trains one client after the other, by torch as it is. "sequential" does the same with the step captured
-            as a graph, and "sequential+onednn" computes that graph's dense layers by oneDNN. "vectorized" trains `stack` clients
-            at once.
-        stack: How many clients train at once.
+        kind: "autograd" trains one client after the other, by plain torch. "sequential" does the same with the step captured
+            as a graph, and "sequential+onednn" computes that graph's dense layers with oneDNN. "vectorized" trains `stack`
+            clients at once.
+        stack: The number of clients that train at once.
     """
 
     kind: str
@@ -72,7 +73,7 @@ class ExecutorChoice:
 
     @classmethod
     def parse(cls, text: object) -> "ExecutorChoice":
-        """Read a name. "vectorized" alone means stacks of 16."""
+        """Parse a name. "vectorized" alone means stacks of 16."""
         if isinstance(text, str) and text in KINDS:
             return cls(text, 16 if text == "vectorized" else 1)
         if isinstance(text, str) and (stack := re.fullmatch(r"vectorized:([1-9][0-9]{0,5})", text)):
@@ -84,7 +85,7 @@ class ExecutorChoice:
         )
 
     def executor(self, program: Program, work: ClientWork) -> Executor:
-        """Make the executor on a program."""
+        """Create the executor for a program."""
         if self.kind == "vectorized":
             return VectorizedExecutor(program, work, self.stack)
         return SequentialExecutor(
@@ -101,8 +102,8 @@ class ExecutorChosen:
 
     Attributes:
         choice: The choice.
-        reason: Why, in one line.
-        seconds: How long a local step of one client took; None if that was not measured.
+        reason: The reason, in one line.
+        seconds: The time of a local step of one client; None if it was not measured.
     """
 
     choice: ExecutorChoice
@@ -112,10 +113,10 @@ class ExecutorChosen:
 
 @dataclass(frozen=True)
 class RunLength:
-    """How much a run has to do.
+    """The amount of work of a run.
 
     Attributes:
-        steps: The local steps of all clients.
+        steps: The number of local steps of all clients.
         flops: The floating-point operations of one step.
     """
 
@@ -124,19 +125,20 @@ class RunLength:
 
     @classmethod
     def of(cls, program: Program, work: ClientWork, first: ClientAssignment, *, clients: int) -> "RunLength":
-        """The length of a run of so many clients that are all like the first."""
+        """Return the length of a run of `clients` clients that are all like the first."""
         rows = min(work.batch_size or len(first.inputs), len(first.inputs))
         steps = clients * work.step_count(len(first.inputs))
         return cls(steps, rows * step_flops(program, first.inputs, first.targets))
 
     @property
     def seconds(self) -> float:
-        """How long the steps may take one after the other: 0.3 ms a step, and 50 GFLOP/s. This is an estimate from the arithmetic
-        alone, so that it is the same in every run."""
+        """The estimated time of the steps, one after the other, at 0.3 ms a step and 50 GFLOP/s. It depends on the arithmetic
+        alone, so it is the same in every run.
+        """
         return self.steps * (3e-4 + self.flops / 5e10)
 
     def seconds_with(self, chosen: ExecutorChosen) -> float:
-        """The same with the measured seconds of a step, if it was measured."""
+        """Return the time of the steps, from the measured seconds of a step if there are any, else as estimated."""
         return self.seconds if chosen.seconds is None else self.steps * chosen.seconds
 
 
@@ -148,15 +150,15 @@ def choose(
     run: RunLength,
     recall: Recall,
 ) -> ExecutorChosen:
-    """Find the fastest executor for a run, by trying executors on some of its clients.
+    """Find the fastest executor for a run by trying executors on some of its clients.
 
     Args:
         program: The program that trains.
         work: The work of a client.
-        clients: Gives up to so many clients. Training them here has no effect.
-        broadcast: What clients begin with.
-        run: How long the run is.
-        recall: What was found before on this machine.
+        clients: Function that returns at most the given number of clients. Training them here has no effect.
+        broadcast: The broadcast that clients begin with.
+        run: The length of the run.
+        recall: Earlier choices on this machine.
     """
     if run.seconds < SHORT:
         return ExecutorChosen(AUTOGRAD, "the run is too short to probe")
@@ -181,7 +183,7 @@ def checked(
     clients: Sequence[ClientAssignment],
     broadcast: Broadcast,
 ) -> ExecutorChosen:
-    """The choice that was asked for; if the model cannot be trained so, another one, with the reason."""
+    """Return the requested executor; if it cannot train the model, return another one, with the reason."""
     probe = _Probe(program, work, clients, broadcast, 0.0)
     if (refused := probe.refused(choice)) is None:
         return ExecutorChosen(choice, "as asked for")
@@ -190,12 +192,12 @@ def checked(
 
 
 def processes(seconds: float, clients: int, device: str) -> int:
-    """The number of processes among which clients are dealt: one a core, if that saves more time than starting them takes.
+    """Return the number of processes to train in: one per core, if that saves more time than starting them takes.
 
     Args:
-        seconds: How long one process would train.
-        clients: How many clients there are.
-        device: Where torch computes.
+        seconds: The time that one process would need.
+        clients: The number of clients.
+        device: The device on which torch computes.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(cores, clients, MOST_PROCESSES)
@@ -203,7 +205,7 @@ def processes(seconds: float, clients: int, device: str) -> int:
 
 
 class _Probe:
-    """Tries executors on clients' first steps until the budget is spent. Each executor is compared with autograd first."""
+    """Tries executors on the clients' first steps until the budget is spent. Each executor is compared with autograd first."""
 
     def __init__(
         self,
@@ -222,7 +224,7 @@ class _Probe:
         self._executors: dict[ExecutorChoice, Executor] = {}
 
     def run(self, flops: float) -> ExecutorChosen:
-        """Find the fastest. The flops of a step tell whether a step is mostly arithmetic."""
+        """Find the fastest executor. flops: of one step; they show whether a step is mostly arithmetic."""
         took: dict[ExecutorChoice, float] = {AUTOGRAD: self._time(AUTOGRAD)}
         reasons: list[str] = []
         for kind in ("sequential", "sequential+onednn") if self._on_cpu() else ("sequential",):
@@ -246,7 +248,7 @@ class _Probe:
         return ExecutorChosen(best, "; ".join([*said, *dict.fromkeys(reasons)]), took[best])
 
     def refused(self, choice: ExecutorChoice) -> str | None:
-        """Why the model cannot be trained so: the step cannot be captured, or gives another result than autograd."""
+        """Return why this executor cannot train the model: the step cannot be captured, or its result differs from autograd's."""
         if choice == AUTOGRAD:
             return None
         wanted, executor = self._autograd(), self._executor(choice)
@@ -277,7 +279,7 @@ class _Probe:
         return all(self._agree(one, self._autograd()[one.client]) for one in again)
 
     def _agree(self, found: Trained, wanted: Trained) -> bool:
-        """Whether every leaf that is sent or kept, and the loss, are those of autograd, up to rounding."""
+        """Return whether every leaf that is sent or kept, and the loss, equal those of autograd, up to rounding."""
 
         def close(mine: Tree, tree: Tree) -> bool:
             whole = math.sqrt(sum(_square(leaf) for leaf in tree.values()))
@@ -298,7 +300,7 @@ class _Probe:
         return _TOLERANCE.get(held.dtype if held else "", _COARSE)
 
     def _try(self, choice: ExecutorChoice, took: dict[ExecutorChoice, float], reasons: list[str]) -> bool:
-        """Measure an executor, if there is time left and the model can be trained so."""
+        """Measure an executor, if there is time left and it can train the model."""
         if time.perf_counter() > self._until:
             self.hurried = True
             reasons.append("the rest was not tried for lack of time")
@@ -310,7 +312,9 @@ class _Probe:
         return True
 
     def _time(self, choice: ExecutorChoice) -> float:
-        """Seconds of one client's local step, the least of a few runs. All stacks train the same clients."""
+        """Return the time of one client's local step in seconds: the shortest of a few runs. All stacks train the same
+        clients.
+        """
         group = self._clients if choice.stack > 1 else self._clients[:2]
         steps = sum(min(self._work.step_count(len(one.inputs)), one.most_steps or _STEPS) for one in group)
         self._trained(choice, group)  # captures, and fills caches
@@ -320,7 +324,7 @@ class _Probe:
         return min(took) / steps
 
     def _trained(self, choice: ExecutorChoice, clients: Sequence[ClientAssignment]) -> tuple[list[Trained], float]:
-        """Train clients; the results, and the seconds. Modules that count, and generators, are put back."""
+        """Train clients; return the results and the seconds. Counters in modules, and random generators, are restored."""
         trained, took = list[Trained](), 0.0
         with suppress(NotCapturable), leaving_no_trace(self._program):
             began = time.perf_counter()
@@ -329,7 +333,7 @@ class _Probe:
         return trained, took
 
     def _autograd(self) -> Mapping[Any, Trained]:
-        """Autograd's results for the samples that it can train. The run itself will say what is wrong with the others."""
+        """Return autograd's results for the samples that it can train. The run itself reports errors in the others."""
         if not self._by_autograd:
             for sample in self._samples:
                 with suppress(SumusError):
@@ -346,12 +350,12 @@ class _Probe:
 
 
 def _first_steps(client: ClientAssignment) -> ClientAssignment:
-    """The same client with time for a few steps only."""
+    """Return the same client with time for only a few steps."""
     return replace(client, most_steps=min(client.most_steps or _STEPS, _STEPS))
 
 
 def _shortened(client: ClientAssignment, batch_size: int | None) -> ClientAssignment:
-    """The same client with fewer examples and another name, so that a batch that is not whole comes within its first steps."""
+    """Return the same client with fewer examples and another name, so that an incomplete batch comes within its first steps."""
     count = len(client.inputs)
     rows = -(-count // 2) if batch_size is None or count <= batch_size else batch_size + -(-batch_size // 2)
     return replace(client, client=("short", client.client), inputs=client.inputs[:rows], targets=client.targets[:rows])

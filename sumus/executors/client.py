@@ -1,4 +1,4 @@
-"""How a client begins a round and what it sends at its end: the same in every executor on one module."""
+"""How a client begins a round, and what it sends at the end: the same in every executor for one module."""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -24,13 +24,13 @@ from sumus.work import PERSONAL, ClientState, ClientWork, LeafState, LocalRun, P
 
 @dataclass(frozen=True)
 class RoundTensors:
-    """A round's broadcast as tensors.
+    """The broadcast of a round, as tensors.
 
     Attributes:
         lr: The round's learning rate.
-        factors: The schedule, with the factors of local steps.
-        sent: What the server sent, by part, the params among them.
-        buffers: The shared leaves without a gradient.
+        factors: The schedule, which gives the factors of local steps.
+        sent: The parts that the server sent, by name, including the params.
+        buffers: The shared leaves that have no gradient.
     """
 
     lr: float
@@ -39,7 +39,7 @@ class RoundTensors:
     buffers: Mapping[str, Tensor]
 
     def rate(self, step: int) -> float:
-        """The learning rate of a local step. Steps count from 1."""
+        """Return the learning rate of a local step. Steps count from 1."""
         return self.lr if self.factors.within is None else self.lr * self.factors.factor(step)
 
     def mean_rate(self, steps: int) -> float:
@@ -50,13 +50,13 @@ class RoundTensors:
 
 
 class LocalTraining:
-    """What executors on one `Program` share.
+    """The part of a client's training that all executors on one `Program` share.
 
     Attributes:
         program: The module that trains.
         work: The work of a client.
-        unkeyed: Why no step is captured: the model's randomness is torch's own and not keyed noise, or the code does more
-            than a graph holds. None if nothing is in the way.
+        unkeyed: The reason why no step is captured: the model draws from torch's own generator instead of keyed noise, or the
+            code does more than a graph can hold. None if steps can be captured.
     """
 
     def __init__(self, program: Program, work: ClientWork) -> None:
@@ -67,7 +67,7 @@ class LocalTraining:
         program.look_at("work", work)
 
     def begin(self, broadcast: Broadcast, round_number: int) -> RoundTensors:
-        """The round's broadcast as tensors on the device."""
+        """Return the round's broadcast as tensors on the device."""
         program = self.program
         sent = {name: self._apart(tree) for name, tree in broadcast.items() if name not in ("params", BUFFERS)}
         sent["params"] = program.tensors_of(broadcast["params"])
@@ -75,7 +75,7 @@ class LocalTraining:
         return RoundTensors(lr.rate(round_number), lr, sent, program.tensors_of(broadcast.get(BUFFERS, {})))
 
     def start(self, round_: RoundTensors, assignment: ClientAssignment) -> tuple[dict[str, Tensor], ClientState]:
-        """A client's leaves before its first step, and what it kept; its first state if it kept nothing."""
+        """Return a client's leaves before its first step, and the state that it kept, or else its first state."""
         own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
         personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
         leaves: dict[str, Any] = {**round_.sent["params"], **round_.buffers, **personal}
@@ -85,7 +85,7 @@ class LocalTraining:
     def loss_and_gradient(
         self, inputs: Tensor, targets: Tensor, over: int, params: Sequence[Tensor], noise: AbstractContextManager[Any]
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """The summed loss of these examples, and the gradient of that sum over a number."""
+        """Return the summed loss of these examples, and the gradient of that sum divided by `over`."""
         with noise:
             _, losses = self.program.losses(inputs, targets)
         expect_gradient(losses)
@@ -93,8 +93,8 @@ class LocalTraining:
         return loss, gradients_of(loss / over, params)
 
     def gradient(self, assignment: ClientAssignment) -> dict[str, Tensor]:
-        """The gradient, in the shared leaves, of the mean loss over all of a client's examples. It is computed a batch
-        at a time.
+        """Return the gradient, in the shared leaves, of the mean loss over all of a client's examples, computed batch by
+        batch.
         """
         names, params = list(self.program.shared), list(self.program.shared.values())
         total = [torch.zeros_like(param) for param in params]
@@ -108,11 +108,11 @@ class LocalTraining:
         return {name: self.program.widen(name, grad) for name, grad in zip(names, total, strict=True)}
 
     def noise(self, assignment: ClientAssignment, step: int) -> AbstractContextManager[Any]:
-        """To be entered around the forward pass of a step. Steps count from 1; step 0 is the gradient before them."""
+        """Return a context for the forward pass of a step. Steps count from 1; step 0 is the gradient before them."""
         return KeyedNoise(assignment.key, step) if self._seen is not None and self._seen.draws else nullcontext()
 
     def watch(self, assignment: ClientAssignment) -> None:
-        """Try the model on the first client's first examples, and let every client begin alike."""
+        """Try the model on the first client's first examples, and make every client begin in the same state."""
         if self._seen is None:
             seen: Observed = self.program.observed or observe(self.program, assignment.inputs, assignment.targets)
             self._seen = self.program.observed = seen
@@ -121,13 +121,13 @@ class LocalTraining:
 
     @contextmanager
     def drawing(self, seed: int) -> Generator[None, None, None]:
-        """To be entered around a client's training: torch's generator from a seed; Python's and numpy's too, if used."""
+        """Return a context for a client's training: it seeds torch's generator, and Python's and numpy's if they are used."""
         also = self._seen is not None and self._seen.generators
         with seeded(seed), generators_seeded(seed) if also else nullcontext():
             yield
 
     def first_rules(self, params: Mapping[str, Tensor]) -> dict[str, LeafState]:
-        """The optimizer's first state of each leaf, in memory of its own."""
+        """Return the optimizer's first state of each leaf, in memory of its own."""
         with own_code(
             "init", self.work.optimizer, "it must give a leaf's first state: a tuple of tensors like the leaf"
         ):
@@ -137,7 +137,7 @@ class LocalTraining:
             }
 
     def stepping(self) -> AbstractContextManager[None]:
-        """To be entered around a local step after its gradient is known. An error in it is said to be one of the work."""
+        """Return a context for a local step, once its gradient is known. An error in it is reported as an error of the work."""
         dtype = next(iter(self.program.trained.values())).dtype
         held = f"its numbers must be ones that {str(dtype).rpartition('.')[2]} holds, and its rules must fit the leaves"
         return own_code("a local step", self.work, held)
@@ -151,8 +151,9 @@ class LocalTraining:
         done: LocalRun,
         loss: tuple[float, int],
     ) -> Trained:
-        """What a client sends and keeps. `leaves` holds every leaf after its last step; they may change as soon as this
-        returns.
+        """Return what a client sends and keeps.
+
+        `leaves` holds every leaf after its last step; the caller may change them once this returns.
         """
         program = self.program
         now = {name: program.widen(name, leaf) for name, leaf in leaves.items()}
@@ -175,13 +176,13 @@ class LocalTraining:
         return Trained(assignment.client, sent, done.examples, {"loss": loss}, kept)
 
     def _apart(self, tree: Tree) -> dict[str, Tensor]:
-        """A tree that is not the model's (a control variate), as tensors in its own dtypes."""
+        """Return a tree that does not belong to the model (such as a control variate) as tensors of its own dtypes."""
         return {name: torch.from_numpy(np.array(leaf)).to(self.program.device) for name, leaf in tree.items()}
 
 
 def _numpy(tree: Mapping[str, Any], lent: set[int]) -> Tree:
-    """A tree as arrays in memory of their own. What lies in lent memory is copied, since the next client overwrites
-    that. A leaf may be a plain number.
+    """Return a tree as arrays in memory of their own. Arrays in lent memory are copied, since the next client overwrites it. A
+    leaf may be a plain number.
     """
 
     def array(leaf: Any) -> Array:

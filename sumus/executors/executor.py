@@ -1,6 +1,6 @@
-"""The contract of an executor: it trains clients, each from the same broadcast, and gives what they send.
+"""The contract of an executor: it trains clients, each from the same broadcast, and returns what they send.
 
-Nothing here imports torch, so that code without torch can use the contract, too.
+Nothing here imports torch, so that code without torch can use the contract too.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClientAssignment:
-    """A client that is to train.
+    """A client to train.
 
     Attributes:
         client: The client's id.
-        inputs: The inputs of its examples, where the executor computes, one row an example.
-        targets: Their targets, one row an example.
-        state: What the client kept from earlier rounds.
-        key: 32 bytes from which all of its randomness in this round comes.
-        most_steps: The most steps that it has time for; None for all of its work.
+        inputs: The inputs of its examples, one row per example, on the executor's device.
+        targets: Their targets, one row per example.
+        state: The state that the client kept from earlier rounds.
+        key: 32 bytes, the source of all its randomness in this round.
+        most_steps: The number of steps that it has time for; None for all.
     """
 
     client: Any
@@ -36,14 +36,14 @@ class ClientAssignment:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a client's training gave.
+    """The result of a client's training.
 
     Attributes:
         client: The client's id.
-        parts: What the client sends: by part a tree of numpy arrays.
-        examples: How many examples it trained on.
+        parts: The parts that the client sends: a tree of numpy arrays for each.
+        examples: The number of examples that it trained on.
         metrics: (sum, count) by metric.
-        state: What the client keeps if its report is counted.
+        state: The state that the client keeps if its report is counted.
     """
 
     client: Any
@@ -54,33 +54,33 @@ class Trained:
 
 
 class Executor(Protocol):
-    """Executors differ in speed, not in what they compute: who else trains, and in which order, changes nothing.
+    """Trains clients. A client's result does not depend on the other clients or on their order; executors differ in speed only.
 
     Attributes:
-        needs_sizes: Whether `groups` looks at the numbers of examples.
+        needs_sizes: Whether `groups` needs the numbers of examples.
     """
 
     needs_sizes: bool
 
     def groups(self, examples: Sequence[int]) -> list[list[int]]:
-        """Divide a cohort into groups that train together. A group goes to one call of `run`, in any process.
+        """Divide a cohort into groups that train together. Each group is one call of `run`, in any process.
 
         Args:
-            examples: How many examples each client of the cohort has.
+            examples: The number of examples of each client of the cohort.
 
         Returns:
-            The positions of each group, in the order in which the groups are to be dealt.
+            The positions of each group's clients; groups are handed out in this order.
         """
         ...
 
     def run(
         self, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
     ) -> Iterator[Trained]:
-        """Train each client from the broadcast, and yield the results as they are ready.
+        """Train each client from the broadcast, and yield each result as soon as it is ready.
 
         Args:
-            broadcast: What the server sends.
+            broadcast: The broadcast of the server.
             round_number: The number of the round, from 0, for the schedule.
-            assignments: The clients.
+            assignments: The clients to train.
         """
         ...

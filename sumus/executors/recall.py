@@ -1,4 +1,4 @@
-"""Which executors were found to be the fastest on this machine, by step and shapes, in a file of the user."""
+"""Remember which executors were the fastest on this machine, by step and shapes, in a file of the user."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from sumus.work import ClientWork
 
 
 class Recall:
-    """Choices that were made before on this machine, in a file. A file that cannot be read or written is ignored."""
+    """Earlier choices on this machine, in a file. A file that cannot be read or written is ignored."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def get(self, where: str) -> Mapping[str, Any] | None:
-        """The choice that was put under a key; None if there is none."""
+        """Return the choice stored under a key; None if there is none."""
         found = self._all().get(where)
         if not isinstance(found, dict):
             return None
@@ -33,7 +33,7 @@ class Recall:
         return kept if well and isinstance(kept.get("seconds"), float) else None
 
     def put(self, where: str, value: Mapping[str, Any]) -> None:
-        """Keep a choice. If two processes write at once, one choice may be lost, and is made again the next time."""
+        """Store a choice. If two processes write at once, one choice may be lost; it is then made again the next time."""
         if self._path is None:
             return
         try:
@@ -51,7 +51,7 @@ class Recall:
 
 
 def recall_of_this_user() -> Recall:
-    """The choices in the user's cache folder."""
+    """Return the choices in the user's cache folder."""
     try:
         folder = user_folder("XDG_CACHE_HOME", ".cache", "nothing is remembered")
     except UsageError:
@@ -60,7 +60,7 @@ def recall_of_this_user() -> Recall:
 
 
 def where_of(program: Program, work: ClientWork, client: ClientAssignment) -> str:
-    """The key of a choice: a hash of the step, the shapes, the version of torch and the machine."""
+    """Return the key of a choice: a hash of the step, the shapes, the version of torch and the machine."""
     step = {
         "task": program.description.fingerprint,
         "loss": program.description.loss,

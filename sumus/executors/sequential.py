@@ -22,17 +22,17 @@ Step = Callable[[dict[str, Tensor], int], None]
 
 
 class SequentialExecutor(LocalTraining):
-    """An `Executor` on one `Program`. CPU and CUDA take the same path.
+    """An `Executor` on one `Program`. CPU and CUDA use the same code.
 
     Args:
         program: The module that trains.
         work: The work of a client.
-        captured: Whether whole batches go through a captured graph of the step (`sumus.training.graph`). What cannot be
-            captured, and the shorter batch at the end of a pass, goes through autograd.
+        captured: Whether whole batches go through a captured graph of the step (`sumus.training.graph`). Steps that cannot be
+            captured, and the shorter batch at the end of a pass, go through autograd.
         onednn: Whether oneDNN computes the graph's dense layers.
 
     Attributes:
-        refused: Why the step was not captured; None if it was, or was not tried.
+        refused: The reason why the step was not captured; None if it was, or if that was not tried.
     """
 
     needs_sizes = False
@@ -45,17 +45,17 @@ class SequentialExecutor(LocalTraining):
 
     @property
     def is_captured(self) -> bool:
-        """Whether a step was captured so far. If not, every step of every client runs the task's own code."""
+        """Whether a step has been captured so far. If not, every step of every client runs the task's own code."""
         return self._graph is not None
 
     def groups(self, examples: Sequence[int]) -> list[list[int]]:
-        """Each client alone, in the order given."""
+        """Return each client as a group of its own, in the given order."""
         return [[position] for position in range(len(examples))]
 
     def run(
         self, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
     ) -> Iterator[Trained]:
-        """Train each client from the broadcast; results come as they are ready."""
+        """Train each client from the broadcast; yield each result as soon as it is ready."""
         round_ = self.begin(broadcast, round_number)
         for assignment in assignments:
             with at_client(assignment.client):
@@ -80,7 +80,7 @@ class SequentialExecutor(LocalTraining):
     def _train(
         self, assignment: ClientAssignment, round_: RoundTensors, own: ClientState
     ) -> tuple[int, tuple[float, int]]:
-        """Take the local steps; (steps, (summed loss, examples seen))."""
+        """Take the local steps; return (steps, (summed loss, examples seen))."""
         program, work = self.program, self.work
         names, params = list(program.trained), list(program.trained.values())
         rules = self.first_rules(program.trained)
@@ -112,7 +112,7 @@ class SequentialExecutor(LocalTraining):
         return steps, (float(total), seen)
 
     def _graph_of(self, inputs: Tensor, targets: Tensor) -> LocalGraph | None:
-        """The graph for such a batch; there is one for whole batches of the work's size."""
+        """Return the graph for such a batch; only batches of the work's full size have one."""
         if not self._captured or len(inputs) != self.work.batch_size:
             return None
         if self._graph is None:
@@ -127,8 +127,8 @@ class SequentialExecutor(LocalTraining):
     def _state(
         self, graph: LocalGraph, rules: Mapping[str, LeafState], round_: RoundTensors, own: ClientState
     ) -> Sequence[Tensor]:
-        """What the graph takes, in its order. It is the module's own memory, so that both ways of taking a step go on
-        from it.
+        """Return the arguments of the graph, in its order. They are the module's own memory, so steps with and without the graph
+        continue from one another.
         """
         values = {path_of(self.program, name): tensor for name, tensor in self.program.tensors.items()}
         values |= {f"rule/{name}/{slot}": leaf for name, slots in rules.items() for slot, leaf in enumerate(slots)}
@@ -137,7 +137,9 @@ class SequentialExecutor(LocalTraining):
         return [values[name].detach() for name in graph.names]
 
     def _fused_sgd(self, rules: Mapping[str, LeafState], round_: RoundTensors) -> Step | None:
-        """SGD in place, if the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
+        """Return a function for SGD in place, if the work is SGD without a correction: the rule of `work.sgd_rule`, without
+        copies.
+        """
         rule = self.work.optimizer.spec
         if rule.name != "rule/sgd" or self.work.rules.correct is not no_correction or self.work.groups:
             return None
@@ -161,7 +163,7 @@ class SequentialExecutor(LocalTraining):
         return step
 
     def _generic_step(self, rules: dict[str, LeafState], round_: RoundTensors, own: ClientState) -> Step:
-        """A step by any rule, as the rule defines it."""
+        """Return a function that takes a step by any rule, as the rule defines it."""
         params = self.program.trained
         memory = {param.untyped_storage().data_ptr() for param in params.values()}
 
@@ -177,7 +179,7 @@ class SequentialExecutor(LocalTraining):
 
 
 def _outside(tensor: Tensor, taken: set[int]) -> Tensor:
-    """The tensor, or a copy of it, in memory that nothing else changes. That memory counts as taken from now on."""
+    """Return the tensor, or a copy of it, in memory that nothing else changes, and mark that memory as taken."""
     tensor = tensor.clone() if tensor.untyped_storage().data_ptr() in taken else tensor
     taken.add(tensor.untyped_storage().data_ptr())
     return tensor

@@ -1,8 +1,8 @@
 """The vectorized executor: a stack of clients takes each step together, as batched products.
 
-Clients of a stack are sorted by the steps they take. Step t is taken by those that still have a t-th batch: the first
-clients of the stack, cut into runs of 2^k clients, for each of which there is a captured graph. Short batches are padded
-with a row of the same client and masked, so that padding is all inside last batches.
+The clients of a stack are sorted by their number of steps. Step t is taken by the clients that still have a t-th batch. They
+are the first ones of the stack, and are cut into runs of 2^k clients; there is a captured graph for each such length. Short
+batches are padded with a row of the same client and masked; only last batches are short, so only they are padded.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ class VectorizedExecutor(LocalTraining):
     """An `Executor` on one `Program`, for steps that can be captured.
 
     Attributes:
-        stack: The most clients that step together, a power of two.
-        refused: Why some clients were trained one by one, by autograd, since the step could not be captured; None if
-            none were.
+        stack: The largest number of clients that step together, a power of two.
+        refused: The reason why the step could not be captured, so that some clients were trained one by one by autograd; None
+            if all were stacked.
     """
 
     needs_sizes = True
@@ -46,7 +46,7 @@ class VectorizedExecutor(LocalTraining):
         self._memory: dict[str, Tensor] = {}
 
     def groups(self, examples: Sequence[int]) -> list[list[int]]:
-        """Stacks of clients of nearly one size, the largest first."""
+        """Return stacks of clients of nearly the same size, the largest first."""
         groups: list[list[int]] = []
         for position in sorted(range(len(examples)), key=lambda position: (-examples[position], position)):
             rows = self._rows(examples[position])
@@ -58,7 +58,7 @@ class VectorizedExecutor(LocalTraining):
     def run(
         self, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
     ) -> Iterator[Trained]:
-        """Train the clients from the broadcast, a stack at a time."""
+        """Train the clients from the broadcast, one stack at a time."""
         round_ = self.begin(broadcast, round_number)
         everyone = list(assignments)
         for positions in self.groups([len(assignment.inputs) for assignment in everyone]):
@@ -103,7 +103,7 @@ class VectorizedExecutor(LocalTraining):
         values: Mapping[str, Tensor],
         losses: Tensor,
     ) -> None:
-        """Every step of every client: `values` and the summed `losses` change in place."""
+        """Take every step of every client; change `values` and the summed `losses` in place."""
         rows, mask = _padded(batches, [len(assignment.inputs) for assignment in group], self.work.batch_size)
         inputs = self._joined("inputs", [assignment.inputs for assignment in group])
         targets = self._joined("targets", [assignment.targets for assignment in group])
@@ -128,7 +128,7 @@ class VectorizedExecutor(LocalTraining):
                 losses[first:last] += loss * counts[step, first:last]
 
     def _rows(self, examples: int) -> int:
-        """Of a client's longest batch."""
+        """Return the number of rows in a client's longest batch."""
         return min(examples, self.work.batch_size or examples)
 
     def _batches(self, assignment: ClientAssignment) -> list[Array]:
@@ -141,7 +141,7 @@ class VectorizedExecutor(LocalTraining):
         ]
 
     def _gradient(self, assignment: ClientAssignment, start: Mapping[str, Tensor]) -> Any:
-        """The gradient that the work asks for before the first step, one client at a time."""
+        """Return the gradient that the work needs before the first step, for one client."""
         if not self.work.rules.needs_gradient:
             return None
         self.program.load(start)
@@ -150,7 +150,7 @@ class VectorizedExecutor(LocalTraining):
     def _stacked(
         self, round_: RoundTensors, begun: Sequence[tuple[Mapping[str, Tensor], ClientState]]
     ) -> dict[str, Tensor]:
-        """The arguments of a step by name, each client's own ones stacked `(K, ...)`, in memory that is used again."""
+        """Return the arguments of a step by name, with those of each client stacked `(K, ...)`, in memory that is reused."""
         program, count = self.program, len(begun)
         values: dict[str, Tensor] = {}
         for name, tensor in program.tensors.items():
@@ -178,11 +178,11 @@ class VectorizedExecutor(LocalTraining):
         return self._memory[path][:count]
 
     def _joined(self, path: str, examples: Sequence[Tensor]) -> Tensor:
-        """The rows of all clients, one after another."""
+        """Return the rows of all clients, one client after another."""
         return torch.cat(list(examples), out=self._room(path, examples[0][0], sum(map(len, examples))))
 
     def _unstacked(self, values: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
-        """Each client's leaves."""
+        """Yield the leaves of each client."""
         paths = {name: path_of(self.program, name) for name in self.program.tensors}
         stacked = {
             name: values[path].unbind() if is_stacked(path, self.program) else (values[path],) * count
@@ -204,12 +204,12 @@ class VectorizedExecutor(LocalTraining):
 
 
 def _chosen(examples: Tensor, index: Tensor) -> Tensor:
-    """`examples[index]`, at a quarter of the cost if rows are long."""
+    """Return `examples[index]`, at a quarter of the cost if rows are long."""
     return examples.index_select(0, index.reshape(-1)).reshape(*index.shape, *examples.shape[1:])
 
 
 def _padded(batches: Sequence[Sequence[Array]], sizes: Sequence[int], most: int | None) -> tuple[Array, Array]:
-    """Rows of the concatenated examples `(steps, K, B)`, and a mask of the rows that count."""
+    """Return rows of the concatenated examples `(steps, K, B)`, and a mask of the rows that count."""
     offsets = np.cumsum([0, *sizes[:-1]])
     width = _width(max(len(rows) for each in batches for rows in each), most)
     index = np.zeros((len(batches[0]), len(batches), width), np.int64)
@@ -224,7 +224,9 @@ def _padded(batches: Sequence[Sequence[Array]], sizes: Sequence[int], most: int 
 
 
 def _width(rows: int, most: int | None) -> int:
-    """The number of rows of a padded batch: one of few, since each has a graph: 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
+    """Return the number of rows of a padded batch, rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, …: each width needs its own
+    graph.
+    """
     width = 1
     while width < rows:
         width = width * 4 // 3 if width % 3 == 0 else max(width + 1, width * 3 // 2)
@@ -232,7 +234,7 @@ def _width(rows: int, most: int | None) -> int:
 
 
 def _runs(active: int) -> Iterator[tuple[int, int]]:
-    """[0, active) cut into runs whose lengths are falling powers of two."""
+    """Yield runs that cover [0, active); their lengths are decreasing powers of two."""
     first = 0
     while first < active:
         length = 1 << ((active - first).bit_length() - 1)

@@ -2,25 +2,26 @@
 
     witness = Witness(program, clients=1000)
     for trained in witness.run(executor, broadcast, number, assignments): ...      as `executor.run`
-    witness.look()                                                                 at the end; `program.moved` knows
+    witness.look()                                                                 at the end; the result is in `program.moved`
 
-A client's result is a function of its examples, its state, the broadcast, the round and its key. `sumus.training.hidden` finds
-state outside the leaves by a walk, and puts the state back before every client; but a walk does not see everything: a file, an
-object of an extension, what an installed package keeps. Whatever such state is, it shows in one way: the same client, from the
-same broadcast, gives other bits later. So each process keeps what its first client was given, and a digest of what that client
-gave. It trains this client again after 2, 16, 128, 1024 … further clients of a long run, and once at the end of every run. So a
-process that trains 100 clients trains 3 more, and one that trains more has a smaller share; a shorter run has one more.
+A client's result is a function of its examples, its state, the broadcast, the round and its key. `sumus.training.hidden` walks
+over objects to find state outside the leaves, and restores that state before every client. But a walk does not see everything:
+a file, an object of an extension, the variables of an installed package. Any such state has one effect: the same client, from
+the same broadcast, gives other bits later. So each process keeps the input of its first client, and a digest of the result. It
+trains this client again after 2, 16, 128, 1024 … further clients of a long run, and once at the end of every run. So a process
+that trains 100 clients trains 3 more; in a longer run the share is smaller; in a shorter run it is one more.
 
-A repeated training leaves no trace: leaves, generators of random numbers, and lists that are a user's logs are put back.
-What the repeated training gives goes nowhere.
+A repeated training leaves no trace: leaves, generators of random numbers, and lists that are a user's logs are restored.
+Its result is only compared, and never sent.
 
 What the witness does not see:
 
 - Captured and vectorized executors run the Python of a step once, and then a graph of the step. A counter is a constant in
   such a graph, and a repeated training gives the same bits. There the witness only reads the client's examples again. (The
   proof of an executor compares the graph with autograd on a few steps.)
-- On a GPU, kernels may add in another order each time: bits differ without any state. There too it only reads.
-- State that is back where it was when the client is trained again, such as a counter that is read modulo a small number.
+- On a GPU, kernels may add in a different order each time, so bits differ even without hidden state. There too, the witness
+  only reads the examples.
+- State that has returned to its old value when the client is trained again, such as a counter modulo a small number.
 """
 
 import copy
@@ -44,24 +45,24 @@ from sumus.tree import sha256
 from sumus.types import Broadcast
 
 OTHER_NUMBERS = "numbers of a client that is trained again"
-"""In `Program.moved`: the witness gave other bits."""
+"""Entry in `Program.moved`: the witness gave other bits."""
 _EXAMPLES = "examples of "
 FIRST_LOOK, FACTOR = 2, 8
-"""Further clients before the first repeated training, and by how much their number grows before each next one."""
+"""The number of further clients before the first repeated training, and the factor by which it grows each time."""
 LONG = 100
-"""Clients of a process from which the witness is trained again during the run, and not only at its end."""
+"""From this number of clients in a process, the witness is trained again during the run, and not only at its end."""
 
 
 @dataclass(frozen=True)
 class Testimony:
-    """What the first client was given, and what it gave.
+    """The input of the first client, and a digest of its result.
 
     Attributes:
         executor: The executor that trained the client.
-        broadcast: A copy of what the client began with.
+        broadcast: A copy of the broadcast that the client began with.
         round_number: The round, from 0.
         assignment: A copy of the client's assignment; its examples are not copied.
-        digest: `digest_of` what the client gave; None if only its examples are read again.
+        digest: `digest_of` the client's result; None if only its examples are read again.
     """
 
     executor: Executor
@@ -75,9 +76,10 @@ class Witness:
     """Trains the first client of a process again from time to time: the same input must give the same bits.
 
     Args:
-        program: The program on which all clients of this process are trained. The witness writes what it finds into its `moved`.
-        clients: How many clients this process is likely to train; below `LONG`, only `look` trains the witness again.
-        read: Reads a client's examples anew, as (inputs, targets); None if nothing can be read again.
+        program: The program on which all clients of this process are trained. The witness adds its findings to the program's
+            `moved`.
+        clients: The number of clients that this process is likely to train; below `LONG`, only `look` trains the witness again.
+        read: Function that reads a client's examples anew, as (inputs, targets); None if they cannot be read again.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Witness:
     def run(
         self, executor: Executor, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
     ) -> Iterator[Trained]:
-        """What `executor.run` gives; the first client of all calls becomes the witness."""
+        """Yield the results of `executor.run`; the first client of all calls becomes the witness."""
         everyone = iter(assignments)
         begun = list(islice(everyone, 1))
         for trained in executor.run(broadcast, round_number, chain(begun, everyone)):
@@ -106,7 +108,7 @@ class Witness:
             yield trained
 
     def look(self) -> None:
-        """Read the witness's examples and train it again, unless nothing was trained since, or a difference is known already."""
+        """Read the witness's examples and train it again, unless no client was trained since or a difference is known already."""
         first, program = self._first, self._program
         if first is None or self._looked == self._further:
             return
@@ -126,7 +128,7 @@ class Witness:
             program.moved[OTHER_NUMBERS] = None
 
     def _count(self) -> None:
-        """A further client was trained: look, if a look is due."""
+        """Note that a further client was trained; call `look` if it is due."""
         self._further += 1
         if self._due is not None and self._further >= self._due:
             self._due *= FACTOR
@@ -134,7 +136,7 @@ class Witness:
 
 
 def _runs_the_code(executor: Executor) -> bool:
-    """Whether the Python of a task runs at each step of each client."""
+    """Return whether the Python code of a task runs at each step of each client."""
     return isinstance(executor, SequentialExecutor) and not executor.is_captured
 
 
@@ -146,19 +148,19 @@ def digest_of(trained: Trained) -> str:
 
 
 def examples_of(client: object) -> str:
-    """In `Program.moved`: a client gives other examples each time that it is read."""
+    """Entry in `Program.moved`: a client gives other examples each time it is read."""
     return f"{_EXAMPLES}client {client!r}"
 
 
 def notes_of(moved: Iterable[str], most: int) -> list[str]:
-    """What a user should know of `Program.moved`.
+    """Return notes for the user about `Program.moved`.
 
     Args:
-        moved: The paths that the walk found, and what witnesses found.
-        most: Paths of the walk that are named.
+        moved: The paths that the walk found, and the entries of witnesses.
+        most: The largest number of paths that are named.
 
     Returns:
-        Notes, each once: of other examples one, whoever found them.
+        The notes, each once; at most one is about changed examples.
     """
     paths = list(moved)
     read = [path for path in paths if path.startswith(_EXAMPLES)][:1]
@@ -178,7 +180,7 @@ def notes_of(moved: Iterable[str], most: int) -> list[str]:
 
 
 def _other_examples(assignment: ClientAssignment, read: Callable[[Any], tuple[Tensor, Tensor]]) -> str | None:
-    """What `moved` is told if a client's examples are others now; None if they are the same, or cannot be read any more."""
+    """Return the entry for `moved` if a client's examples have changed; None if not, or if they can no longer be read."""
     with suppress(Exception):  # of whatever kind a user's reading raises: no figure is wrong because of it
         pairs = zip((assignment.inputs, assignment.targets), read(assignment.client), strict=True)
         return None if all(torch.equal(one, other) for one, other in pairs) else examples_of(assignment.client)
@@ -187,8 +189,10 @@ def _other_examples(assignment: ClientAssignment, read: Callable[[Any], tuple[Te
 
 @contextmanager
 def _leaving_no_trace(program: Program) -> Generator[None, None, None]:
-    """Put back what a training changes: leaves, modes of layers, generators, and what the walk sees. Lists that are a user's logs
-    get nothing of it."""
+    """Restore everything that a training changes: leaves, modes of layers, generators, and the state that the walk sees.
+
+    Lists that are a user's logs get no entries from the training.
+    """
     with suppress(SumusError):  # the next client says it
         program.begin_anew()
     stood = generators()

@@ -1,12 +1,12 @@
-"""A function of the user's own after each round: to log, to save, and to end a run.
+"""A function of the user that is called after each round: to log, to save, or to end the run.
 
     def after_round(outcome):
         print(outcome.round, outcome.metrics)
         if outcome.metrics.get("accuracy", 0.0) > 0.9:
             return "stop"
 
-It is called when the round is over and kept: whatever it does, the round is not lost, and no number of the rounds to come
-changes.
+It is called when the round has ended and is kept: whatever the function does, the round is not lost, and no number of later
+rounds changes.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,17 +22,17 @@ from sumus.training.apart import TorchApart
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What a round came to.
+    """The outcome of a round.
 
     Attributes:
         record: The round's record.
         is_best: Whether the round's model is the best so far, by `Evaluation(best=)`.
         round: The round's number; 0 for the measurement before the first round.
-        metrics: What was measured, by name.
+        metrics: The measured values, by name.
         spreads: The spread over clients, by source and name.
-        figures: Every number of the record that a tracker plots, by name, such as `unseen/accuracy.median`. Figures that are
-            no numbers (the loss of a round without reports) are left out.
-        model: A state dict that loads into the task's model, made at each call: change it as you like.
+        figures: Every number of the record that a tracker plots, by name, such as `unseen/accuracy.median`. NaN figures (such
+            as the loss of a round without reports) are left out.
+        model: A state dict that loads into the task's model, a new copy at each call, which you may change.
     """
 
     record: RoundRecord
@@ -46,7 +46,7 @@ class RoundOutcome:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """What was measured; empty where the round was not evaluated."""
+        """The measured values; empty if the round was not evaluated."""
         return MappingProxyType(dict(self.record.metrics))
 
     @property
@@ -69,7 +69,9 @@ AfterRound: TypeAlias = Callable[[RoundOutcome], Literal["stop"] | None]
 
 
 class RoundListener:
-    """Calls the user's function. What it draws from torch, and what it sets there, is its own: training does not see it."""
+    """Calls the user's function. Random numbers that it draws from torch, and settings that it changes there, do not affect
+    training.
+    """
 
     def __init__(self, function: AfterRound | None) -> None:
         if function is not None and not callable(function):
@@ -80,7 +82,10 @@ class RoundListener:
         self._torch = TorchApart()
 
     def wants_to_stop(self, outcome: RoundOutcome) -> bool:
-        """Tell it of a round. Raises UsageError for what it raises, and for an answer that is none."""
+        """Call the user's function for a round.
+
+        Raises UsageError if it raises an error, or returns anything other than "stop" or None.
+        """
         if self._function is None:
             return False
         with self._torch.entered(), own_code("after_round", f"round {outcome.round}", "the round itself is kept"):

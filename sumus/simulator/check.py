@@ -1,4 +1,4 @@
-"""Does it fit together? Data, one step, shapes, memory, bytes and legality, before anything long begins."""
+"""Check that a plan works: data, one step, shapes, memory, bytes and legality, before any long work begins."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,21 +26,22 @@ from sumus.types import Tree
 from sumus.update.clip import global_norm
 
 MEASURED = 8
-"""Clients whose updates are measured, to propose a clip."""
+"""The number of clients whose updates are measured, to propose a clip."""
 
 
 @dataclass(frozen=True)
 class Updates:
-    """Updates of a few clients' first round, before any clip.
+    """The updates of a few clients' first round, before any clip.
 
     Attributes:
         lengths: The L2 norms of `params`, as a clip would see them, the shortest first.
-        examples: How many examples each of these clients holds, the fewest first.
+        examples: The number of examples of each of these clients, the smallest first.
         beside: For each part of leaves beside the chain (averaged buffers, a control), the largest |number| of each client's
-            part, the smallest first. A control that its algorithm bounds already is left out.
-        variance: The smallest number in a positive buffer (`Description.positive`) of these clients' models; None without any.
-        variance_move: How far one device that lies can move such a number in a round, with the bound of the plan, or else with
-            the bound that is proposed.
+            part, the smallest first. A control that its algorithm already bounds is left out.
+        variance: The smallest number in a positive buffer (`Description.positive`) of these clients' models; None if there is
+            none.
+        variance_move: The largest change of such a number by one dishonest device in a round, with the plan's bound, or else
+            with the proposed bound.
     """
 
     lengths: tuple[float, ...]
@@ -51,7 +52,7 @@ class Updates:
 
     @property
     def clip(self) -> float:
-        """A norm that leaves all these updates alone: the longest, rounded up to two digits."""
+        """A norm that clips none of these updates: the longest, rounded up to two digits."""
         return _rounded_up(max(self.lengths, default=0.0))
 
     def proposal(self) -> str:
@@ -79,30 +80,30 @@ class Updates:
 
 
 ROOM = 2.0
-"""How far above the first round's numbers the proposed bounds of parts beside the chain lie."""
+"""The ratio of the proposed bounds of parts beside the chain to the first round's numbers."""
 _PROPOSALS = {BUFFERS: "clip_buffers({0:g})", "control": "scaffold(control_bound={0:g})"}
 
 
 def _proposed(largest: Sequence[float]) -> float:
-    """The bound of a part beside the chain that is proposed for these largest numbers."""
+    """Return the bound to propose for a part beside the chain with these largest numbers."""
     return _rounded_up(ROOM * max(largest))
 
 
 def _rounded_up(largest: float) -> float:
-    """A number rounded up to two digits; 1 for 0."""
+    """Return a number rounded up to two digits; 1 for 0."""
     largest = largest or 1.0
     unit = 10.0 ** (math.floor(math.log10(largest)) - 1)
     return float(f"{math.ceil(largest / unit - 1e-9) * unit:.6g}")
 
 
 def _span(numbers: Sequence[float]) -> str:
-    """The first and the last of sorted numbers."""
+    """Return the first and the last of sorted numbers, as text."""
     return f"{numbers[0]:.3g} to {numbers[-1]:.3g}" if len(numbers) > 1 else f"{numbers[0]:.3g}"
 
 
 @dataclass(frozen=True)
 class FirstClient:
-    """What a plan's first client holds, and the loss of its round."""
+    """The number of examples of a plan's first client, and the loss of its round."""
 
     examples: int
     loss: float
@@ -110,10 +111,10 @@ class FirstClient:
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A model as it was tried.
+    """The facts of a model, from a first trial.
 
     Attributes:
-        parameters: How many numbers the shared leaves hold.
+        parameters: The number of values in the shared leaves.
         outputs: The shape of the model's output for one example; if the model gives several outputs, their shapes in the same
             tuple, list or mapping.
         cost: The memory of one local step.
@@ -126,7 +127,7 @@ class CheckedModel:
 
 @dataclass(frozen=True)
 class ClientBytes:
-    """The bytes of a client: what it is sent in a round, what it sends, and what it keeps between rounds."""
+    """The bytes that a client receives in a round, sends, and keeps between rounds."""
 
     down: int
     up: int
@@ -135,19 +136,19 @@ class ClientBytes:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found.
+    """The results of a check.
 
     Attributes:
-        plan_id: The plan, with its data declared.
+        plan_id: The id of the plan, with its data declared.
         data: The examples as the model sees them.
         first: The first client.
         model: The model.
-        bytes: What a client is sent, sends and keeps.
+        bytes: The bytes that a client receives, sends and keeps.
         updates: The updates of the first few clients, measured to propose a clip.
-        influence: What one device can do to a sum.
+        influence: The influence of one device on a sum.
         deployable: Rule → message for each rule that real devices would break.
-        notes: What the code keeps outside the leaves, and every client therefore begins with anew.
-        warnings: Why real devices would not take part, or not for long, though no rule is broken; each says what to do.
+        notes: State that the code keeps outside the leaves, which is therefore reset for every client.
+        warnings: Reasons why real devices would not take part, or not for long, though no rule is broken; each with a remedy.
     """
 
     plan_id: str
@@ -163,7 +164,7 @@ class CheckReport:
 
 
 def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> CheckReport:
-    """Let the first client of a population do one round of a plan, and add its update up alone; measure a few more clients.
+    """Train the first client of a population for one round of a plan, and sum its update alone; measure a few more clients.
 
     Args:
         plan: The plan.
@@ -171,7 +172,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         seed: The seed of everything random.
 
     Raises:
-        SumusError: What a run would raise (TaskError, DataError, PlanError, DivergedError), in the same words.
+        SumusError: The errors that a run would raise (TaskError, DataError, PlanError, DivergedError), with the same messages.
     """
     expect(plan, Plan, "check()")
     expect_gradients("check()")
@@ -236,7 +237,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
 
 
 def _measured(plan: Plan, buffers: Tree, trained: Sequence[Trained]) -> Updates:
-    """Measure how long these clients' updates are before the chain, and count their examples. buffers: as broadcast."""
+    """Measure the lengths of these clients' updates before the chain, and count their examples. buffers: as broadcast."""
     cap = plan.algorithm.update.weight_cap
     parts = {part.name: part for part in plan.algorithm.parts(plan.description)}
     beside = [
@@ -269,11 +270,11 @@ def _measured(plan: Plan, buffers: Tree, trained: Sequence[Trained]) -> Updates:
 
 
 def _buffer_move(plan: Plan, proposed: float) -> float:
-    """How far one device moves a number of the buffers in a round: with the plan's bound, or with one that is proposed."""
+    """Return how far one device can move a number of the buffers in a round: with the plan's bound, or with the proposed one."""
     moved, bound = plan.influence.others[BUFFERS], plan.algorithm.update.buffer_bound
     return moved if bound is not None else moved / plan.sums.bound * proposed
 
 
 def _largest(tree: Tree) -> float:
-    """The largest |number| of a tree."""
+    """Return the largest |number| of a tree."""
     return max((float(np.max(np.abs(leaf), initial=0.0)) for leaf in tree.values()), default=0.0)

@@ -1,9 +1,9 @@
-"""A run's folder: what it takes to go on, and what there is to look at.
+"""A run's folder: the files that it needs to continue, and files to look at.
 
-checkpoint.safetensors   server state, client states, and the record of the rounds: all of a run, in one file
+checkpoint.safetensors   server state, client states, and the records of the rounds: a whole run in one file
 model.safetensors        the published model, as a state dict
-history.jsonl            a line a round
-progress.json            how far the run is
+history.jsonl            one line per round
+progress.json            the progress of the run
 plot.png                 the run as a picture
 """
 
@@ -33,17 +33,17 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands after a whole round: the one value that a round replaces, and that a file can hold.
+    """The state of a run after a whole round: one value that each round replaces, and that a file can hold.
 
     Attributes:
-        identity: What must be equal for a run to go on (plan id, seed, population, fleet).
+        identity: The values that must be equal to continue a run (plan id, seed, population, fleet).
         state: The server's state.
         clients: A snapshot of the clients' states, taken when a file is written.
         rounds: The record of each round.
-        executor: The executor's name; another executor would round otherwise.
-        version: How many models were published.
-        pending: Sums of rounds to come, by the round's number: those of buffers, which take reports on a model before.
-        tallies: What belongs to these sums.
+        executor: The executor's name; another executor would round differently.
+        version: The number of models published.
+        pending: Sums of later rounds, by the round's number: buffers also take reports on earlier models.
+        tallies: The tallies of these sums.
         start: The record of the measurement before round 1.
         best: The best model so far.
     """
@@ -99,7 +99,7 @@ class Checkpoint:
             raise ExperimentError(f"{path} is not a checkpoint ({error}); move it away to start anew") from error
 
     def check_same(self, identity: Mapping[str, Any], folder: Path, rounds: int) -> None:
-        """Refuse to go on with another experiment's run, or with a run that has more rounds than are wanted."""
+        """Refuse to continue another experiment's run, or a run that has more rounds than requested."""
         if len(self.rounds) > rounds:
             raise ExperimentError(
                 f"{folder} holds {many(len(self.rounds), 'round')}, and {rounds} are asked for: ask for more, give another "

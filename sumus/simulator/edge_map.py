@@ -1,4 +1,4 @@
-"""Which edge each client of a simulation reports through."""
+"""The edge through which each client of a simulation reports."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,8 +16,8 @@ class EdgeMap:
 
     Args:
         population: The clients.
-        groups: How clients are grouped behind edges: how many edges there are, each with as many clients, in the population's
-            order; or a function that names the edge of a client. 0 if there are no edges.
+        groups: The edges of clients: a number of edges, which divide the population equally and in order; or a function from a
+            client to the name of its edge. 0 if there are no edges.
     """
 
     def __init__(self, population: Population, groups: int | Callable[[Any], Hashable]) -> None:
@@ -25,13 +25,13 @@ class EdgeMap:
 
     @property
     def identity(self) -> str | None:
-        """A hash of which edge each client reports through; None if there are no edges."""
+        """A hash of the assignment of clients to edges; None if there are no edges."""
         if not self._groups:
             return None
         return key(*(str(self.edge_of(position)) for position in range(len(self._population)))).hex()
 
     def edge_of(self, position: int) -> Hashable:
-        """The edge of the client at this place of the population."""
+        """Return the edge of the client at this position of the population."""
         if callable(self._groups):
             client = self._population.pick(position)
             with (
@@ -44,14 +44,14 @@ class EdgeMap:
         return position * self._groups // len(self._population)
 
     def grouped(self, counted: Sequence[CountedReport]) -> Mapping[tuple[Hashable, int], list[CountedReport]]:
-        """Group reports by the edge that they come through, and the sum that they go into."""
+        """Group reports by their edge, and by the sum that they go into."""
         found = defaultdict[tuple[Hashable, int], list[CountedReport]](list)
         for report in counted:
             found[self.edge_of(report.position), report.into].append(report)
         return found
 
     def bytes_above(self, counted: Sequence[CountedReport], first_hop: FirstHop) -> int:
-        """Bytes of the leaves of the sums that edges send up for these reports; 0 if there are no edges."""
+        """Return the bytes of the leaves of the sums that edges send up for these reports; 0 if there are no edges."""
         if not self._groups:
             return 0
         return sum(first_hop.sum_nbytes(len(members)) for members in self.grouped(counted).values())

@@ -1,4 +1,4 @@
-"""How good the model is: on central data, on people who never trained, and on people who did."""
+"""Measurements of the model: on central data, on clients that never train, and on clients that do."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,9 +17,9 @@ from sumus.types import Array, Tree
 from sumus.work import PERSONAL, ClientState
 
 Measured: TypeAlias = Mapping[str, tuple[float, int]]
-"""(sum, count) by metric, the loss too."""
+"""(sum, count) by metric, including the loss."""
 MOST_NOTES = 10
-"""Clients and metrics that are named for values that are no numbers."""
+"""The largest number of notes that name clients and metrics with NaN or infinite values."""
 Evaluations = dict[str, dict[str, float]]
 Spreads = dict[str, dict[str, Spread]]
 
@@ -28,14 +28,14 @@ class Evaluator:
     """The measurements that `Evaluation` asks for, on one program.
 
     Attributes:
-        notes: What the user should know of what was measured, once each.
+        notes: Notes for the user about the measurements, each once.
 
     Args:
-        wanted: What is asked for.
+        wanted: The requested measurements.
         population: The training clients.
         program: The model.
-        seed: The seed that draws training clients to ask.
-        present: Positions of the training clients that may be asked; None for all.
+        seed: The seed that draws the training clients to measure on.
+        present: Positions of the training clients that may be drawn; None for all.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Evaluator:
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """The names of what is measured."""
+        """The names of the measured figures."""
         return figure_names(("loss", *sums_of(self._program.task.metrics)))
 
     def is_lower_better(self, name: str) -> bool:
-        """Whether a figure is better the lower it is."""
+        """Return whether a lower value of a figure is better."""
         found = (metric for own, metric in sums_of(self._program.task.metrics).items() if figure_of(own) == name)
         return is_lower_better(name, next(found, None))
 
@@ -77,7 +77,7 @@ class Evaluator:
 
         Args:
             model: The published leaves.
-            state_of: Gives what a training client keeps.
+            state_of: Function that returns the state that a training client keeps.
 
         Returns:
             Metrics by source over all examples, and their spread over clients.
@@ -109,7 +109,7 @@ class Evaluator:
         return evaluations, spreads
 
     def with_keys(self, record: RoundRecord) -> RoundRecord:
-        """A record that was read from a file, with each worst client's key as its population has it."""
+        """Return a record that was read from a file, with each worst client's key as in its population."""
         spreads = dict(record.evaluation.spreads)
         for source, people in (("unseen", self._unseen), ("seen", self._population)):
             if people is not None and source in spreads:
@@ -120,7 +120,7 @@ class Evaluator:
         return replace(record, evaluation=replace(record.evaluation, spreads=spreads))
 
     def _measured(self, population: Population, client: Any) -> Measured:
-        """What the module measures on a client, as it is loaded."""
+        """Return the module's measurements on a client, as the module is loaded."""
         program = self._program
         with at_client(client):
             measured = program.evaluate(*program.reader.read(population, client), self._batch_size)
@@ -128,7 +128,7 @@ class Evaluator:
         return measured
 
     def _note_nan(self, where: str, measured: Measured) -> None:
-        """Name who makes a mean NaN; the first few."""
+        """Note which clients make a mean NaN or infinite; only the first few are named."""
         for name, (value, count) in measured.items():
             if count and not math.isfinite(value) and len(self.notes) < MOST_NOTES:
                 what = "infinite" if math.isinf(value) else "NaN"
@@ -137,7 +137,7 @@ class Evaluator:
                 ] = None
 
     def _spreads(self, by_client: Mapping[Any, Measured]) -> dict[str, Spread]:
-        """Each metric over the clients on whom it was counted."""
+        """Return the spread of each metric over the clients on which it was counted."""
         values: dict[str, dict[Any, float]] = {}
         for client, measured in by_client.items():
             for name, mean in pooled(measured).items():
@@ -149,7 +149,7 @@ class Evaluator:
 
 
 def added(each: Iterable[Measured]) -> dict[str, tuple[float, int]]:
-    """What several clients measured, as sums over all of them."""
+    """Add up the measurements of several clients."""
     totals: dict[str, tuple[float, int]] = {}
     for measured in each:
         for name, (value, count) in measured.items():

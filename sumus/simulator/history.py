@@ -1,4 +1,4 @@
-"""What a run did, round by round: to print, to plot, to put into a table."""
+"""The history of a run, round by round: to print, to plot, or to put into a table."""
 
 import importlib
 import importlib.util
@@ -21,12 +21,13 @@ _NESTED = ("metrics", "evaluations", "spreads", "staleness", "reasons", "failed"
 
 
 _MOST_NAMED = 10
-"""Clients that are named for what failed."""
+"""The largest number of clients that are named for failures."""
 
 
 def failures_of(rounds: Sequence[RoundRecord]) -> list[str]:
-    """Tell which clients were left out of which rounds since something failed there, and why at first: a note each, for the
-    first few clients."""
+    """Return notes on the clients that failed, and were left out of rounds: for the first few, which rounds, and the first
+    reason.
+    """
     left_out: dict[str, list[int]] = {}
     why: dict[str, str] = {}
     for record in rounds:
@@ -51,8 +52,8 @@ class BestModel:
     """The best model of a run.
 
     Attributes:
-        round: The round after which it was measured; 0 for before the first round.
-        metric: The metric by which it is the best.
+        round: The round after which it was measured; 0 if that was before round 1.
+        metric: The metric by which it is best.
         value: The metric's value.
         model: A torch state dict.
         model_sha256: A hash of its published leaves.
@@ -69,7 +70,7 @@ class BestModel:
 
 
 def strict(value: Any) -> Any:
-    """Replace NaN and infinity by null, since other readers of JSON refuse them."""
+    """Replace NaN and infinity with None, since other readers of JSON refuse them."""
     if isinstance(value, Mapping):
         return {str(name): strict(item) for name, item in cast(Mapping[str, Any], value).items()}
     if isinstance(value, list | tuple):
@@ -79,12 +80,12 @@ def strict(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a history came from.
+    """The origin of a history.
 
     Attributes:
-        plan_id: The plan.
+        plan_id: The id of the plan.
         seed: The seed of everything random.
-        executor: How clients were trained, and why so, in words.
+        executor: How clients were trained, and why, in words.
     """
 
     plan_id: str
@@ -101,11 +102,11 @@ class History:
         model: A torch state dict that loads into the task's model.
         model_sha256: A hash of the published leaves.
         provenance: The plan, the seed and the executor.
-        stopped: Why the run ended: "rounds", "target", "patience", "after_round", "interrupted" or "error".
-        notes: What the user should know, once each.
-        fleet: What the devices did in simulated time.
-        start: What was measured before round 1, as a record of round 0, if that was asked for.
-        best: The best model, if it was asked for.
+        stopped: The reason why the run ended: "rounds", "target", "patience", "after_round", "interrupted" or "error".
+        notes: Notes for the user, each once.
+        fleet: The report on the devices in simulated time.
+        start: The measurement before round 1, as a record of round 0, if it was requested.
+        best: The best model, if it was requested.
     """
 
     rounds: Sequence[RoundRecord]
@@ -129,7 +130,7 @@ class History:
 
     @property
     def _shown(self) -> list[RoundRecord]:
-        """The records that are written and plotted: the measurement before round 1 too."""
+        """The records to write and plot, including the measurement before round 1."""
         return [*([] if self.start is None else [self.start]), *self.rounds]
 
     @property
@@ -144,17 +145,19 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Wall time of all rounds."""
+        """The wall time of all rounds."""
         return sum(record.seconds for record in self.rounds)
 
     @property
     def simulated_seconds(self) -> float:
-        """At the end of the last round, on the virtual clock."""
+        """The end of the last round, in simulated seconds."""
         return self.rounds[-1].at if self.rounds else 0.0
 
     def to_frame(self) -> Any:
-        """Give a pandas DataFrame with one row a round, and one for `start`; metrics are columns `metric` and `source/metric`
-        (needs pandas)."""
+        """Return a pandas DataFrame with one row per round, and one for `start` (needs pandas).
+
+        Metrics are columns `metric` and `source/metric`.
+        """
         try:
             pandas: Any = importlib.import_module("pandas")
         except ImportError as error:
@@ -166,7 +169,7 @@ class History:
         return pandas.DataFrame(rows).set_index("round")
 
     def write_jsonl(self, path: str | Path) -> Path:
-        """Write one JSON object a line and round; the measurement before round 1 is a line too."""
+        """Write one JSON object per line and round; the measurement before round 1 is a line too."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(
@@ -175,8 +178,10 @@ class History:
         return target
 
     def write(self, folder: str | Path) -> None:
-        """Write `history.jsonl`, `model.safetensors` (a state dict), `best.safetensors` if a best model is kept, and `plot.png`
-        if matplotlib is installed."""
+        """Write `history.jsonl`, `model.safetensors` (a state dict) and, if there are any, `best.safetensors` and `plot.png`.
+
+        The former needs a best model, the latter matplotlib.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         self.write_jsonl(target / "history.jsonl")
@@ -187,7 +192,7 @@ class History:
             self.plot(target / "plot.png")
 
     def plot(self, path: str | Path, title: str = "") -> Path:
-        """Draw the run: loss, and the metrics with their spread over clients (needs matplotlib)."""
+        """Draw the run: the loss, and the metrics with their spread over clients (needs matplotlib)."""
         names = [name for name in self.metrics if name != "loss"]
         timed = self.simulated_seconds > 0
         picture = figure(5.0 * (1 + timed + len(names)), 3.6)

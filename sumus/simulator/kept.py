@@ -10,8 +10,8 @@ class BestSoFar:
     """The best model so far.
 
     Attributes:
-        metric: The metric by which it is the best.
-        round: The round after which it was measured; 0 for before the first round.
+        metric: The metric by which it is best.
+        round: The round after which it was measured; 0 if that was before round 1.
         value: The metric's value.
         model: The published leaves.
     """

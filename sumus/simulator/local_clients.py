@@ -1,4 +1,4 @@
-"""The clients of a simulation in memory: they train in this process, in processes beside it, or on a cluster."""
+"""The clients of a simulation in memory: they train in this process, in other processes, or on a cluster."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,15 +22,17 @@ from sumus.types import Broadcast
 
 
 def _waves(counted: Sequence[CountedReport]) -> Iterator[list[CountedReport]]:
-    """Group reports into waves with each client at most once: a client that has work on one model twice begins the second time
-    with what it kept of the first."""
+    """Group reports into waves with each client at most once.
+
+    A client that works on one model twice begins the second time with the state that it kept from the first.
+    """
     for again in range(1 + max((report.again for report in counted), default=0)):
         if wave := [report for report in counted if report.again == again]:
             yield wave
 
 
 def _part_of(most_steps: int | None, rounds: int) -> int | None:
-    """The steps that a client has time for in each of so many rounds."""
+    """Return the number of steps that a client has time for in each of `rounds` rounds."""
     return None if most_steps is None else -(-most_steps // rounds)
 
 
@@ -39,8 +41,8 @@ class LocalClients:
 
     Args:
         prepared: The experiment.
-        states: What clients keep between rounds.
-        compute: How they are trained.
+        states: The states that clients keep between rounds.
+        compute: The options of their training.
     """
 
     def __init__(self, prepared: PreparedRun, states: ClientStates, compute: Compute) -> None:
@@ -52,7 +54,7 @@ class LocalClients:
 
     @property
     def how(self) -> str:
-        """How clients are trained, and why so, in words."""
+        """How clients are trained, and why, in words."""
         return self._how
 
     def begin(self, at: Checkpoint, left: int) -> str:
@@ -62,25 +64,25 @@ class LocalClients:
         return staffed.executor
 
     def look_again(self) -> None:
-        """Train the first clients once more."""
+        """Train the first client of each process once more."""
         self._prepared.program.moved |= dict.fromkeys(self._crew.look_again())
 
     def last_notes(self) -> Iterable[str]:
-        """Say which clients the executor could not train."""
+        """Return notes on the clients that the executor could not train."""
         if refused := getattr(self._trainer.executor, "refused", None):
             yield f"some clients were trained by autograd: {refused}"
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         self._crew.close()
 
     def end(self) -> None:
-        """Nothing is held besides the program."""
+        """Do nothing: only the program is held."""
 
     def play(
         self, counted: Sequence[CountedReport], number: int, state: ServerState, received: RoundReports
     ) -> ServerState:
-        """Let clients train, each at most once at a time, and take the server's step."""
+        """Train clients, each at most once at a time, and take the server's step."""
         plan, task, algorithm = self._plan, self._plan.description, self._plan.algorithm
         people = len(present_at(self._prepared.joined, number, len(self._population)))
         public = public_seed(plan, self._prepared.setting.seed, number)
@@ -108,8 +110,10 @@ class LocalClients:
         broadcast: Broadcast,
         received: RoundReports,
     ) -> None:
-        """Let each site's clients do its rounds among themselves, and add what the site sends up. The site's last round is the
-        one that is told of."""
+        """Run each site's rounds among its clients, and add the sum that the site sends up.
+
+        The result of a client is that of the site's last round.
+        """
         plan, rounds = self._plan, self._plan.edges.rounds
         for members in self._prepared.edges.grouped(counted).values():
             site, count = Site.of(plan.algorithm, plan.description, plan.sums, public, broadcast), 0
@@ -139,10 +143,10 @@ class LocalClients:
         broadcast: Broadcast,
         received: RoundReports,
     ) -> list[Aggregate]:
-        """Let clients train, each once, and report.
+        """Train clients, each once, and add their reports.
 
         Returns:
-            Their reports as aggregates of one, if the aggregator needs each update; else nothing.
+            Their reports as aggregates of one, if the aggregator needs each update; else an empty result.
         """
         alone, results = list[Aggregate](), self._trained(wave, number, public, broadcast, received.sums)
         for report in wave:  # in the order in which they were accepted, whoever was trained first
@@ -159,7 +163,7 @@ class LocalClients:
     def _trained(
         self, wave: Sequence[CountedReport], number: int, public: bytes, broadcast: Broadcast, sums: Sums
     ) -> dict[Any, ClientResult]:
-        """Train clients, each once; their new states are pending then."""
+        """Train clients, each once; their new states are then pending."""
         results, again = dict[Any, ClientResult](), wave[0].again > 0
         for result in self._crew.train(number, public, broadcast, self._groups(wave), sums):
             if result.state:
@@ -172,7 +176,9 @@ class LocalClients:
         return results
 
     def _groups(self, wave: Sequence[CountedReport]) -> Iterator[Group]:
-        """Who trains together, in the order to deal them. The states of a group are read when the group is asked for."""
+        """Yield groups of clients that train together, in the order to deal them. States of a group are read when it is
+        requested.
+        """
         clients = [self._population.pick(report.position) for report in wave]
         sizes = self._prepared.sizes
         if self._trainer.executor.needs_sizes:
@@ -189,7 +195,7 @@ class LocalClients:
         return ClientJob(client, state, report.again, report.most_steps, report.into, report.staleness)
 
     def _note(self, result: ClientResult) -> None:
-        """Note what the user should know of a client's report."""
+        """Add notes for the user about a client's report."""
         plan, notes = self._plan, self._prepared.notes
         self._prepared.program.moved |= dict.fromkeys(result.moved)
         if result.became == "refused":

@@ -1,4 +1,4 @@
-"""How a run is computed, and what is kept and shown of it: the options of `simulate` and `run` that change no model.
+"""The options of `simulate` and `run` that do not change the model: how a run is computed, and what is kept and shown of it.
 
 simulate(..., compute="autograd")                                  short for Compute(executor="autograd")
 simulate(..., compute=Compute(workers=4, failures="skip"))
@@ -24,20 +24,20 @@ Failures = Literal["refuse", "skip"]
 
 @dataclass(frozen=True)
 class Compute:
-    """How a run is computed. All choices give the same model, to rounding; those of one executor the same bits.
+    """How a run is computed. All choices give the same model, up to rounding; with the same executor they give the same bits.
 
     Attributes:
-        executor: What trains a client: "autograd", "sequential", "sequential+onednn" or "vectorized:K". "auto" tries them on
-            this model and these clients, unless the run is short, and remembers which was fastest; a history says which it was,
-            and why.
+        executor: The name of the executor that trains a client: "autograd", "sequential", "sequential+onednn" or
+            "vectorized:K". "auto" tries them on this model and these clients, unless the run is short, and remembers which was
+            fastest; the history names it, and the reason.
         device: "cpu" or "cuda", or a torch.device.
-        workers: How many processes train at once, this one included; None for one for each core, if that saves time. Or "ray"
-            for a Ray cluster on this machine, or the address of a Ray cluster that runs. If the run takes only one process, a
-            note of the history says why.
-        insecure: Whether a Ray cluster may be used that lets everyone in: whoever reaches it can run code on it.
-        through: "memory", or "wire" to let each client be a device of a real server, in this process, which is slower.
-        failures: "refuse" to end the run if the part of a client in a round fails (its examples cannot be read, its training
-            runs to NaN); "skip" to leave that client out of that round, and to name it in a note and in the round's record.
+        workers: The number of processes that train at once, including this one; None for one per core, if that saves time. Or
+            "ray" for a Ray cluster on this machine, or the address of a running Ray cluster. If the run takes only one process,
+            a note of the history says why.
+        insecure: Whether to accept a Ray cluster without access control: anyone who reaches it can run code on it.
+        through: "memory", or "wire" to make each client a device of a real server in this process, which is slower.
+        failures: "refuse" to end the run if a client fails in a round (its examples cannot be read, or its training runs to
+            NaN); "skip" to leave that client out of the round, and to name it in a note and in the round's record.
     """
 
     executor: str = "auto"
@@ -60,23 +60,24 @@ class Compute:
 
     @property
     def skips(self) -> bool:
-        """Whether a client whose part of a round fails is left out of that round."""
+        """Whether a client that fails in a round is left out of that round."""
         return self.failures == "skip"
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is kept of a run, and what is shown while it goes on.
+    """What a run keeps, and what it shows while it goes on.
 
     Attributes:
-        folder: Where checkpoint, model, history and plot are kept; None for nowhere. If the folder holds an earlier part of the
-            same run, that run goes on, to the same final model as without the break.
-        checkpoint_every: Rounds between two checkpoints. The last round writes one too, and so does Ctrl-C.
+        folder: The folder for checkpoint, model, history and plot; None to keep nothing. If the folder holds an earlier part of
+            the same run, that run continues, and ends with the same model as without the break.
+        checkpoint_every: The number of rounds between checkpoints. The last round also writes one, and so does Ctrl-C.
         restart: Whether to start over, even if the folder holds an earlier part of the run.
-        client_states: Where clients' control variates and personal leaves are kept; None for the memory, and the checkpoint. A
-            folder takes more of them than memory holds.
+        client_states: The folder for clients' control variates and personal leaves; None to keep them in memory and in the
+            checkpoint. A folder can hold more of them than memory.
         progress: True for a bar in the terminal, False for none, None for a bar if there is a terminal; or an object of your
-            own, whose `watching(experiment, done)` gives a context manager of a function that is called with each round's record.
+            own, whose `watching(experiment, done)` returns a context manager for a function that is called with each round's
+            record.
     """
 
     folder: str | Path | None = None
@@ -100,7 +101,7 @@ class Output:
 
 
 def as_compute(given: Compute | str) -> Compute:
-    """How a run is computed; text is the name of an executor."""
+    """Return how a run is computed; text is the name of an executor."""
     if isinstance(given, str):
         return Compute(executor=given)
     expect(given, Compute, "compute=")
@@ -108,12 +109,12 @@ def as_compute(given: Compute | str) -> Compute:
 
 
 def as_output(given: Output | str | Path | None) -> Output:
-    """What is kept of a run; a path is its folder."""
+    """Return what a run keeps; a path is its folder."""
     return given if isinstance(given, Output) else Output(folder=given)
 
 
 def check_workers(workers: object, device: str) -> None:
-    """Refuse what is no number of processes and no cluster; None leaves it open."""
+    """Refuse a value that is neither a number of processes nor a cluster; None leaves the choice open."""
     processes = isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1
     cluster = isinstance(workers, str) and re.fullmatch(r"ray|[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", workers)
     if not (workers is None or processes or cluster):

@@ -1,4 +1,4 @@
-"""Where the clients of a simulation train: the contract between the loop over rounds and those who train in them."""
+"""The clients that take part in a simulation: the contract between the loop over rounds and their training."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from sumus.simulator.virtual_time.account import CountedReport
 
 @dataclass(frozen=True)
 class RoundReports:
-    """What clients have reported while a round is played.
+    """The reports of clients while a round is played.
 
     Attributes:
         sums: The sums of rounds, by number.
-        tallies: What belongs to these sums, by the round's number.
-        settled: For each client that trained, whether its new state is to be kept.
-        failed: The clients whose part of the round failed, each with the reason.
+        tallies: The tallies of these sums, by the round's number.
+        settled: For each client that trained, whether to keep its new state.
+        failed: The clients that failed in the round, each with the reason.
     """
 
     sums: Sums
@@ -29,35 +29,35 @@ class RoundReports:
 
 
 class Participants(Protocol):
-    """Those who take part in the rounds of a run: clients in memory, or devices of a real server."""
+    """The participants in the rounds of a run: clients in memory, or devices of a real server."""
 
     def begin(self, at: Checkpoint, left: int) -> str:
-        """Start what trains clients.
+        """Start the training of clients.
 
         Args:
-            at: Where the run stands.
-            left: How often a client is still to train.
+            at: The state of the run.
+            left: The number of client trainings that are left.
 
         Returns:
-            The name of the executor, which the rounds to come must keep; empty if that does not matter.
+            The name of the executor, which later rounds must keep; empty if that does not matter.
         """
         ...
 
     @property
     def how(self) -> str:
-        """How clients are trained, and why so, in words."""
+        """How clients are trained, and why, in words."""
         ...
 
     def play(
         self, counted: Sequence[CountedReport], number: int, state: ServerState, received: RoundReports
     ) -> ServerState:
-        """Let clients train from a state, add their reports to sums, and apply the server's step to one sum.
+        """Train clients from a state, add their reports to sums, and apply the server's step to one sum.
 
         Args:
-            counted: Who trains, in the order in which the reports are accepted.
+            counted: The clients to train, in the order in which their reports are accepted.
             number: The round, from 0.
             state: The server's state before the step.
-            received: Where the reports are added.
+            received: The object to which the reports are added.
 
         Returns:
             The server's state after the step.
@@ -65,17 +65,17 @@ class Participants(Protocol):
         ...
 
     def look_again(self) -> None:
-        """See whether the first clients still give what they gave (`sumus.executors.witness`)."""
+        """Check whether the first clients still give the same results (`sumus.executors.witness`)."""
         ...
 
     def last_notes(self) -> Iterable[str]:
-        """What the user should know once the run is over, besides the notes of the run itself."""
+        """Return further notes for the user, once the run has ended."""
         ...
 
     def close(self) -> None:
-        """End what trains clients: no more rounds come."""
+        """Stop the training of clients: no more rounds follow."""
         ...
 
     def end(self) -> None:
-        """Leave the user's code as it was before the run."""
+        """Restore the user's code to its state before the run."""
         ...

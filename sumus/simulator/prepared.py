@@ -1,4 +1,4 @@
-"""What a run has before its first round: the experiment, its model built, and its first client read."""
+"""A run before its first round: the experiment, with its model built and its first client read."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +22,7 @@ from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Array
 
 _PROBED = 8
-"""Examples that are measured together and apart, to see whether a loss or a metric compares them with one another."""
+"""The number of examples that are measured together and apart, to see whether a loss or a metric compares them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,12 @@ class PreparedRun:
     Attributes:
         experiment: The experiment.
         program: The task's model, on its device.
-        setting: What shares of its rounds are trained with: the plan with its data declared, and the population.
+        setting: The setting in which its rounds are trained: the plan with its data declared, and the population.
         trainer: Trains clients in this process, by autograd.
-        joined: The round, from 1, from which each client is there, int64 `(clients,)`; None if all are there from the start.
-        sizes: How many examples the clients hold.
-        edges: The edge that each client reports through.
-        notes: What the user should know, once each, in order. Whoever runs the experiment adds to them.
+        joined: The first round of each client, from 1, int64 `(clients,)`; None if all take part from the start.
+        sizes: The numbers of examples that the clients hold.
+        edges: The edge through which each client reports.
+        notes: Notes for the user, each once, in order. The run adds to them.
     """
 
     experiment: Experiment
@@ -60,7 +60,7 @@ class PreparedRun:
         return self.setting.population
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a run to go on."""
+        """The values that must be equal to continue a run."""
         identity = {
             "plan": self.plan.id,
             "seed": self.setting.seed,
@@ -72,26 +72,25 @@ class PreparedRun:
         return identity
 
     def observe(self) -> None:
-        """Try the model on the first client's examples as in training: a model that no run could train rightly is refused
-        before the first round."""
+        """Try the model on the first client's examples, as in training, to refuse an unsuitable model before the first round."""
         client = self.population.pick(self.setting.first)
         with at_client(client):
             if self.program.observed is None:
                 self.program.observed = observe(self.program, *self.program.reader.read(self.population, client))
 
     def end(self) -> None:
-        """Leave the user's code as it was before the run."""
+        """Restore the user's code to its state before the run."""
         with suppress(TaskError):  # said in the run
             self.program.end()
 
 
 def prepare(experiment: Experiment, device: str, skips: bool) -> PreparedRun:
-    """Build an experiment's model, and read its first client: all that can be wrong is found before anything long begins.
+    """Build an experiment's model, and read its first client, so that errors show before any long work begins.
 
     Args:
         experiment: The experiment.
         device: "cpu", or another device that torch knows.
-        skips: Whether a client whose part of a round fails is left out of that round.
+        skips: Whether a client that fails in a round is left out of that round.
     """
     task = experiment.plan.task
     if not isinstance(task, Task):
@@ -113,7 +112,7 @@ def prepare(experiment: Experiment, device: str, skips: bool) -> PreparedRun:
 
 
 def _first_readable(program: Program, population: Population, skips: bool) -> tuple[int, tuple[Any, Any]]:
-    """The first client, and its examples; if failures are left out, the first client whose examples can be read."""
+    """Return the first client and its examples; if failures are skipped, the first client whose examples can be read."""
     for position in range(len(population)):
         try:
             return position, program.reader.read(population, population.pick(position))
@@ -126,7 +125,7 @@ def _first_readable(program: Program, population: Population, skips: bool) -> tu
 def _notes(
     experiment: Experiment, population: Population, program: Program, client: Any, examples: tuple[Any, Any]
 ) -> Iterator[str]:
-    """Tell what the first client's examples show that the user should know."""
+    """Return notes for the user about the first client's examples."""
     if not program.reader.reads_alike(population, client):
         program.moved[examples_of(client)] = None
     evaluate, (inputs, targets) = experiment.evaluate, examples

@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on."""
+"""The progress of a run, as the user sees it."""
 
 import json
 import math
@@ -20,7 +20,7 @@ Show = Callable[[RoundRecord], None]
 
 
 class Progress(Protocol):
-    """watching(experiment, rounds done already) gives a function that is called after every round."""
+    """Shows a run: `watching(experiment, rounds done)` gives a context with a function to call after every round."""
 
     def watching(self, experiment: Experiment, done: int) -> AbstractContextManager[Show]: ...
 
@@ -34,8 +34,11 @@ class NoProgress:
 
 
 class LineProgress:
-    """Lines on standard error, for an output that is no terminal: the first after `first` seconds, then one every ten seconds,
-    and after the first minute one every minute; and one at the end, if there was any."""
+    """Lines on standard error, for output without a terminal.
+
+    The first line comes after `first` seconds, then one every ten seconds, and after the first minute one every minute. If
+    there was any, one more comes at the end.
+    """
 
     def __init__(self, first: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._first, self._clock = first, clock
@@ -63,7 +66,7 @@ class LineProgress:
 
 
 class TerminalProgress:
-    """A bar on standard error: round, loss, the latest metrics, clients a second, time left."""
+    """A bar on standard error: round, loss, the latest metrics, clients per second, time left."""
 
     @contextmanager
     def watching(self, experiment: Experiment, done: int) -> Generator[Show, None, None]:
@@ -94,12 +97,12 @@ class TerminalProgress:
 
 
 class ProgressFile:
-    """Writes into a run's folder how far the run is, for those who watch it from outside: at most once a second, and at the end.
+    """Writes the progress of a run into its folder, for other programs: at most once a second, and at the end.
 
     Args:
         folder: The run's folder; None for a run without one.
-        rounds: How many rounds are wanted.
-        clock: Gives the seconds of a clock that never goes back.
+        rounds: The number of rounds requested.
+        clock: Returns the seconds of a monotonic clock.
     """
 
     FILE = "progress.json"
@@ -113,7 +116,7 @@ class ProgressFile:
 
         Args:
             records: The rounds so far.
-            stopped: Why no more rounds come; empty while the run goes on.
+            stopped: The reason why the run ended; empty while it goes on.
         """
         if self._folder is None or not records or (not stopped and self._clock() < self._next):
             return
@@ -134,7 +137,7 @@ class ProgressFile:
 
 
 def progress_of(wanted: "Progress | bool | None") -> Progress:
-    """The progress that was asked for; by default a bar if standard error is a terminal, else lines."""
+    """Return the requested progress; by default a bar if standard error is a terminal, else lines."""
     if wanted is None:
         return TerminalProgress() if sys.stderr.isatty() else LineProgress()
     if isinstance(wanted, bool):

@@ -1,4 +1,4 @@
-"""The records of rounds: what a round counted, measured and cost."""
+"""The records of rounds: their counts, measurements and costs."""
 
 import dataclasses
 import math
@@ -11,11 +11,11 @@ from sumus.metrics import Spread
 
 @dataclass(frozen=True)
 class RoundEvaluation:
-    """What was measured after a round; empty if the round was not evaluated.
+    """The measurements after a round; empty if the round was not evaluated.
 
     Attributes:
-        metrics: The headline figures by name: those of the first of central, unseen and seen that `Evaluation` asks for; if it
-            asks for none, the loss of local training.
+        metrics: The headline figures by name: from the first of central, unseen and seen that `Evaluation` requests; without
+            any, the loss of local training.
         by_source: The figures of all sources, by source and name.
         spreads: The spread of each figure over clients, by source and name.
     """
@@ -31,7 +31,7 @@ class RoundTraffic:
 
     Attributes:
         up: Bytes of the reports of all clients together.
-        down: Bytes that all clients together were sent.
+        down: Bytes sent to all clients together.
         above: Bytes of the leaves of the sums that edges send up; 0 if there are no edges.
     """
 
@@ -42,13 +42,14 @@ class RoundTraffic:
 
 @dataclass(frozen=True)
 class ReportCounts:
-    """The reports of a round that were late or not counted, and why.
+    """The reports of a round that were late or not counted, with the reasons.
 
     Attributes:
-        dropped: How many clients were picked and not counted.
-        staleness: How many of the counted reports were late, by how many versions.
-        reasons: The number of sessions that ended during the round without being counted, by reason; earlier rounds' too.
-        failed: The clients that were left out because their part of the round failed (`failures="skip"`), each with the reason.
+        dropped: The number of clients that were picked and not counted.
+        staleness: The number of counted reports by staleness, in versions.
+        reasons: The number of sessions that ended during the round without being counted, by reason; including sessions of
+            earlier rounds.
+        failed: The clients that were left out because they failed (`failures="skip"`), each with the reason.
     """
 
     dropped: int = 0
@@ -59,19 +60,19 @@ class ReportCounts:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round.
+    """The record of one round.
 
     Attributes:
         round: The round's number, from 1; 0 for the measurement before the first round.
-        clients: How many clients' reports were counted.
-        examples: How many examples these clients hold.
+        clients: The number of clients whose reports were counted.
+        examples: The number of examples that these clients hold.
         loss: The loss of local training, averaged over these examples; NaN if no report was counted.
-        evaluation: What was measured after the round.
+        evaluation: The measurements after the round.
         traffic: The bytes of the round.
-        reports: What became of the other reports.
+        reports: The reports that were late or not counted.
         seconds: The round's wall time.
         at: The end of the round, in simulated seconds.
-        epsilon: What privacy cost so far; None without privacy.
+        epsilon: The privacy loss ε so far; None without differential privacy.
     """
 
     round: int
@@ -91,7 +92,7 @@ class RoundRecord:
         return self.evaluation.metrics
 
     def to_json(self) -> dict[str, Any]:
-        """Give the record as JSON, one level of names: a line of `history.jsonl`."""
+        """Return the record as JSON with one level of names: a line of `history.jsonl`."""
         evaluation, traffic, reports = self.evaluation, self.traffic, self.reports
         return {
             "round": self.round,
@@ -118,8 +119,7 @@ class RoundRecord:
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "RoundRecord":
-        """Make a record of its JSON. It is the inverse of `to_json`, but that the keys of clients are text
-        (`Evaluator.with_keys`)."""
+        """Create a record from its JSON: the inverse of `to_json`, except that clients' keys are text (`Evaluator.with_keys`)."""
         spreads: dict[str, Any] = {
             source: {name: Spread(**spread) for name, spread in by_metric.items()}
             for source, by_metric in fields["spreads"].items()
@@ -140,7 +140,9 @@ class RoundRecord:
 
 
 def measured_columns(record: RoundRecord) -> dict[str, float]:
-    """What a round measured, by column: `metric`, `source/metric`, `source/metric/median` and `source/metric/worst_decile`."""
+    """Return a round's measurements by column: `metric`, `source/metric`, `source/metric/median`,
+    `source/metric/worst_decile`.
+    """
     measured = record.evaluation
     columns = {name: value for name, value in measured.metrics.items() if name != "loss"}
     columns |= {f"{s}/{name}": value for s, found in measured.by_source.items() for name, value in found.items()}
@@ -152,10 +154,10 @@ def measured_columns(record: RoundRecord) -> dict[str, float]:
 
 
 def figures_of(record: RoundRecord) -> dict[str, float]:
-    """Every number of a round that a tracker plots, by name; numbers that are NaN or infinite are left out.
+    """Return every number of a round that a tracker plots, by name; NaN and infinite numbers are left out.
 
-    A spread is called `source/metric.median`, and not as its column is: to some trackers a slash is a folder, and
-    `source/metric` a file.
+    A spread is called `source/metric.median`, unlike its column: some trackers take a slash for a folder, and
+    `source/metric` for a file.
     """
     fields = record.to_json()
     plotted = ("loss", "clients", "dropped", "examples", "seconds", "at", "bytes_up", "bytes_down")
@@ -168,14 +170,14 @@ def figures_of(record: RoundRecord) -> dict[str, float]:
 
 @dataclass
 class RoundTally:
-    """What a round adds up besides its sum.
+    """The totals of a round, apart from its sum.
 
     Attributes:
-        clients: How many reports are in the sum.
-        examples: The examples of their clients.
+        clients: The number of reports in the sum.
+        examples: The number of examples of their clients.
         loss: The sum of the loss of local training, over the examples seen.
-        seen: How many examples that loss is summed over.
-        staleness: How many reports were late, by how many versions.
+        seen: The number of examples that this loss is summed over.
+        staleness: The number of reports by staleness, in versions.
     """
 
     clients: int = 0
@@ -193,7 +195,7 @@ class RoundTally:
         self.staleness[late] = self.staleness.get(late, 0) + 1
 
     def add(self, other: "RoundTally") -> None:
-        """Add what another tally counted."""
+        """Add the counts of another tally."""
         self.clients += other.clients
         self.examples += other.examples
         self.loss += other.loss
@@ -207,7 +209,7 @@ class RoundTally:
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "RoundTally":
-        """Make a tally of its fields as JSON."""
+        """Create a tally from its JSON fields."""
         plain: dict[str, Any] = {
             **fields,
             "staleness": {int(late): count for late, count in fields["staleness"].items()},

@@ -1,4 +1,4 @@
-"""A run's folder: how far the run is, its last checkpoint, and at last its history and its models."""
+"""A run's folder: the progress of the run, its last checkpoint, and finally its history and its models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from sumus.simulator.records import RoundRecord
 
 
 class RunFolder:
-    """Where a run is kept, if anywhere.
+    """The folder of a run, if it has one.
 
     Args:
-        path: The folder, which is made; None to keep nothing.
+        path: The folder, which is created; None to keep nothing.
         restart: Whether an earlier run in the folder is started over.
-        rounds: How many rounds are wanted.
+        rounds: The number of rounds requested.
     """
 
     def __init__(self, path: Path | None, restart: bool, rounds: int) -> None:
@@ -25,7 +25,7 @@ class RunFolder:
             _expect_writable(path)
 
     def earlier(self) -> Checkpoint | None:
-        """An earlier part of the run that has whole rounds; None if there is none, or it is started over."""
+        """Return an earlier part of the run, with whole rounds; None if there is none, or if the run starts over."""
         found = None if self.path is None or self.restart else Checkpoint.read(self.path)
         return None if found is None or not found.rounds else found
 
@@ -33,7 +33,7 @@ class RunFolder:
         """Write a checkpoint.
 
         Returns:
-            Where it is kept, and how to go on from it, as the end of a sentence; empty if it is kept nowhere.
+            Where it is kept, and how to continue from it, as the end of a sentence; empty if it is not kept.
         """
         if self.path is None or not checkpoint.rounds:
             return ""
@@ -42,21 +42,21 @@ class RunFolder:
         return f", kept in {self.path}: {again} to go on"
 
     def finish(self, history: History) -> None:
-        """Write the outcome of a run that is over."""
+        """Write the outcome of a run that has ended."""
         if self.path is not None:
             history.write(self.path)
 
     def progress(self) -> ProgressFile:
-        """A file that says how far the run is."""
+        """Return the file with the progress of the run."""
         return ProgressFile(self.path, self._rounds)
 
     def note(self, rounds: Sequence[RoundRecord], stopped: str) -> None:
-        """Say in the folder how far the run came, and why no more rounds come."""
+        """Write the progress of the run, and the reason why it ended, into the folder."""
         self.progress().note(rounds, stopped)
 
 
 def _expect_writable(path: Path) -> None:
-    """Make a folder; raise ExperimentError now rather than after the first rounds if nothing can be written there."""
+    """Create a folder; if it is not writable, raise ExperimentError now rather than after the first rounds."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / ".writable").touch()

@@ -1,4 +1,4 @@
-"""The simulator's two entrances: an experiment, or what it takes to make one."""
+"""The simulator's two entry points: `run` takes an experiment, `simulate` its parts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ from sumus.training.hidden import generators_seeded
 from sumus.training.program import expect_gradients, one_thread, seeded
 
 _COHORT = 100
-"""Clients that take part in a round, at most, if no pacing is given."""
+"""The largest number of clients in a round, if no pacing is given."""
 
 
 def simulate(
@@ -40,28 +40,28 @@ def simulate(
     out: Output | str | Path | None = None,
     after_round: AfterRound | None = None,
 ) -> History:
-    """Train `task` by `algorithm` on `population`. An `Experiment` also takes a fleet of devices, and edges.
+    """Train `task` with `algorithm` on `population`. For a fleet of devices, or edges, use an `Experiment` and `run`.
 
     Args:
-        task: What is learned.
-        algorithm: How it is learned.
+        task: The task to learn.
+        algorithm: The algorithm that learns it.
         population: The clients: a mapping from each client's id to its examples.
-        rounds: How many rounds.
-        pacing: Who takes part in a round, and when; None for every client in every round, up to 100 of them.
-        evaluate: What is measured, and how often; None for the loss of local training.
+        rounds: The number of rounds.
+        pacing: Which clients take part in a round, and when; None for every client in every round, up to 100 of them.
+        evaluate: The measurements, and how often they are taken; None for only the loss of local training.
         seed: The seed of everything random. Two runs with one seed give one model, bit for bit.
         compute: How the run is computed (`Compute`), or the name of an executor.
-        out: What is kept and shown of the run (`Output`), or the folder in which it is kept.
-        after_round: Is called with a `RoundOutcome` after each round, and after the measurement before round 1. It returns
-            "stop" to end the run, or None. The round is kept whatever it does, and no number of later rounds changes.
+        out: What the run keeps and shows (`Output`), or the folder in which it is kept.
+        after_round: Function that is called with a `RoundOutcome` after each round, and after the measurement before round 1.
+            It returns "stop" to end the run, or None. Whatever it does, the round is kept, and no number of later rounds changes.
 
     Returns:
-        What the run did, round by round, and the model.
+        The history of the run, round by round, and the model.
 
     Raises:
-        ExperimentError: The arguments do not go together, as other SumusErrors say of a task, a plan or a client's examples.
-        DivergedError: The training of a client ran to NaN.
-        Interrupted: The user stopped the run; it holds the history so far.
+        ExperimentError: The arguments do not fit together. Other SumusErrors concern a task, a plan or a client's examples.
+        DivergedError: The training of a client produced NaN.
+        Interrupted: The user stopped the run; the exception holds the history so far.
     """
     expect_population(population)
     seed, compute = seed_of(seed), as_compute(compute)
@@ -82,18 +82,18 @@ def run(
 
     Args:
         experiment: The experiment.
-        compute: How it is computed (`Compute`), or the name of an executor.
-        out: What is kept and shown of the run (`Output`), or the folder in which it is kept. A folder that holds an earlier part
-            of the same run goes on from there.
-        after_round: Is called after each round; see `simulate`.
+        compute: How the run is computed (`Compute`), or the name of an executor.
+        out: What the run keeps and shows (`Output`), or the folder in which it is kept. If the folder holds an earlier part of
+            the same run, that run continues.
+        after_round: Function that is called after each round; see `simulate`.
 
     Returns:
-        What the run did, round by round, and the model.
+        The history of the run, round by round, and the model.
 
     Raises:
-        ExperimentError: The options do not go with the experiment, as other SumusErrors say of a task, a plan or a client.
-        DivergedError: The training of a client ran to NaN.
-        Interrupted: The user stopped the run; it holds the history so far.
+        ExperimentError: The options do not fit the experiment. Other SumusErrors concern a task, a plan or a client.
+        DivergedError: The training of a client produced NaN.
+        Interrupted: The user stopped the run; the exception holds the history so far.
     """
     expect(experiment, Experiment, "run()")
     expect_gradients("the simulation")
@@ -118,7 +118,7 @@ def run(
 
 
 def _client_states(output: Output) -> ClientStates:
-    """Where clients' states are kept."""
+    """Return the store of clients' states."""
     given = output.client_states
     if given is None:
         return MemoryClientStates()
@@ -128,7 +128,7 @@ def _client_states(output: Output) -> ClientStates:
 def _participants(
     prepared: PreparedRun, states: ClientStates, compute: Compute, is_fresh: bool, folder: Path | None
 ) -> Participants:
-    """Those who train: clients in memory, or devices of a server."""
+    """Return the participants: clients in memory, or devices of a server."""
     if compute.through == "memory":
         return LocalClients(prepared, states, compute)
     from sumus.simulator.wire import DeviceClients  # needs what servers and devices need

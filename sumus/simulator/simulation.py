@@ -1,7 +1,7 @@
-"""The simulator: every client of a round on this machine or on a cluster, the same algebra as everywhere else.
+"""The simulator: every client of a round on this machine or on a cluster, with the same algebra as everywhere else.
 
-for each round:   who is in its sum, and when (`turnout`) → train all whose reports on this model are ever counted, and take the
-                  step of the round's sum (`participants`) → evaluate → settle client states, remember
+for each round:   find its reports and their times (`turnout`) → train the clients whose reports on this model are ever counted,
+                  and take the step of the round's sum (`participants`) → evaluate → settle client states, write a checkpoint
 """
 
 import math
@@ -37,15 +37,15 @@ from sumus.work import ClientState
 
 
 class Simulation:
-    """One run, from where an earlier part of it left off.
+    """One run, which continues where an earlier part of it ended.
 
     Attributes:
-        at: Where the run stands. A round replaces it, as a whole.
+        at: The state of the run. Each round replaces it as a whole.
 
     Args:
         prepared: The experiment.
-        folder: Where the run is kept.
-        states: What clients keep between rounds.
+        folder: The folder of the run.
+        states: The states that clients keep between rounds.
     """
 
     def __init__(self, prepared: PreparedRun, folder: RunFolder, states: ClientStates) -> None:
@@ -71,7 +71,7 @@ class Simulation:
 
     @property
     def done(self) -> int:
-        """Whole rounds so far."""
+        """The number of whole rounds so far."""
         return len(self.at.rounds)
 
     def run(
@@ -80,10 +80,10 @@ class Simulation:
         """Play all rounds that are left.
 
         Args:
-            participants: Those who train in the rounds.
-            listener: Is told of each round.
+            participants: The participants in the rounds.
+            listener: Called after each round.
             progress: Shows each round.
-            checkpoint_every: Rounds between two checkpoints.
+            checkpoint_every: The number of rounds between two checkpoints.
         """
         rounds = self._experiment.rounds
         try:
@@ -121,8 +121,9 @@ class Simulation:
         return self._plan.algorithm.start(self._program.initial_shared, self._plan.description)
 
     def _taken_up(self, earlier: Checkpoint) -> Checkpoint:
-        """An earlier part of the run, if it is of the same experiment and kept the best model by the same metric, or none is
-        wanted."""
+        """Return an earlier part of the run, if it belongs to the same experiment and keeps the best model by the requested
+        metric, if any.
+        """
         folder, wanted = self._folder.path, self._experiment.evaluate.best
         assert folder is not None, "the earlier part was read there"
         earlier.check_same(self.at.identity, folder, self._experiment.rounds)
@@ -143,7 +144,7 @@ class Simulation:
         return earlier
 
     def _measure_start(self) -> None:
-        """Measure the model before round 1, as a record of round 0; the same also if a run is taken up later."""
+        """Measure the model before round 1, as a record of round 0; the result is the same if an earlier run continues."""
         began = time.perf_counter()
         evaluations, spreads = self._evaluation.measure(self._published(self._first_state()), lambda client: {})
         record = RoundRecord(
@@ -160,7 +161,7 @@ class Simulation:
     # ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _play_all(self, participants: Participants, listener: RoundListener, show: Show, checkpoint_every: int) -> None:
-        """Play rounds, keep now and then where the run stands, and tell the user's function of each round."""
+        """Play rounds, write checkpoints now and then, and call the user's function after each round."""
         saved, progress = self.done, self._folder.progress()
         if self._experiment.evaluate.first and self.at.start is None:
             self._measure_start()
@@ -177,7 +178,7 @@ class Simulation:
                 return
 
     def _play_round(self, participants: Participants, number: int, at: Checkpoint) -> None:
-        """Play a round, counted from 0, from where the run stood before it; then `self.at` is where the run stands after it."""
+        """Play a round, counted from 0, from the state before it; then `self.at` is the state after it."""
         began = time.perf_counter()
         played, counted = self._turnout.play(number, at.version)
         settled: dict[str, bool] = {}
@@ -203,18 +204,18 @@ class Simulation:
         at: Checkpoint,
         settled: dict[str, bool],
     ) -> Checkpoint:
-        """Train, sum, step, evaluate.
+        """Train, sum, take the server's step, and evaluate.
 
         Args:
-            participants: Those who train.
-            played: The round, as the timeline has it.
+            participants: The participants.
+            played: The round, as the timeline played it.
             counted: The reports on its model that are ever counted.
             began: When the round began, by the wall clock.
-            at: Where the run stood before the round.
-            settled: Is filled in: for each client that trained, whether its new state is to be kept.
+            at: The state of the run before the round.
+            settled: Is filled in: for each client that trained, whether to keep its new state.
 
         Returns:
-            Where the run stands after the round.
+            The state of the run after the round.
         """
         state, pending, number = at.state, Sums(), played.number
         pending.add(at.pending)
@@ -256,7 +257,7 @@ class Simulation:
         return self._with_best(after, record)
 
     def _evaluated(self, number: int, state: ServerState, loss: float, settled: Mapping[str, bool]) -> RoundEvaluation:
-        """Measure the model after a round if its turn has come, each client with the state that it will have."""
+        """Measure the model after a round if an evaluation is due, with each client's state as of the end of the round."""
 
         def state_of(client: str) -> ClientState:
             pending = self._states.pending(client) if settled.get(client) else None
@@ -277,7 +278,7 @@ class Simulation:
     # ── how it ends ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_told_to_stop(self, listener: RoundListener) -> bool:
-        """Tell the user's function of the last round. Returns whether it ends the run."""
+        """Call the user's function after the last round. Returns whether it ends the run."""
         state = self.at.state
         record = self.at.rounds[-1] if self.at.rounds else self.at.start
         assert record is not None
@@ -294,7 +295,7 @@ class Simulation:
         return bool(self._stopped)
 
     def _why_over(self) -> str | None:
-        """Why the run ends before its last round; None if it goes on."""
+        """Return the reason why the run ends before its last round; None if it goes on."""
         return self._stopping.why(self.at.rounds, self.at.best)
 
     def _published(self, state: ServerState) -> Tree:
@@ -330,7 +331,7 @@ class Simulation:
 
 
 def _expect_some(received: RoundReports, number: int) -> None:
-    """Refuse a round in which the part of everyone who trained failed: there is more wrong than one client."""
+    """Refuse a round in which every client failed: then more is wrong than one client."""
     if received.failed and not any(received.settled.values()):
         client, why = next(iter(received.failed.items()))
         raise ExperimentError(
@@ -340,7 +341,7 @@ def _expect_some(received: RoundReports, number: int) -> None:
 
 
 def _report_counts(played: Played, tally: RoundTally, failed: Mapping[str, str], buffered: bool) -> ReportCounts:
-    """What became of a round's reports besides being counted. buffered: whether a sum is over reports of any age."""
+    """Return a round's reports that were late or not counted. buffered: whether a sum is over reports of any age."""
     reasons = played.dropped.copy()
     if failed:
         reasons["failed"] = len(failed)
@@ -353,6 +354,6 @@ def _report_counts(played: Played, tally: RoundTally, failed: Mapping[str, str],
 
 
 def _best_model(best: BestSoFar, program: Program) -> BestModel:
-    """The best model of a run, as a history has it."""
+    """Return the best model of a run, as a history holds it."""
     model = program.state_dict(best.model)
     return BestModel(best.round, best.metric, best.value, model, sha256(best.model))

@@ -1,4 +1,4 @@
-"""Who trains the clients of a run: the executor, and how many processes."""
+"""How the clients of a run are trained: by which executor, and in how many processes."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,13 +20,13 @@ from sumus.types import Broadcast
 
 @dataclass(frozen=True)
 class Staff:
-    """Who trains the clients of a run.
+    """The executor and the processes that train the clients of a run.
 
     Attributes:
         trainer: Trains clients in this process.
-        crew: Trains the clients of a round: the trainer, or it and other processes.
+        crew: Trains the clients of a round: the trainer alone, or with other processes.
         executor: The name of the executor.
-        how: How clients are trained, and why so, in words.
+        how: How clients are trained, and why, in words.
     """
 
     trainer: Trainer
@@ -36,18 +36,18 @@ class Staff:
 
 
 def wanted_executor(compute: Compute) -> ExecutorChoice | None:
-    """The executor that the user wants; None to choose one. Raises ExperimentError if there is no such executor."""
+    """Return the executor that the user wants; None to choose one. Raises ExperimentError if it does not exist."""
     return None if compute.executor == "auto" else ExecutorChoice.parse(compute.executor)
 
 
 def staff(prepared: PreparedRun, at: Checkpoint, compute: Compute, left: int) -> Staff:
-    """Decide how clients are trained, and by how many processes, and start these.
+    """Choose the executor and the number of processes, and start these.
 
     Args:
-        prepared: The experiment; what the user should know is added to its notes.
-        at: Where the run stands.
-        compute: What the user wants.
-        left: How often a client is still to train.
+        prepared: The experiment; notes for the user are added to its notes.
+        at: The state of the run.
+        compute: The user's options.
+        left: The number of client trainings that are left.
     """
     plan, notes, program = prepared.plan, prepared.notes, prepared.program
     cohort = 1 if plan.algorithm.aggregator.one_by_one else plan.pacing.cohort
@@ -79,7 +79,9 @@ def _chosen(
     tried: Callable[[int], list[ClientAssignment]],
     run: RunLength,
 ) -> ExecutorChosen:
-    """The executor that is wanted, if it can train this model; that of the rounds before; or the fastest one."""
+    """Return the requested executor, or a similar one that can train the model; without a request, the earlier or the fastest
+    one.
+    """
     program, work = prepared.program, prepared.plan.algorithm.client
     broadcast: Broadcast = at.state.broadcast
     if wanted == AUTOGRAD:
@@ -92,7 +94,7 @@ def _chosen(
 
 
 def _tried(prepared: PreparedRun, cohort: int, most: int) -> list[ClientAssignment]:
-    """The first clients as they would train, to try executors on; a client whose examples cannot be read is left out."""
+    """Return the first clients as they would train, to try executors; clients whose examples cannot be read are left out."""
     assignments: list[ClientAssignment] = []
     population, first = prepared.population, prepared.setting.first
     last = min(first + min(cohort, most), len(population))

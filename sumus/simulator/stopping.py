@@ -1,6 +1,6 @@
-"""Which model of a run is the best one, and when a run ends before its last round: target and patience.
+"""The best model of a run, and the end of a run before its last round: target and patience.
 
-Both are functions of the rounds' records, so that a run that was cut and goes on decides as a run without a break.
+Both are functions of the rounds' records, so a run that is interrupted and continued decides like a run without a break.
 """
 
 import math
@@ -16,11 +16,11 @@ from sumus.types import Tree
 
 @dataclass(frozen=True)
 class Stopping:
-    """What `Evaluation` says about the best model and an early end.
+    """The settings of `Evaluation` for the best model and an early end.
 
     Attributes:
-        wanted: What the user asks for.
-        lower: Tells whether a metric is better the lower it is.
+        wanted: The user's settings.
+        lower: Function that tells whether a lower value of a metric is better.
     """
 
     wanted: Evaluation
@@ -35,23 +35,23 @@ class Stopping:
                     raise ExperimentError(f"{what} names {name!r}, which is not measured; there is {', '.join(known)}")
 
     def is_due(self, record: RoundRecord) -> bool:
-        """Whether a record was measured in its turn: an earlier, shorter run may have measured its last round besides."""
+        """Return whether a record was due to be measured: an earlier, shorter run may also have measured its last round."""
         return record.round % self.wanted.every == 0 and bool(record.metrics)
 
     def improves(self, record: RoundRecord, kept: BestSoFar | None) -> bool:
-        """Whether a record is better than the best so far. The first of equal ones stays; NaN is the worst."""
+        """Return whether a record is better than the best so far. Among equals the first stays; NaN is the worst."""
         name = self.wanted.best
         if name is None or name not in record.metrics:
             return False
         return kept is None or self._rank(record.metrics[name]) > self._rank(kept.value)
 
     def kept(self, record: RoundRecord, model: Tree) -> BestSoFar:
-        """A record's model as the best one."""
+        """Return a record's model as the best one."""
         assert self.wanted.best is not None
         return BestSoFar(self.wanted.best, record.round, record.metrics[self.wanted.best], model)
 
     def why(self, rounds: Sequence[RoundRecord], kept: BestSoFar | None) -> str | None:
-        """Why a run of these rounds ends: "target" or "patience"; None if it goes on."""
+        """Return why a run with these rounds ends: "target" or "patience"; None if it goes on."""
         if rounds and self.is_due(rounds[-1]) and self._reached(rounds[-1]):
             return "target"
         if self.wanted.patience is not None and kept is not None:
@@ -68,7 +68,7 @@ class Stopping:
         )
 
     def _rank(self, value: float) -> float:
-        """The higher, the better."""
+        """Return a rank of a metric's value: higher is better, and NaN is the worst."""
         if math.isnan(value):
             return -math.inf
         assert self.wanted.best is not None

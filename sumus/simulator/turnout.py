@@ -1,4 +1,4 @@
-"""Who takes part in each round of a run, and when: the timeline of an experiment, and what it came to."""
+"""Which clients take part in each round of a run, and when: the timeline of an experiment, and its outcome."""
 
 import functools
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sumus.simulator.virtual_time.timeline import Timeline
 from sumus.simulator.virtual_time.traces import devices_of
 
 _REHEARSED = 100_000
-"""Clients beyond which rounds are not played in advance."""
+"""With more clients than this, rounds are not played in advance."""
 
 
 class Turnout:
@@ -22,7 +22,7 @@ class Turnout:
 
     Args:
         prepared: The experiment.
-        broadcast_nbytes: Bytes that each client is sent in a round.
+        broadcast_nbytes: Bytes sent to each client in a round.
     """
 
     def __init__(self, prepared: PreparedRun, broadcast_nbytes: int) -> None:
@@ -54,11 +54,11 @@ class Turnout:
         self._attendance = Attendance(self._devices, self._work, pacing.checkins)
 
     def play(self, number: int, version: int) -> tuple[Played, list[CountedReport]]:
-        """Play a round, and what follows of it.
+        """Play a round, and follow the work on its model to the end.
 
         Args:
             number: The round, from 0.
-            version: How many models were published before it.
+            version: The number of models published before it.
 
         Returns:
             The round; and the reports on its model that are ever counted, if it was published.
@@ -67,7 +67,7 @@ class Turnout:
         return played, self._timeline.based_on(version) if played.published else []
 
     def note(self, played: Played) -> None:
-        """Note that a round is over, and was trained."""
+        """Note that a round has ended and was trained."""
         self._attendance.note(played)
 
     def relive(self, rounds: Sequence[RoundRecord]) -> None:
@@ -84,7 +84,7 @@ class Turnout:
         A run with a target may end earlier, and is not played.
 
         Raises:
-            ExperimentError: A round would never end. So this is said before the first round, and not after hours.
+            ExperimentError: A round would never end. This is raised before the first round, and not after hours.
         """
         pacing, experiment = self._pacing, self._experiment
         limited = pacing.most_rounds is not None or pacing.separation > 1

@@ -2,9 +2,9 @@
 
     history = simulate(..., compute=Compute(through="wire"))
 
-Who takes part, what is evaluated and what is recorded is as in any simulation; but a client checks in, fetches the plan and the
+Participation, evaluation and records are as in any simulation; but here a client checks in, fetches the plan and the
 model, trains, signs its report and sends it, and the server counts, commits and publishes. The same keys give the same bits as
-without.
+a simulation in memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,12 +42,12 @@ from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
 
 MOST = 10_000
-"""Clients, each of which is a device that is enrolled."""
+"""The largest number of clients, each of which is an enrolled device."""
 NO_FLOOR = Floor(10**9, 1e9, 2**62, 10**9, 2, 2**62)
-"""In a simulation devices consent to everything that a server may ask."""
+"""In a simulation, devices consent to everything that a server may request."""
 _PLENTY = Rate(1e9, 10**9)
 _ALWAYS = 1e6
-"""Seconds by which the devices' clock goes on before each wakes: whatever it waits for is over."""
+"""Seconds by which the devices' clock advances before each device wakes, so that all its waiting times are over."""
 
 
 class DeviceClients:
@@ -55,10 +55,10 @@ class DeviceClients:
 
     Args:
         prepared: The experiment.
-        states: What clients keep between rounds.
-        executor: What trains a client; "auto" to choose.
-        is_fresh: Whether no round was played yet: a run through the wire begins anew each time.
-        folder: The run's folder, for an error.
+        states: The states that clients keep between rounds.
+        executor: The executor that trains a client; "auto" to choose one.
+        is_fresh: Whether no round was played yet: a run through the wire always begins anew.
+        folder: The run's folder, for an error message.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DeviceClients:
         return "" if self._training is None else f"{self._executor}, on devices, through the wire"
 
     def begin(self, at: Checkpoint, left: int) -> str:
-        """Start the server, and what trains in its devices."""
+        """Start the server, and prepare training on its devices."""
         prepared, seed = self._prepared, self._prepared.setting.seed
         task, first = prepared.experiment.plan.task, self._population.pick(0)
         assert isinstance(task, Task), "a simulation has its task's code"
@@ -110,7 +110,7 @@ class DeviceClients:
             self._training.look_again()
 
     def last_notes(self) -> Iterable[str]:
-        """Say what was noted while the devices trained."""
+        """Return the notes that were made while the devices trained."""
         if self._training is not None:
             try:
                 self._training.program.begin_anew(whole=True)  # what the last client's code changed is known after it
@@ -120,11 +120,11 @@ class DeviceClients:
             yield from self._training.notes
 
     def close(self) -> None:
-        """End the server."""
+        """Stop the server."""
         self._stack.close()
 
     def end(self) -> None:
-        """Leave the user's code as it was before the run."""
+        """Restore the user's code to its state before the run."""
         if self._training is not None:
             with suppress(TaskError):
                 self._training.program.end()
@@ -143,7 +143,7 @@ class DeviceClients:
         return service
 
     def _enrol(self, number: int) -> None:
-        """Let the devices of all clients that are there in a round enrol, once each."""
+        """Enrol the devices of all clients that have joined by a round, each once."""
         server, clients = self._service.server, len(self._population)
         present = present_at(self._prepared.joined, number, clients)
         there = [self._population.pick(int(place)) for place in present]
@@ -153,7 +153,7 @@ class DeviceClients:
             server.ask_to_do(lambda now: server.crowd.count()).result()
 
     def _device(self, client: Any, token: str | None = None) -> Device:
-        """A client's device."""
+        """Return a client's device."""
         assert self._training is not None, "the run has begun"
         if client not in self._devices:
             self._stores[client] = MemoryDeviceStore()
@@ -176,7 +176,7 @@ class DeviceClients:
     def play(
         self, counted: Sequence[CountedReport], number: int, state: ServerState, received: RoundReports
     ) -> ServerState:
-        """Let the round's devices take part, one after the other; the server takes the step."""
+        """Run the round's devices, one after the other; the server takes the step."""
         self._round = number
         self._enrol(number)
         training = self._service.server.tasks[0].training
@@ -197,7 +197,7 @@ class DeviceClients:
         return training.state(training.model(training.version))
 
     def _taken_part(self, client: Any) -> DeviceNews:
-        """Let a device do its whole round: it asks, trains, reports and is told that it is counted."""
+        """Run a device through a whole round: it asks for work, trains, reports, and learns that its report is counted."""
         said = self._said[client] = []
         for _ in range(3):  # a device that was out of a round may have to hear its end first
             self._now += _ALWAYS
@@ -212,11 +212,11 @@ class DeviceClients:
 
 
 def check_for_wire(experiment: Experiment, skips: bool) -> None:
-    """Refuse what only a virtual clock can play, and what only a simulation in memory knows of a client.
+    """Refuse features that only a virtual clock can play, or that only a simulation in memory knows of a client.
 
     Args:
         experiment: The experiment.
-        skips: Whether clients whose part of a round fails are to be left out.
+        skips: Whether clients that fail in a round are left out.
     """
     if skips:
         raise ExperimentError(

@@ -1,9 +1,9 @@
-"""Dishonest clients, to test a defence with: populations where a share of the clients attacks.
+"""Dishonest clients, to test a defence with: populations in which a share of the clients attacks.
 
     population = attacks.sign_flip(population, share=0.2)
 
 The same share and seed choose the same clients, so attacks can be stacked: `scaled(label_flip(people, classes=10))` sends ten
-times what was learned from wrong labels. Everyone else is as before; measure on honest people (`Evaluation(unseen=)`).
+times the update learned from wrong labels. All other clients stay honest; measure on honest clients (`Evaluation(unseen=)`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from sumus.executors.executor import Trained
 
 Collusion = Callable[["Sequence[Trained]", int], "Iterable[Trained]"]
-"""(what a round's attackers trained, how many reports the round has) → what they send."""
+"""(results of a round's attackers, number of reports in the round) → the reports that the attackers send."""
 
 
 class AttackedPopulation(Population):
-    """A population whose `attackers` hold other examples, or send something else than they trained."""
+    """A population whose `attackers` hold changed examples, or send changed updates."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class AttackedPopulation(Population):
         return some
 
     def sent(self, results: "Iterator[Trained]") -> "Iterator[Trained]":
-        """Honest reports as they come, then those of the attackers, who know of each other."""
+        """Yield honest reports as they come, then those of the attackers, who cooperate."""
         mine: list[Trained] = []
         count = 0
         for trained in self._people.sent(results):
@@ -77,8 +77,10 @@ class AttackedPopulation(Population):
 def label_flip(
     population: Mapping[Any, Examples], classes: int, share: float = 0.2, seed: int = 0
 ) -> AttackedPopulation:
-    """Attackers train on wrong labels: class c becomes classes − 1 − c. [Tolpegin et al. 2020, arXiv:2007.08432, the form
-    of Fang et al. 2020, arXiv:1911.11815]"""
+    """Return a population whose attackers train on wrong labels: class c becomes classes − 1 − c.
+
+    [Tolpegin et al. 2020, arXiv:2007.08432, the form of Fang et al. 2020, arXiv:1911.11815]
+    """
 
     if classes < 2:
         raise ExperimentError(f"label_flip(classes={classes}): there must be at least two classes to flip")
@@ -103,25 +105,38 @@ def label_flip(
 def sign_flip(
     population: Mapping[Any, Examples], share: float = 0.2, factor: float = 1.0, seed: int = 0
 ) -> AttackedPopulation:
-    """Attackers send −factor times what they trained: up the slope. [Li et al. 2019, arXiv:1811.03761, section 4]"""
+    """Return a population whose attackers send −factor times their update, which increases the loss.
+
+    [Li et al. 2019, arXiv:1811.03761, section 4]
+    """
     return _attacked(population, f"sign_flip({factor})", share, seed, collude=_multiplied(-factor))
 
 
 def scaled(
     population: Mapping[Any, Examples], share: float = 0.2, factor: float = 10.0, seed: int = 0
 ) -> AttackedPopulation:
-    """Attackers send factor times what they trained, to outweigh everyone. [Bagdasaryan et al. 2020, arXiv:1807.00459,
-    model replacement]"""
+    """Return a population whose attackers send factor times their update, to outweigh all others.
+
+    [Bagdasaryan et al. 2020, arXiv:1807.00459, model replacement]
+    """
     return _attacked(population, f"scaled({factor})", share, seed, collude=_multiplied(factor))
 
 
 def a_little_is_enough(
     population: Mapping[Any, Examples], share: float = 0.2, z: float | None = None, seed: int = 0
 ) -> AttackedPopulation:
-    """Attackers all send μ − zσ of what they trained, entry by entry: far enough to harm, near enough to pass.
+    """Return a population whose attackers all send μ − zσ of their updates, entry by entry.
 
-    z: by default the paper's largest, Φ⁻¹((n − m − s) / (n − m)) with s = ⌊n/2 + 1⌋ − m, for n reports of which m are
-    theirs; at 20 % that is small, and larger ones are tried. [Baruch et al. 2019, arXiv:1902.06156, Algorithm 3]
+    That is far enough to harm, and near enough to pass as honest.
+
+    Args:
+        population: The clients.
+        share: The share of clients that attack.
+        z: By default the paper's largest, Φ⁻¹((n − m − s) / (n − m)) with s = ⌊n/2 + 1⌋ − m, for n reports of which m come from
+            attackers. With 20 % attackers it is small, and larger values are worth a try.
+        seed: The seed that chooses the attackers.
+
+    [Baruch et al. 2019, arXiv:1902.06156, Algorithm 3]
     """
 
     def collude(mine: "Sequence[Trained]", count: int) -> "Iterable[Trained]":
@@ -139,9 +154,9 @@ def a_little_is_enough(
 
 
 def largest_z(count: int, attackers: int) -> float:
-    """The paper's z for so many reports of which so many are the attackers'; 0 where they cannot hide among the others.
+    """Return the paper's z for `count` reports, `attackers` of them from attackers; 0 if they cannot hide among the others.
 
-    Attackers who are the majority need nobody beside them; z is then as if they needed one.
+    Attackers who are the majority need no honest supporter; z is then computed as if they needed one.
     """
     honest, needed = count - attackers, max(1, count // 2 + 1 - attackers)
     if honest <= needed:
@@ -180,7 +195,7 @@ def _check_share(share: object) -> None:
 
 
 def _multiplied(factor: float) -> Collusion:
-    """Every attacker sends factor times what it trained."""
+    """Return a function by which every attacker sends factor times its update."""
 
     def scale(part: str, tree: Tree) -> Tree:
         return tree_map(lambda leaf: leaf * leaf.dtype.type(factor), tree)
@@ -192,7 +207,7 @@ def _multiplied(factor: float) -> Collusion:
 
 
 def _with_leaves(trained: "Trained", change: Callable[[str, Tree], Tree]) -> "Trained":
-    """The same report with other trees; numbers (steps, shares) and running statistics stay honest."""
+    """Return the same report with changed trees; numbers (steps, shares) and running statistics stay honest."""
     parts = {
         part: tree if part == BUFFERS or set(tree) == {""} else change(part, tree)
         for part, tree in trained.parts.items()

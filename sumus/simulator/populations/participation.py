@@ -1,8 +1,8 @@
-"""Who of a population takes part: in passes, from which round on, and with what weight of its own.
+"""Participation: which clients of a population take part, in which order, from which round on, and with what weight.
 
-people.in_passes()                       each client once before any twice, in a new order each pass
-people.joining({"eve": 5})               Eve is there from round 5 on
-people.weighed({"ada": 3, "bob": 1})     whole numbers in the place of how many examples each holds
+people.in_passes()                       no client twice before all had a turn; a new order each pass
+people.joining({"eve": 5})               Eve takes part from round 5 on
+people.weighed({"ada": 3, "bob": 1})     whole numbers in place of the numbers of examples
 """
 
 import hashlib
@@ -28,12 +28,12 @@ FIRST_ROUND = 1
 
 @dataclass(frozen=True)
 class Participation:
-    """Who takes part, and with what weight.
+    """The participation of clients: order, first round and weight.
 
     Attributes:
         in_passes: Whether each client is drawn once before any is drawn twice.
-        joins: The round, from 1, from which a client is there; 1 for clients that a mapping does not name.
-        weights: What a client weighs; None for its examples.
+        joins: The first round, counted from 1, of each client; 1 for clients that a mapping does not name.
+        weights: The weight of each client; None for its number of examples.
     """
 
     in_passes: bool = False
@@ -41,7 +41,7 @@ class Participation:
     weights: PerClient | None = None
 
     def joined(self, clients: Sequence[Any]) -> Array | None:
-        """The round from which each client is there, int64 `(clients,)`, from 1; None if all are there from the start."""
+        """Return the first round of each client, int64 `(clients,)`, from 1; None if all take part from the start."""
         if self.joins is None:
             return None
         return np.array([self._number("joining", self.joins, client, FIRST_ROUND) for client in clients], np.int64)
@@ -72,7 +72,7 @@ class Participation:
                     raise ExperimentError(f"{what}() names client {client!r}, who is not in the population")
 
     def of(self, clients: frozenset[Any]) -> "Participation":
-        """The same for some of the clients."""
+        """Return the participation of some of the clients."""
 
         def among(given: PerClient | None) -> PerClient | None:
             named = by_id(given)
@@ -82,7 +82,7 @@ class Participation:
 
     @property
     def described(self) -> str:
-        """What of it must be the same for a run to go on; a function is not compared."""
+        """Return the values that must be equal to continue a run; a function is not compared."""
         if self == Participation():
             return ""
         said = [_described("joining", self.joins), _described("weighed", self.weights)]
@@ -109,7 +109,7 @@ class Participation:
 
 
 class Passes:
-    """The order of draws without replacement: each pass shuffles all clients that are there when it begins."""
+    """The order of draws without replacement: each pass shuffles all clients that have joined when it begins."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -117,12 +117,12 @@ class Passes:
         self._left: Array = np.zeros(0, np.int64)
 
     def draw(self, wanted: int, present: Array, may_come: Callable[[Array], Array]) -> list[int]:
-        """Draw clients that may come now. Those that may not keep their place, and the next pass begins when nobody is left.
+        """Draw clients that may come now. The others keep their place; the next pass begins when all of a pass were drawn.
 
         Args:
-            wanted: How many, at most.
-            present: Positions of all clients that are there, int64.
-            may_come: Tells which of some positions may be given work now.
+            wanted: The largest number to draw.
+            present: Positions of all clients that have joined, int64.
+            may_come: Function that tells which positions may be given work now.
         """
         drawn: list[int] = []
         for _ in range(2):  # what is left of a pass, and the next one; more than two would hold a client twice
@@ -135,7 +135,9 @@ class Passes:
         return drawn
 
     def _taken(self, wanted: int, drawn: list[int], may_come: Callable[[Array], Array]) -> list[int]:
-        """The first so many of this pass who may come and are not drawn yet; a part of the pass is looked at after the other."""
+        """Return the first `wanted` clients of this pass that may come and are not drawn yet; look at one section of it at a
+        time.
+        """
         places: list[int] = []
         for start in range(0, len(self._left), size := max(64, 4 * wanted)):
             some = self._left[start : start + size]
@@ -149,8 +151,10 @@ class Passes:
 
 
 def joined_of(population: "Population", experiment: Experiment) -> Array | None:
-    """The round from which each client is there (`Participation.joined`). Raises ExperimentError for participation that the
-    experiment cannot have."""
+    """Return the first round of each client (`Participation.joined`).
+
+    Raises ExperimentError for participation that the experiment does not support.
+    """
     who, plan, fleet = population.participation, experiment.plan, experiment.fleet
     if (who.in_passes or who.joins is not None) and not fleet.waits:
         raise ExperimentError(
@@ -176,12 +180,12 @@ def joined_of(population: "Population", experiment: Experiment) -> Array | None:
 
 
 def present_at(joined: Array | None, number: int, clients: int) -> Array:
-    """Positions of the clients that are there in a round, from 0; int64."""
+    """Return the positions of the clients that have joined by a round, counted from 0; int64."""
     return np.arange(clients) if joined is None else np.flatnonzero(joined <= number + FIRST_ROUND)
 
 
 def by_id(given: PerClient | None) -> Mapping[Any, int] | None:
-    """Numbers by client's id; None for a function, and for nothing."""
+    """Return numbers by client id; None for a function or None."""
     return cast(Mapping[Any, int], given) if isinstance(given, Mapping) else None
 
 

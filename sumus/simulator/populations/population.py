@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 
 
 class Population(Mapping[Any, Examples]):
-    """Clients by id, loaded one at a time: a million of them cost nothing until they are picked.
+    """Clients by id, loaded one at a time: a million clients cost nothing until they are picked.
 
         Population(range(1_000_000), load=lambda client: read(client))
 
-    ids: without repeats (also as text: `1` and `"1"` are one client).
-    load: id → examples; called again whenever the client is picked and no longer in the cache.
+    Args:
+        ids: The clients' ids, each once, also as text: `1` and `"1"` are the same client.
+        load: id → examples. It is called whenever a picked client is not in the cache.
     """
 
     attackers: frozenset[Any] = frozenset()
-    """Who is dishonest; nobody here (see `sumus.attacks`)."""
+    """The dishonest clients; none here (see `sumus.attacks`)."""
     participation = Participation()
-    """Who takes part when, and with what weight: all alike, unless `in_passes`, `joining` or `weighed` says otherwise."""
+    """Which clients take part when, and with what weight: all alike, unless `in_passes`, `joining` or `weighed` is called."""
     _by_text: dict[str, Any] | None = None
 
     def __init__(self, ids: Iterable[Any], load: Callable[[Any], Examples]) -> None:
@@ -56,7 +57,10 @@ class Population(Mapping[Any, Examples]):
     def from_arrays(inputs: Any, targets: Any, by: Any) -> "Population":
         """Split arrays by a key: `by[i]` is the client of example i. A client's examples keep their order.
 
-        inputs, targets, by: one row an example, equally many.
+        Args:
+            inputs: The inputs, one row per example.
+            targets: The targets, one row per example.
+            by: The client of each example.
         """
         inputs, targets = _column("inputs", inputs), _column("targets", targets)
         if len(inputs) != len(targets):
@@ -66,9 +70,11 @@ class Population(Mapping[Any, Examples]):
 
     @staticmethod
     def from_dataset(dataset: Any, by: Any) -> "Population":
-        """Split a torch `Dataset` of (input, target) pairs by a key; an item is read when its client is picked.
+        """Split a torch `Dataset` of (input, target) pairs by a key; items are read when their client is picked.
 
-        by: `by[i]` is the client of item i, such as a column, or one of `sumus.splits`.
+        Args:
+            dataset: The data set.
+            by: `by[i]` is the client of item i: for example a column, or one of `sumus.splits`.
         """
         if not hasattr(dataset, "__len__"):
             raise ExperimentError(f"a {type(dataset).__name__} has no length: give a data set that is read by index")
@@ -79,8 +85,11 @@ class Population(Mapping[Any, Examples]):
     def from_hugging_face(dataset: Any, inputs: str | Sequence[str], targets: str, by: Any) -> "Population":
         """Split a `datasets.Dataset` by a key; rows are read when their client is picked.
 
-        inputs: a column, or several of numbers, which become the last axis.  targets: a column.
-        by: a column's name, or one client a row.
+        Args:
+            dataset: The data set.
+            inputs: A column, or several columns of numbers, which become the last axis.
+            targets: A column.
+            by: A column's name, or one client per row.
         """
         if isinstance(dataset, Mapping):
             raise ExperimentError(
@@ -118,7 +127,7 @@ class Population(Mapping[Any, Examples]):
 
     @staticmethod
     def from_pairs(pairs: Iterable[tuple[Any, Examples]]) -> "Population":
-        """From (id, examples) pairs; a repeated id is refused."""
+        """Create a population from (id, examples) pairs; a repeated id is refused."""
         try:
             pairs = [(client, examples) for client, examples in pairs]
             examples = dict(pairs)
@@ -127,33 +136,32 @@ class Population(Mapping[Any, Examples]):
         return Population([client for client, _ in pairs], examples.__getitem__)
 
     def subset(self, clients: Iterable[Any]) -> "Population":
-        """The same clients, only these."""
+        """Return a population of only these clients."""
         return self._only(self._all_known(clients))
 
     def without(self, clients: Iterable[Any]) -> "Population":
-        """The same clients, but these."""
+        """Return a population without these clients."""
         gone = set(self._all_known(clients))
         return self._only([client for client in self if client not in gone])
 
     def in_passes(self) -> "Population":
-        """The same clients, drawn without replacement: each takes part once before any takes part twice, in a new order each
-        pass.
+        """Return the same clients, drawn in passes: each takes part once before any takes part twice, in a new order each pass.
 
-        A client that is drawn and does not finish has had its turn. One that cannot come keeps its place in the pass.
+        A client that is drawn and does not finish has had its turn. A client that cannot come keeps its place in the pass.
         """
         return self._taking_part(replace(self.participation, in_passes=True))
 
     def joining(self, since: PerClient) -> "Population":
-        """The same clients, some of them there only from a later round on.
+        """Return the same clients, some of which take part only from a later round on.
 
         Args:
-            since: The round, counted from 1, from which a client is there: by id, those who are not named from the start; or as a
-                function of the id.
+            since: The first round of each client, counted from 1: by id, where clients that are not named take part from the
+                start; or as a function of the id.
         """
         return self._taking_part(replace(self.participation, joins=_per_client("joining", since)))
 
     def weighed(self, weights: PerClient) -> "Population":
-        """The same clients with weights of your own, in the place of how many examples each holds. In simulations only.
+        """Return the same clients with weights of your own, in place of the number of examples. In simulations only.
 
         Args:
             weights: A whole number from 1: by id, for every client; or as a function of the id.
@@ -198,9 +206,9 @@ class Population(Mapping[Any, Examples]):
         return len(self._ids)
 
     def plot(self, path: str | Path, clients: int = 40) -> Path:
-        """A picture of who holds what: a bar for each of the first so many clients, coloured by class (needs matplotlib).
+        """Draw a bar for each of the first `clients` clients, coloured by class (needs matplotlib).
 
-        Classes are shown where targets are whole numbers of at most twenty kinds; else only sizes. Reads these clients.
+        Classes are shown if targets are whole numbers of at most twenty kinds; otherwise only sizes. Reads these clients.
         """
         shown = [self.pick(index) for index in range(min(clients, len(self)))]
         held = [_targets_of(client, self[client]) for client in shown]
@@ -228,27 +236,27 @@ class Population(Mapping[Any, Examples]):
 
     @property
     def described(self) -> str:
-        """What of a population must be the same for a run to go on."""
+        """Return the values of a population that must be equal to continue a run."""
         return f"{len(self)} clients{self.participation.described}"
 
     @property
     def ids(self) -> Sequence[Any]:
-        """Every client, in order."""
+        """The ids of all clients, in order."""
         return self._ids
 
     def in_order(self, clients: Iterable[Any]) -> list[Any]:
-        """These clients as they stand in the population."""
+        """Return these clients in the order of the population."""
         if isinstance(self._ids, range):
             return sorted(clients, key=self._ids.index)
         chosen = set(clients)
         return [client for client in self._ids if client in chosen]
 
     def sent(self, results: "Iterator[Trained]") -> "Iterator[Trained]":
-        """What clients send of what they trained: honest ones send it as it is (others: `sumus.attacks`)."""
+        """Yield the reports that clients send: honest clients send their results unchanged (others: `sumus.attacks`)."""
         return results
 
     def key_of(self, text: str) -> Any:
-        """The id that is this text when it is written; the text itself, if there is none."""
+        """Return the id that equals this text when written as text; the text itself, if there is no such id."""
         if isinstance(self._ids, range):
             number = whole_number(text.removeprefix("-"))
             signed = number if number is None or not text.startswith("-") else -number
@@ -258,12 +266,12 @@ class Population(Mapping[Any, Examples]):
         return self._by_text.get(text, text)
 
     def pick(self, index: int) -> Any:
-        """The id at a position."""
+        """Return the id at a position."""
         return self._ids[index]
 
 
 def _per_client(what: str, given: Any) -> Any:
-    """A number for each client, by id or by a function."""
+    """Return a number for each client, by id or by a function."""
     if not isinstance(given, Mapping) and not callable(given):
         raise ExperimentError(
             f"{what}({given!r:.80}): give a mapping from a client's id to a number, or a function of the id"
@@ -272,7 +280,7 @@ def _per_client(what: str, given: Any) -> Any:
 
 
 def _text_of(client: Any) -> str:
-    """A client's id as text, which keys and files are made of."""
+    """Return a client's id as text, for keys and file names."""
     text = str(client)
     try:
         text.encode()
@@ -282,7 +290,7 @@ def _text_of(client: Any) -> str:
 
 
 class _Items:
-    """Some items of a data set, themselves a data set."""
+    """Some items of a data set, as a data set."""
 
     def __init__(self, dataset: Any, rows: Array) -> None:
         self._dataset = dataset
@@ -296,7 +304,7 @@ class _Items:
 
 
 def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
-    """Each client's rows, in their order; clients sorted."""
+    """Return each client's rows, in their order; clients are sorted."""
     if not examples:
         raise ExperimentError("there are no examples: a population needs at least one")
     try:
@@ -320,7 +328,7 @@ def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
 
 
 def _column(name: str, values: Any) -> Any:
-    """A column as an array; what is an array or a tensor stays it."""
+    """Return a column as an array; arrays and tensors stay as they are."""
     is_array = hasattr(values, "dtype") and not hasattr(values, "iloc")
     try:
         column = values if is_array else array_of(values)
@@ -332,7 +340,7 @@ def _column(name: str, values: Any) -> Any:
 
 
 def _read(client: Any, name: str, values: Sequence[Any]) -> Array:
-    """A client's values of one column of a data set."""
+    """Read a client's values of one column of a data set."""
     try:
         column = array_of(values)
         if column.dtype.kind == "O":
@@ -349,7 +357,7 @@ def _targets_of(client: Any, examples: Examples) -> Array:
 
 
 def as_population(population: Mapping[Any, Examples]) -> Population:
-    """A population from any mapping."""
+    """Return a population from any mapping."""
     if isinstance(population, Population):
         return population
     expect_population(population)
@@ -357,7 +365,6 @@ def as_population(population: Mapping[Any, Examples]) -> Population:
 
 
 def sample(population: Population, count: int, rng: np.random.Generator, among: Array | None = None) -> list[Any]:
-    """`count` different clients, uniformly; the order is part of the draw. Costs O(count), not O(population). among:
-    positions."""
+    """Draw `count` different clients uniformly, in random order. Costs O(count), not O(population). among: positions."""
     picked: Array = rng.choice(len(population) if among is None else among, size=count, replace=False)
     return [population.pick(int(index)) for index in picked]

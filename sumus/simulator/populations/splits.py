@@ -1,10 +1,10 @@
-"""Splits: which client holds which example, where the data names no people.
+"""Splits: which client holds which example, for data that names no people.
 
     by = splits.dirichlet(labels, clients=100, alpha=0.3)
     population = Population.from_arrays(images, labels, by=by)
 
-A split is an array, `by[i]` the client of example i, int64 of shape `(examples,)`, clients counted from 0: to look at, to
-save, to put beside a key that the data has. The same arguments give the same split on any machine.
+A split is an array: `by[i]` is the client of example i, int64 of shape `(examples,)`, with clients counted from 0. It can be
+looked at, saved, or combined with a key of the data. The same arguments give the same split on any machine.
 """
 
 from collections.abc import Iterable
@@ -18,16 +18,16 @@ from sumus.types import Array
 
 
 def iid(examples: int, clients: int, seed: int = 0) -> Array:
-    """Everyone holds a random share, equally large to within one example."""
+    """Return a split in which each client holds a random share; sizes differ by at most one example."""
     _check(examples, clients)
     by = np.arange(examples) % clients
     return generator(seed, "split", "iid").permutation(by)
 
 
 def quantity(examples: int, clients: int, alpha: float = 0.5, seed: int = 0, at_least: int = 1) -> Array:
-    """Random shares of unequal size: proportions from Dirichlet(α); the smaller α, the more unequal.
+    """Return a split into random shares of unequal size: proportions come from Dirichlet(α); the smaller α, the more unequal.
 
-    Everyone holds `at_least` so many. [Li et al. 2022, arXiv:2102.02079, section 3.3, quantity skew]
+    Each client holds at least `at_least` examples. [Li et al. 2022, arXiv:2102.02079, section 3.3, quantity skew]
     """
     _check(examples, clients, at_least)
     rng = generator(seed, "split", "quantity")
@@ -36,10 +36,17 @@ def quantity(examples: int, clients: int, alpha: float = 0.5, seed: int = 0, at_
 
 
 def dirichlet(labels: Iterable[int], clients: int, alpha: float, seed: int = 0, at_least: int = 1) -> Array:
-    """Label skew: the examples of each class are dealt in proportions from Dirichlet(α). Sizes differ too.
+    """Return a split with label skew: the examples of each class are divided in proportions from Dirichlet(α).
 
-    labels: shape `(examples,)`.  alpha: 0.1 leaves most clients a few classes, 100 is nearly IID.
-    at_least: clients that were dealt fewer take examples, drawn at random, from the largest.
+    Sizes differ too.
+
+    Args:
+        labels: Labels of shape `(examples,)`.
+        clients: The number of clients.
+        alpha: 0.1 leaves most clients a few classes; 100 is nearly IID.
+        seed: The seed of the draws.
+        at_least: Clients with fewer examples take some from the largest client, drawn at random.
+
     [Yurochkin et al. 2019, arXiv:1905.12022, section 4. Hsu et al. 2019, arXiv:1909.06335, draw a mix of classes for each
     client instead: their α is not comparable, and skews more.]
     """
@@ -64,9 +71,10 @@ def dirichlet(labels: Iterable[int], clients: int, alpha: float, seed: int = 0, 
 
 
 def shards(labels: Iterable[int], clients: int, per_client: int = 2, seed: int = 0) -> Array:
-    """Pathological label skew: examples sorted by label and cut into clients · per_client shards, dealt at random.
+    """Return a split with pathological label skew.
 
-    With two shards each, most clients see two classes. [McMahan et al. 2017, arXiv:1602.05629, section 3]
+    Examples are sorted by label and cut into clients · per_client shards, which are dealt at random. With two shards each, most
+    clients see two classes. [McMahan et al. 2017, arXiv:1602.05629, section 3]
     """
     classes = _labels(labels)
     _check_whole("per_client", per_client)
@@ -133,12 +141,12 @@ def _check_alpha(alpha: object) -> None:
 
 
 def _whole(shares: Array, total: int) -> Array:
-    """Shares of a whole number as whole numbers that add up to it."""
+    """Round shares of a whole number to whole numbers with the same total."""
     edges = np.rint(np.cumsum(shares) * total).astype(np.int64)
     edges[-1] = total
     return np.diff(np.minimum(edges, total), prepend=0)
 
 
 def _spare(sizes: Array, at_least: int) -> int:
-    """What the largest client can give."""
+    """Return the number of examples that the largest client can give."""
     return int(sizes.max()) - at_least

@@ -1,1 +1,1 @@
-"""Processes: a share of a round's clients trains here, in processes beside this one, or on a cluster."""
+"""Processes: shares of a round's clients train in this process, in other processes, or on a cluster."""

@@ -1,10 +1,10 @@
 """Ray: the clients of a round train on a cluster, in one actor for each of its CPUs.
 
-Shares are the same as everywhere. Actors add their sums up in pairs, and the pairs' sums again, so that this process receives
-one. On machines that compute alike (one kind of CPU, one version of torch) the result is the same, bit for bit.
+Shares are the same as without a cluster. Actors add up their sums in pairs, and then the pairs' sums, so that this process
+receives only one. On machines that compute alike (one kind of CPU, one version of torch) the result is the same, bit for bit.
 
-Whoever reaches a Ray cluster runs code on it. So a cluster that is started here listens to this machine alone and asks for a
-token, and one that runs elsewhere is used only if it asks for one too, or if `insecure` says that this does not matter.
+Anyone who reaches a Ray cluster can run code on it. So a cluster that is started here listens to this machine only and requires
+a token, and a cluster elsewhere is used only if it requires one too, or if `insecure` accepts the risk.
 """
 
 import functools
@@ -36,13 +36,16 @@ from sumus.types import Array, Broadcast
 
 LOOPBACK = "127.0.0.1"
 REACHED_WITHIN = 30.0
-"""Seconds that a cluster has to answer."""
+"""Seconds within which a cluster must answer."""
 
 
 class Cluster:
-    """A `Crew` on Ray. CannotTravel where the run cannot be sent there.
+    """A `Crew` on Ray. Raises CannotTravel if the run cannot be sent there.
 
-    address: "ray" for a cluster of this machine's CPUs, as long as the run; or HOST:PORT of one that runs.
+    Args:
+        setting: The setting of the run.
+        address: "ray" for a cluster of this machine's CPUs that ends with the run; or HOST:PORT of a running cluster.
+        insecure: Whether to accept a cluster without access control.
     """
 
     def __init__(self, trainer: Trainer, setting: RunSetting, address: str, insecure: bool) -> None:
@@ -58,7 +61,7 @@ class Cluster:
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
     ) -> Iterator[ClientResult]:
-        """Deal groups to the actors, one ahead; then let them add up what they have."""
+        """Deal groups to the actors, one ahead; then let the actors add up their sums."""
         waiting, owed = iter(groups), dict[Any, Any]()
         sent = self._ray.put(dumps((public, broadcast)))
         self._told([actor.begin.remote(number, sent) for actor in self._actors])
@@ -75,7 +78,7 @@ class Cluster:
         sums.add(self._told(parts)[0])
 
     def sizes(self, clients: Sequence[Any]) -> list[int]:
-        """How many examples each of these clients holds: everyone reads some."""
+        """Return the number of examples of each of these clients; every actor reads some of them."""
         found = dict[Any, int]()
         people = [clients[start :: len(self._actors)] for start in range(len(self._actors))]
         asked = [actor.sizes.remote(dumps(some)) for actor, some in zip(self._actors, people, strict=True)]
@@ -84,13 +87,13 @@ class Cluster:
         return [found[client] for client in clients]
 
     def look_again(self) -> list[str]:
-        """Every actor trains its first client again; what all of them found. Nothing, where one is lost."""
+        """Train the first client of every actor again; return the findings of all. Empty if an actor is lost."""
         with suppress(ExperimentError):
             return list(chain.from_iterable(self._told([actor.look_again.remote() for actor in self._actors])))
         return []
 
     def close(self) -> None:
-        """End the actors, and the cluster if it was started here."""
+        """Stop the actors, and the cluster if it was started here."""
         with undisturbed():
             for actor in self._actors:
                 self._ray.kill(actor)
@@ -98,7 +101,7 @@ class Cluster:
             self._ending.close()
 
     def _start(self, setting: RunSetting, made: str) -> None:
-        """One actor a CPU, each with the model that the seed makes."""
+        """Start one actor per CPU, each with the model that the seed makes."""
         arrays: list[Array] = []
         try:
             rest = dumps(setting, lambda buffer: arrays.append(np.frombuffer(buffer.raw(), np.uint8)))
@@ -120,12 +123,12 @@ class Cluster:
             raise CannotTravel(ELSEWHERE)
 
     def _deal(self, actor: Any, waiting: Iterator[Group], owed: dict[Any, Any]) -> None:
-        """Let an actor have another group, if there is one. owed: the actor of each answer that is to come."""
+        """Give an actor another group, if there is one. owed: the actor of each pending answer."""
         if (group := next(waiting, None)) is not None:
             owed[actor.train.remote(dumps(group))] = actor
 
     def _told(self, references: Sequence[Any]) -> list[Any]:
-        """Answers; raises what went wrong where they come from."""
+        """Return the answers; raise the errors that occurred on the actors."""
         try:
             answers = self._ray.get(list(references))
         except self._ray.exceptions.RayError as error:
@@ -141,7 +144,7 @@ class Cluster:
 
 
 def _answering(method: Callable[..., Any]) -> Callable[..., bytes]:
-    """The method, on one thread; its result as bytes, and an error as the error that it is: Ray would wrap it."""
+    """Return the method on one thread: its result as bytes, and an error unchanged, since Ray would wrap it."""
 
     @functools.wraps(method)
     def answer(self: "_Actor", *arguments: Any) -> bytes:
@@ -155,7 +158,7 @@ def _answering(method: Callable[..., Any]) -> Callable[..., bytes]:
 
 
 class _Actor:
-    """What runs on the cluster: a trainer, and one sum for the round."""
+    """The part that runs on the cluster: a trainer, and one sum for the round."""
 
     def __init__(self, parcel: tuple[bytes, Sequence[Array]], path: Sequence[str]) -> None:
         sys.path += [entry for entry in path if entry not in sys.path]
@@ -199,7 +202,7 @@ class _Actor:
 
 @contextmanager
 def _connected(address: str, insecure: bool) -> Generator[Any, None, None]:
-    """Ray, while it is connected; a cluster of its own is started and ended, and everything else is left as it was."""
+    """Return a context in which Ray is connected; a cluster of its own is started and stopped, all else is left as it was."""
     own = address == "ray"
     where: dict[str, Any] = {"address": address}
     with ExitStack() as before:
@@ -231,8 +234,10 @@ def _connected(address: str, insecure: bool) -> Generator[Any, None, None]:
 
 
 def _settings() -> dict[str, str]:
-    """The environment of a cluster of one's own: a token, no reports of its use, and no other interface than loopback,
-    which Ray on Linux takes only where it is told that there are no clusters."""
+    """Return the environment of a cluster of one's own: a token, no usage reports, and no interface but loopback.
+
+    On Linux, Ray accepts the last only if it is told that there are no clusters.
+    """
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _token(),
@@ -243,13 +248,13 @@ def _settings() -> dict[str, str]:
 
 @functools.cache
 def _token() -> str:
-    """One for this process: Ray reads it once."""
+    """Return the token of this process, always the same one, since Ray reads it only once."""
     return secrets.token_hex(32)
 
 
 @contextmanager
 def _environment(settings: dict[str, str]) -> Generator[None, None, None]:
-    """These in the environment; afterwards what was there."""
+    """Return a context with these settings in the environment; afterwards the old values are restored."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -262,7 +267,7 @@ def _environment(settings: dict[str, str]) -> Generator[None, None, None]:
 
 @contextmanager
 def _same_sigterm() -> Generator[None, None, None]:
-    """SIGTERM goes on to do what it did: Ray would end the program, with nothing kept."""
+    """Return a context that keeps the handler of SIGTERM: Ray's would end the program without saving anything."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -272,7 +277,7 @@ def _same_sigterm() -> Generator[None, None, None]:
 
 
 def _check_closed(address: str) -> None:
-    """Refuse a cluster that answers someone without a token."""
+    """Refuse a cluster that answers without a token."""
     ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     try:

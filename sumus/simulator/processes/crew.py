@@ -1,4 +1,4 @@
-"""Who trains a round's clients: this process, processes beside it, or a cluster."""
+"""The crew that trains a round's clients: this process, several processes, or a cluster."""
 
 from sumus.errors import ExperimentError, extra
 from sumus.simulator.populations.population import Population
@@ -6,16 +6,16 @@ from sumus.simulator.processes.share import CannotTravel, Crew, RunSetting, Trai
 
 
 def crew_of(trainer: Trainer, setting: RunSetting, workers: int | str, insecure: bool) -> tuple[Crew, str | None]:
-    """Start who trains a run's clients.
+    """Start the crew that trains a run's clients.
 
     Args:
-        trainer: This process.
-        setting: What the clients of the run are trained with.
-        workers: How many processes train at once, or the Ray cluster that does.
-        insecure: Whether a Ray cluster may be used that lets everyone in.
+        trainer: The trainer of this process.
+        setting: The setting in which the clients of the run are trained.
+        workers: The number of processes that train at once, or the address of a Ray cluster.
+        insecure: Whether to accept a Ray cluster without access control.
 
     Returns:
-        The crew, and why it is this process alone if more was wanted; else None.
+        The crew, and the reason if it is only this process though more were wanted; else None.
     """
     if workers == 1:
         return trainer, None
@@ -37,14 +37,14 @@ def crew_of(trainer: Trainer, setting: RunSetting, workers: int | str, insecure:
 
 
 def described(workers: int | str) -> str:
-    """Say where clients are trained."""
+    """Describe where clients are trained."""
     if isinstance(workers, str):
         return f"on {'a Ray cluster here' if workers == 'ray' else workers}"
     return f"in {workers} {'process' if workers == 1 else 'processes'}"
 
 
 def _together(setting: RunSetting) -> str | None:
-    """Say why one process has to train all clients; None if it need not."""
+    """Return why one process has to train all clients; None if it need not."""
     if setting.plan.algorithm.aggregator.one_by_one:
         return "each goes on from where the one before left the model"
     if type(setting.population).sent is not Population.sent:

@@ -1,11 +1,11 @@
-"""A share of a round: some of its clients train, and what they send is counted in.
+"""A share of a round: some of its clients train, and their reports are added to sums.
 
     trainer = Trainer(setting, program)
     sums = Sums()
     for result in trainer.train(number, public, broadcast, groups, sums): ...
 
-It is the same in the simulator's own process, in a process beside it and on a cluster. Sums are integers, and everything random
-is keyed by seed, round and client: who trains whom, where and in which order changes nothing.
+It works the same in the simulator's own process, in another process and on a cluster. Sums are integers, and everything random
+is keyed by seed, round and client, so the result does not depend on where and in which order clients train.
 """
 
 from collections import defaultdict
@@ -30,20 +30,20 @@ ELSEWHERE = (
     "another process computes something else: does the code keep state that sumus does not see, or settings that only this "
     "process has made, outside the task?"
 )
-"""Said if proofs differ: a module's variables that a script set, torch's settings, a model= that is not seeded."""
+"""Explanation if proofs differ: module variables set by a script, torch's settings, or a model= that is not seeded."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientJob:
-    """One client's work in a round, whose report is counted.
+    """The work of one client in a round, whose report is counted.
 
     Attributes:
         client: The client's id.
-        state: What the client kept from earlier rounds.
-        again: How often the client had work in this round before.
-        most_steps: The local steps that the client has time for; None for all.
+        state: The state that the client kept from earlier rounds.
+        again: The number of times that the client had work in this round before.
+        most_steps: The number of local steps that the client has time for; None for all.
         into: The number of the sum that the report goes into.
-        staleness: How many versions late the report is.
+        staleness: The number of versions that the report is late.
     """
 
     client: Any
@@ -59,34 +59,34 @@ Group: TypeAlias = Sequence[ClientJob]
 
 
 class Sums(defaultdict[int, RunningSum]):
-    """The sums that reports go into, by number."""
+    """The sums to which reports are added, by number."""
 
     def __init__(self) -> None:
         super().__init__(RunningSum)
 
     @property
     def totals(self) -> dict[int, Aggregate]:
-        """What is in them, to be sent elsewhere."""
+        """Return the totals of the sums, to send them elsewhere."""
         return {number: running.total for number, running in self.items()}
 
     def add(self, totals: Mapping[int, Aggregate]) -> None:
-        """Add what was summed elsewhere."""
+        """Add totals that were summed elsewhere."""
         for number, total in totals.items():
             self[number].add(total)
 
 
 @dataclass(frozen=True)
 class RunSetting:
-    """What shares of a run's rounds are trained with: the same in every process.
+    """The setting in which shares of a run's rounds are trained: the same in every process.
 
     Attributes:
         plan: The plan, with its data declared, and its task with its code.
         population: The clients.
         seed: The seed of everything random.
-        executor: Makes an executor of a program and the clients' work.
-        skips: Whether a client whose part of a round fails is left out.
-        first: The position of the client that says what examples look like.
-        clients: How often each process is likely to train a client; 0 if that is not known.
+        executor: Function that creates an executor from a program and the clients' work.
+        skips: Whether a client that fails in a round is left out of that round.
+        first: The position of the client whose examples show the format of the data.
+        clients: The number of client trainings that each process is likely to do; 0 if unknown.
     """
 
     plan: Plan
@@ -100,18 +100,18 @@ class RunSetting:
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What came of one client's training.
+    """The outcome of one client's training.
 
     Attributes:
         client: The client's id.
-        into: The number of the sum that the report is in.
-        examples: How many examples the client holds.
+        into: The number of the sum that holds the report.
+        examples: The number of examples that the client holds.
         metrics: (sum, count) by name.
         nbytes: Bytes of the report.
-        became: "counted"; "refused" if the report was an attacker's; "failed" if there is no report, since something failed.
-        state: What the client is to keep once the report is counted.
+        became: "counted"; "refused" if the report was an attacker's; "failed" if an error left no report.
+        state: The state that the client keeps once the report is counted.
         alone: The report as an aggregate of one, if the aggregator needs each update; else the report is in the share's sum.
-        why: What failed.
+        why: The reason of a failure.
         moved: `Program.moved` of the process in which the client was trained.
     """
 
@@ -128,39 +128,40 @@ class ClientResult:
 
     @property
     def settled(self) -> "ClientResult":
-        """The same without the state, which is kept elsewhere."""
+        """Return the result without the state, which is kept elsewhere."""
         return replace(self, state={}) if self.state else self
 
 
 class CannotTravel(Exception):
-    """A run cannot be taken up by another process; the message says why."""
+    """Another process cannot take up the run; the message says why."""
 
 
 class Crew(Protocol):
-    """Where the clients of a round are trained: in one process or in many, with the same results."""
+    """Trains the clients of a round, in one process or in many, with the same results."""
 
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
     ) -> Iterator[ClientResult]:
-        """Train clients on the model of a round.
+        """Train clients on the model of a round, and add up their reports.
 
         Args:
             number: The round, from 0.
-            public: What all reports of the round share (`public_seed`).
-            broadcast: What the server sends.
-            groups: Who trains together. They are taken one by one, as there is room for them; no client is in them twice.
-            sums: Where reports are added. They are whole when the iterator ends.
+            public: The seed that all reports of the round share (`public_seed`).
+            broadcast: The broadcast of the server.
+            groups: The groups that train together. They are taken one by one, as there is room for them; no client is in two of
+                them.
+            sums: The sums to which reports are added. They are complete when the iterator ends.
 
         Yields:
-            What came of each client, in any order.
+            The result of each client, in any order.
 
         Raises:
-            SumusError: What a client's training raises, in the same words wherever it was trained.
+            SumusError: The error of a client's training, with the same message wherever it was trained.
         """
         ...
 
     def sizes(self, clients: Sequence[Any]) -> list[int]:
-        """How many examples each of these clients holds, as the model sees them."""
+        """Return the number of examples of each of these clients, as the model sees them."""
         ...
 
     def look_again(self) -> Iterable[str]:
@@ -172,23 +173,25 @@ class Crew(Protocol):
         ...
 
     def close(self) -> None:
-        """End everything that was started for the crew."""
+        """Stop everything that was started for the crew."""
         ...
 
 
 def public_seed(plan: Plan, seed: int, number: int) -> bytes:
-    """What all who report into one sum share: of a round; of a run, where a sum takes reports of several models."""
+    """Return the seed shared by all reports into one sum: that of the round, or of the run if a sum takes reports of several
+    models.
+    """
     return key(seed, "round", 0 if plan.pacing.buffered else number, "public")
 
 
 def _failed(errand: ClientJob, error: SumusError, examples: int = 0) -> ClientResult:
-    """What came of a client whose part of the round failed: nothing, and why."""
+    """Return the result of a client that failed in the round: no report, and the reason."""
     why = str(error).removeprefix(f"client {errand.client!r}: ")
     return ClientResult(errand.client, errand.into, examples, {}, 0, "failed", {}, None, why[:300])
 
 
 def _without_failed(results: Iterable[Trained | ClientResult], failed: list[ClientResult]) -> Iterator[Trained]:
-    """Those that trained; the others are put aside."""
+    """Yield the results of clients that trained; those that failed are put aside."""
     for one in results:
         if isinstance(one, ClientResult):
             failed.append(one)
@@ -197,7 +200,7 @@ def _without_failed(results: Iterable[Trained | ClientResult], failed: list[Clie
 
 
 class Trainer:
-    """A `Crew` of one: trains in this process, on one program."""
+    """A `Crew` of one process: it trains in this process, on one program."""
 
     def __init__(self, setting: RunSetting, program: Program) -> None:
         self.program = program
@@ -219,7 +222,10 @@ class Trainer:
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
     ) -> Iterator[ClientResult]:
-        """Train clients; a group is one call of the executor, and where groups do not matter to it, all of them are."""
+        """Train clients, and yield their results.
+
+        A group is one call of the executor. If groups do not matter to the executor, all of them together are one call.
+        """
         errands: dict[Any, ClientJob] = {}
         trained: Iterator[Trained | ClientResult]
         if self._setting.skips:
@@ -246,19 +252,21 @@ class Trainer:
         return self.witness.run(self.executor, broadcast, number, assignments)
 
     def read_anew(self, client: Any) -> tuple[Any, Any]:
-        """A client's (inputs, targets), read and prepared once more."""
+        """Return a client's (inputs, targets), read and prepared once more."""
         return self.program.reader.convert(client, self._setting.population[client])
 
     def look_again(self) -> tuple[str, ...]:
-        """Train the first client again; `Program.moved` after it."""
+        """Train the first client again; return `Program.moved` after it."""
         self.witness.look()
         return tuple(self.program.moved)
 
     def _skipping(
         self, broadcast: Broadcast, number: int, groups: Iterable[Group], errands: dict[Any, ClientJob]
     ) -> Iterator[Trained | ClientResult]:
-        """Train each group, without those whose part fails: of a group that fails, each client alone. All that came of a group is
-        given before the next one is taken."""
+        """Train each group, without the clients that fail: if a group fails, each of its clients is trained alone.
+
+        All results of a group are yielded before the next group is taken.
+        """
         for group in groups:
             try:
                 trained = list(self._run(broadcast, number, self._assignments(number, group, errands)))
@@ -271,7 +279,7 @@ class Trainer:
                 yield from trained
 
     def _result(self, one: Trained, number: int, public: bytes, errand: ClientJob, sums: Sums) -> ClientResult:
-        """What came of a client that trained."""
+        """Return the result of a client that trained."""
         try:
             return self._counted(one, number, public, errand, sums[errand.into])
         except SumusError as error:
@@ -280,7 +288,7 @@ class Trainer:
             return _failed(errand, error, one.examples)
 
     def sizes(self, clients: Sequence[Any]) -> list[int]:
-        """How many examples each of these clients holds: reads them. 0 where that fails, if such clients are left out."""
+        """Return the number of examples of each of these clients, which it reads; 0 if that fails and failures are skipped."""
         return [self._size(client) for client in clients]
 
     def _size(self, client: Any) -> int:
@@ -292,11 +300,12 @@ class Trainer:
             return 0  # it is said when the client trains
 
     def proof(self, step: bool = True) -> str:
-        """Hash the initial model, what the task's code can see besides, the first client's examples, and its first step. Two
-        processes that compute the same have the same hash.
+        """Hash the initial model, other state that the task's code can see, the first client's examples, and its first step.
+
+        Two processes that compute the same have the same hash.
 
         Args:
-            step: Whether the first step is included; not for machines that may round otherwise.
+            step: Whether the first step is included; leave it out for machines that may round differently.
         """
         setting, program = self._setting, self.program
         client = setting.population.pick(setting.first)
@@ -311,12 +320,12 @@ class Trainer:
         return key(program.hidden.digest, *map(sha256, trees)).hex()
 
     def close(self) -> None:
-        """Nothing was begun."""
+        """Do nothing: nothing was started."""
 
     def _assignments(
         self, number: int, group: Iterable[ClientJob], errands: dict[Any, ClientJob]
     ) -> Iterator[ClientAssignment]:
-        """Give each client's work. errands: is filled in, with the jobs that were begun, by client."""
+        """Yield each client's work. errands: filled in with the jobs that were begun, by client."""
         for errand in group:
             errands[errand.client] = errand
             inputs, targets = self.program.reader.read(self._setting.population, errand.client)
@@ -324,12 +333,12 @@ class Trainer:
             yield ClientAssignment(errand.client, inputs, targets, errand.state, own_key, errand.most_steps)
 
     def _key(self, number: int, errand: ClientJob, purpose: str) -> bytes:
-        """For what is random about an errand: another one each time that a client has the same round's work again."""
+        """Return the key of a job's randomness: a different one each time a client repeats the same round's work."""
         again = [errand.again] if errand.again else []
         return key(self._setting.seed, "round", number, "client", errand.client, purpose, *again)
 
     def _counted(self, one: Trained, number: int, public: bytes, errand: ClientJob, total: RunningSum) -> ClientResult:
-        """Report what was trained, and count it in."""
+        """Make a report of a training result, and add it to a sum."""
         setting, algorithm = self._setting, self._setting.plan.algorithm
         alone, size = None, 0
         became: Literal["counted", "refused"] = "counted"

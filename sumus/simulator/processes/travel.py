@@ -1,9 +1,9 @@
-"""What processes say to each other, in bytes: also what a script or a notebook defines, and large arrays only once.
+"""The messages between processes, as bytes: they include code from scripts and notebooks, and large arrays only once.
 
     file, spans = packed(setting)      # in this process
-    setting = unpacked(fd, spans)      # in each other one: its arrays are one piece of memory for all of them
+    setting = unpacked(fd, spans)      # in each other one: all of them share the memory of its arrays
 
-Code of `__main__`, and of modules that another process could not import, travels by value.
+Code of `__main__`, and of modules that another process cannot import, is sent by value.
 """
 
 import importlib.machinery
@@ -23,12 +23,12 @@ import numpy as np
 from sumus.types import Array
 
 SMALLEST = 1024
-"""Bytes: smaller arrays go with the rest of the pickle."""
+"""Size in bytes; smaller arrays stay within the pickle."""
 _ALIGNED = 64
 _registry: Any = cloudpickle
 
 Spans = Sequence[tuple[int, int]]
-"""(start, stop) of each large array in a file, and at last of the pickle."""
+"""(start, stop) of each large array in a file, and finally of the pickle."""
 
 
 def dumps(value: object, apart: Callable[[pickle.PickleBuffer], object] | None = None) -> bytes:
@@ -36,7 +36,7 @@ def dumps(value: object, apart: Callable[[pickle.PickleBuffer], object] | None =
 
     Args:
         value: The value.
-        apart: Takes the memory of large arrays, which then is not in the bytes.
+        apart: Function that takes the memory of large arrays, which is then not in the bytes.
     """
     written = io.BytesIO()
     with _by_value() as met:
@@ -46,7 +46,7 @@ def dumps(value: object, apart: Callable[[pickle.PickleBuffer], object] | None =
 
 
 def packed(value: object) -> tuple[IO[bytes], Spans]:
-    """A value in a temporary file without a name, which is gone when nobody has it open or mapped."""
+    """Write a value to an unnamed temporary file, which disappears when no process has it open or mapped."""
     arrays: list[memoryview] = []
 
     def apart(buffer: pickle.PickleBuffer) -> bool:
@@ -72,14 +72,14 @@ def packed(value: object) -> tuple[IO[bytes], Spans]:
 
 
 def unpacked(descriptor: int, spans: Spans) -> Any:
-    """The value. Its large arrays lie in memory that is shared until someone writes to it, and written to by oneself alone."""
+    """Read a value. Its large arrays share memory until a process writes to one; that process then has its own copy."""
     memory = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
     *arrays, rest = (memory[start:stop] for start, stop in spans)
     return pickle.loads(rest, buffers=arrays)
 
 
 class _Pickler(cloudpickle.Pickler):
-    """cloudpickle's, for three more kinds of things. met: the modules that were looked at."""
+    """The pickler of cloudpickle, for three more kinds of objects. met: the modules that were checked."""
 
     def __init__(
         self, file: IO[bytes], met: dict[str, bool], apart: Callable[[pickle.PickleBuffer], object] | None
@@ -97,7 +97,7 @@ class _Pickler(cloudpickle.Pickler):
         return cast(Any, super()).reducer_override(obj)
 
     def _look_at(self, module: object) -> None:
-        """Let a module's functions travel by value where another process would not find the module."""
+        """Send a module's functions by value if another process would not find the module."""
         top = module.partition(".")[0] if isinstance(module, str) else ""
         if top not in self._met and top in sys.modules and top != "__main__":
             self._met[top] = _is_found(top)
@@ -107,7 +107,7 @@ class _Pickler(cloudpickle.Pickler):
 
 @contextmanager
 def _by_value() -> Generator[dict[str, bool], None, None]:
-    """Modules by name, and whether another process finds them; those that it does not are given back afterwards."""
+    """Return a context with a record of whether another process finds each module; registrations are undone at its end."""
     met: dict[str, bool] = {}
     before: set[str] = _registry.list_registry_pickle_by_value()
     try:
@@ -127,7 +127,7 @@ def _is_found(module: str) -> bool:
 
 
 def _in_file(array: Array) -> Any:
-    """How to map an array again that lies in a file, as from `np.load(mmap_mode=)`; None for one that does not."""
+    """Return how to map an array of a file once more, such as one from `np.load(mmap_mode=)`; None for other arrays."""
     origin: Any = None
     base: Any = array
     while base is not None:
@@ -141,7 +141,7 @@ def _in_file(array: Array) -> Any:
 
 
 def _of_tensor(value: Any) -> Array | None:
-    """The memory of a plain tensor on the CPU as an array; None for anything else. A task brings torch, not this module."""
+    """Return the memory of a plain tensor on the CPU as an array; None for anything else. torch is not imported here."""
     torch: Any = sys.modules.get("torch")
     if torch is None or type(value) is not torch.Tensor or not value.is_contiguous():
         return None

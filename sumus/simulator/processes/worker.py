@@ -1,9 +1,9 @@
-"""A worker process: trains the clients it is dealt, until whoever started it is gone.
+"""A worker process: it trains the clients that it is given, until its parent process is gone.
 
-It is asked in `Message`s, in order, and gives one answer to each but `RoundStart`: to `ClientBatch` the results of those
-clients, to `RoundEnd` the sum over the round's clients, to `Sizes` how many examples clients hold, to `WitnessRequest` what the
-program was found to change. Its first answer is a proof that it computes the same bits as its parent. If an answer cannot be
-given, a `Failure` is sent instead, as the last one.
+It receives `Message`s in order, and gives one answer to each but `RoundStart`: to `ClientBatch` the results of those clients,
+to `RoundEnd` the sum over the round's clients, to `Sizes` the clients' numbers of examples, to `WitnessRequest` the list
+`Program.moved`. Its first answer is a proof that it computes the same bits as its parent. If it cannot answer, it sends a
+`Failure` instead, and then nothing more.
 
 Reading and writing have threads of their own, so that neither side waits for the other while it trains.
 """
@@ -25,12 +25,12 @@ from sumus.training.program import Program, one_thread, seeded
 from sumus.types import Broadcast
 
 LOOK_EVERY = 2.0
-"""Seconds between looks at whether the parent is there, should another process hold the line to it open."""
+"""Seconds between checks that the parent lives, in case another process keeps the connection to it open."""
 
 
 @dataclass(frozen=True)
 class RoundStart:
-    """A round: its number, from 0, what all who report share, and what the server sends."""
+    """The start of a round: its number, from 0, the seed that all reports share, and the server's broadcast."""
 
     number: int
     public: bytes
@@ -39,31 +39,31 @@ class RoundStart:
 
 @dataclass(frozen=True)
 class ClientBatch:
-    """Clients to train in the round that was begun."""
+    """Clients to train in the current round."""
 
     group: Group
 
 
 @dataclass(frozen=True)
 class RoundEnd:
-    """No more clients in this round."""
+    """The end of a round: no more clients follow."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Clients to be read."""
+    """A request for the numbers of examples of clients, which are read for it."""
 
     clients: Sequence[Any]
 
 
 @dataclass(frozen=True)
 class WitnessRequest:
-    """The rounds are over: the first client is to be trained again."""
+    """The end of all rounds: the first client is to be trained again."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong, and where (a traceback as text)."""
+    """An error, and its place (a traceback as text)."""
 
     error: BaseException
     where: str
@@ -73,7 +73,7 @@ Message: TypeAlias = RoundStart | ClientBatch | RoundEnd | Sizes | WitnessReques
 
 
 def main(line: int, memory: int) -> None:
-    """Serve on a connection.
+    """Answer messages on a connection.
 
     Args:
         line: The descriptor of the connection.
@@ -97,14 +97,14 @@ def main(line: int, memory: int) -> None:
 
 
 def trainer_of(setting: RunSetting) -> Trainer:
-    """A trainer on a program of its own, on the CPU."""
+    """Return a trainer with a program of its own, on the CPU."""
     task = setting.plan.task
     assert isinstance(task, Task)
     return Trainer(setting, Program(task, seed=setting.seed))
 
 
 def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]) -> None:
-    """Answer messages, for ever."""
+    """Answer messages without end."""
     while True:
         message = inbox.get()
         if isinstance(message, Sizes):

@@ -1,8 +1,8 @@
-"""Worker processes on this machine: one round's clients train in several processes at once, this one among them.
+"""Worker processes on this machine: one round's clients train in several processes at once, including this one.
 
-They are new processes, not forks, and do not run the user's script again: what they need travels once (`travel`). They last
-for a run. Groups of clients are dealt one at a time, and one ahead, to whoever is through with the last; each process has one
-set of sums for the round, and sends them at the end.
+They are new processes, not forks, and do not run the user's script again: their data is sent once (`travel`). They last for
+a run. Groups of clients are dealt one at a time, plus one ahead, to each process that has finished its last one; each process
+has one set of sums for the round, and sends them at the end.
 """
 
 import os
@@ -24,7 +24,7 @@ from sumus.simulator.processes.worker import ClientBatch, Failure, Message, Roun
 from sumus.types import Broadcast
 
 AHEAD = 2
-"""Groups that a worker has at most: the one that it trains, and one more."""
+"""The most groups that a worker has: the one that it trains, and one more."""
 _START = (
     "import sys; line, memory, *sys.path = sys.argv[1:]; "
     "from sumus.simulator.processes.worker import main; main(int(line), int(memory))"
@@ -32,7 +32,7 @@ _START = (
 
 
 class Workers:
-    """A `Crew` of processes: this one, and `count` − 1 that are started for it. CannotTravel where they cannot be."""
+    """A `Crew` of processes: this one, and `count` − 1 that it starts. Raises CannotTravel if they cannot be started."""
 
     def __init__(self, trainer: Trainer, setting: RunSetting, count: int) -> None:
         self._trainer = trainer
@@ -53,7 +53,7 @@ class Workers:
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
     ) -> Iterator[ClientResult]:
-        """Deal groups to the workers, and train what this process has time for."""
+        """Deal groups to the workers, and train the groups that this process has time for."""
         waiting, heard = iter(groups), list[ClientResult]()
         begin = dumps(RoundStart(number, public, broadcast))
         for child in self._children:
@@ -71,7 +71,7 @@ class Workers:
             sums.add(child.receive())
 
     def sizes(self, clients: Sequence[Any]) -> list[int]:
-        """How many examples each of these clients holds: everyone reads some."""
+        """Return the number of examples of each of these clients; every process reads some of them."""
         found = dict[Any, int]()
         people = [clients[start :: 1 + len(self._children)] for start in range(1 + len(self._children))]
         for child, theirs in zip(self._children, people[1:], strict=True):
@@ -82,7 +82,7 @@ class Workers:
         return [found[client] for client in clients]
 
     def look_again(self) -> list[str]:
-        """Every process trains its first client again; what all of them found. One that is gone found nothing."""
+        """Train the first client of every process again; return the findings of all. A lost process has none."""
         with suppress(ExperimentError):
             for child in self._children:
                 child.send(WitnessRequest())
@@ -93,13 +93,13 @@ class Workers:
         return found
 
     def close(self) -> None:
-        """End the workers, whatever they are doing: nothing of theirs is worth keeping."""
+        """Stop the workers at once; no work of theirs needs to be kept."""
         with undisturbed():
             for child in self._children:
                 child.end()
 
     def _own(self, waiting: Iterator[Group], heard: list[ClientResult]) -> Iterator[Group]:
-        """The groups that this process trains; in between it hears the others, and deals."""
+        """Yield the groups that this process trains; in between, receive the others' results and deal more groups."""
         self._deal(waiting, 1)
         while (group := next(waiting, None)) is not None:
             self._deal(waiting, AHEAD)
@@ -108,14 +108,14 @@ class Workers:
             self._deal(waiting, 1)
 
     def _deal(self, waiting: Iterator[Group], most: int) -> None:
-        """Give every worker up to a number of groups, while groups are left."""
+        """Give every worker up to `most` groups, while groups are left."""
         for child in self._children:
             while child.owes < most and (group := next(waiting, None)) is not None:
                 child.send(ClientBatch(group))
                 child.owes += 1
 
     def _hear(self, timeout: float | None, heard: list[ClientResult]) -> None:
-        """Take the answers that are there; without a timeout, wait for one."""
+        """Receive the answers that have arrived; without a timeout, wait for one."""
         owing = {child.line: child for child in self._children if child.owes}
         for line in wait(list(owing), timeout):
             child = owing[line]  # pyright: ignore[reportArgumentType]
@@ -124,7 +124,7 @@ class Workers:
 
 
 class _Child:
-    """One worker process, and the line to it. owes: answers to groups that it was dealt."""
+    """One worker process, and the connection to it. owes: the number of groups that it has not answered."""
 
     def __init__(self, number: int, memory: int, spans: Spans) -> None:
         self._number = number
@@ -146,7 +146,7 @@ class _Child:
         self.send(spans)
 
     def check_ready(self, proof: str) -> None:
-        """Wait until it is there; CannotTravel where it cannot take the work up, or computes something else."""
+        """Wait until it is ready; raise CannotTravel if it cannot take up the run, or computes other results."""
         try:
             if self.receive() != proof:
                 raise CannotTravel(ELSEWHERE)
@@ -159,14 +159,14 @@ class _Child:
         self.send_bytes(dumps(message))
 
     def send_bytes(self, message: bytes) -> None:
-        """The same, for what more than one is told."""
+        """Send a message as bytes, so that several workers can receive the same bytes."""
         try:
             self.line.send_bytes(message)
         except OSError as error:
             raise self._gone() from error
 
     def receive(self) -> Any:
-        """The next answer; raises what went wrong there."""
+        """Return the next answer; raise the error of the worker if it failed."""
         try:
             answer = pickle.loads(self.line.recv_bytes())
         except (EOFError, OSError) as error:
@@ -181,7 +181,7 @@ class _Child:
         self._process.wait()
 
     def _gone(self) -> ExperimentError:
-        """What to say of a worker that is no more."""
+        """Return the error for a worker that has ended."""
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -194,7 +194,7 @@ class _Child:
 
 
 class WorkerTraceback(Exception):
-    """Where it was that a worker failed: shown as the cause of the error that it sent."""
+    """The place where a worker failed: shown as the cause of the error that it sent."""
 
     def __str__(self) -> str:
         return "\n" + str(self.args[0])

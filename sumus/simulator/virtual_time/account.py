@@ -1,4 +1,4 @@
-"""The books of a timeline: which sum each report is in, what became of all other work, and what each round cost."""
+"""The account of a timeline: the sum of each report, the outcome of all other work, and the cost of each round."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -16,11 +16,11 @@ class CountedReport:
 
     Attributes:
         position: The client's place in the population.
-        again: How often the client had work on this model before.
-        into: The number of the round that the report is counted in.
-        staleness: How many models were published since the one that the client began from.
-        most_steps: The local steps that the client had time for; None for all.
-        seconds: How long the client worked, in simulated seconds.
+        again: The number of times that the client had work on this model before.
+        into: The number of the round in which the report is counted.
+        staleness: The number of models published since the one with which the client began.
+        most_steps: The number of local steps that the client had time for; None for all.
+        seconds: The duration of the client's work, in simulated seconds.
     """
 
     position: int
@@ -38,7 +38,7 @@ class DeviceWork:
     Attributes:
         useful: Device seconds of work that is in a published sum.
         wasted: Device seconds of all other work.
-        reasons: How many check-ins and how much work came to nothing, by the reason.
+        reasons: The number of check-ins and jobs without a result, by reason.
     """
 
     useful: float = 0.0
@@ -48,13 +48,13 @@ class DeviceWork:
 
 @dataclass
 class ServerLoad:
-    """What a server has to bear.
+    """The load of a server.
 
     Attributes:
-        planned: Check-ins a second that the plan is made for.
+        planned: Check-ins per second for which the plan is made.
         checkins: Check-ins in each minute, of devices that come by themselves.
-        staged: The most reports that waited for one commit.
-        waited: The longest that a report waited for its commit, in seconds.
+        staged: The largest number of reports that waited for one commit.
+        waited: The longest wait of a report for its commit, in seconds.
     """
 
     planned: float = 0.0
@@ -74,14 +74,14 @@ class ServerLoad:
 
     @property
     def rate(self) -> float:
-        """Check-ins a second over the last five minutes."""
+        """Return the check-ins per second over the last five minutes."""
         recent = self.checkins[-5:]
         return sum(recent) / (MINUTE * max(1, len(recent)))
 
 
 @dataclass
 class Traffic:
-    """Bytes of all devices together: of their reports, up, and of what they are sent, down."""
+    """Bytes of all devices together: of their reports (up), and of the data sent to them (down)."""
 
     up: int = 0
     down: int = 0
@@ -89,32 +89,32 @@ class Traffic:
 
 @dataclass
 class Totals:
-    """What a whole run took so far, from the devices, the server and the network."""
+    """The cost of a whole run so far, for the devices, the server and the network."""
 
     work: DeviceWork = field(default_factory=DeviceWork)
     load: ServerLoad = field(default_factory=ServerLoad)
     traffic: Traffic = field(default_factory=Traffic)
 
     def snapshot(self) -> "Totals":
-        """Copy the totals as they are now, without the check-ins by the minute."""
+        """Copy the totals as they are now, without the check-ins per minute."""
         work = replace(self.work, reasons=self.work.reasons.copy())
         return Totals(work, replace(self.load, checkins=list[int]()), replace(self.traffic))
 
 
 @dataclass
 class Played:
-    """A round that is over.
+    """A round that has ended.
 
     Attributes:
         number: The round's number, from 0.
-        ended: When it ended, in simulated seconds.
+        ended: The time of its end, in simulated seconds.
         published: Whether it ended with a model.
-        counted: The reports in its sum, even if nothing came of that sum.
-        given: How many devices were given work for it.
-        dropped: Work that ended since the round before without being counted, by the reason.
+        counted: The reports in its sum, even if the sum was abandoned.
+        given: The number of devices that were given work for it.
+        dropped: The number of jobs that ended since the round before without being counted, by reason.
         bytes_up: Bytes of reports since the round before.
-        bytes_down: Bytes that devices were sent since the round before.
-        totals: What the run took until then.
+        bytes_down: Bytes sent to devices since the round before.
+        totals: The cost of the run until then.
     """
 
     number: int
@@ -129,12 +129,12 @@ class Played:
 
 
 class Account:
-    """Keeps the books, round by round.
+    """Keeps the account of a timeline, round by round.
 
     Attributes:
-        totals: What the whole run took so far.
-        progressed: When a report was counted last, in simulated seconds.
-        void: How many rounds in a row came to nothing in one moment.
+        totals: The cost of the whole run so far.
+        progressed: The time at which a report was counted last, in simulated seconds.
+        void: The number of rounds in a row that were abandoned at one moment.
     """
 
     def __init__(self, planned: float) -> None:
@@ -153,10 +153,10 @@ class Account:
 
         Args:
             who: The device's position.
-            number: The round that the work is for; for a buffer, the model that the work begins from.
+            number: The round that the work is for; for a buffer, the model with which the work begins.
 
         Returns:
-            How often the device was given work of this number before.
+            The number of times that the device was given work of this number before.
         """
         if self._times[0] != number:
             self._times = (number, Counter())
@@ -165,7 +165,7 @@ class Account:
         return times[who] - 1
 
     def begin_work(self, version: int, down: int) -> None:
-        """Note that a device begins work on a model, and how many bytes it is sent for that."""
+        """Note that a device begins work on a model, and the number of bytes that it receives for that."""
         self._at_work[version] += 1
         self.totals.traffic.down += down
 
@@ -173,9 +173,9 @@ class Account:
         """Note that work on a model has ended.
 
         Args:
-            version: The model that the work began from.
-            seconds: How long it took.
-            reason: Why it is in no sum; None if it is in one.
+            version: The model with which the work began.
+            seconds: The duration of the work.
+            reason: The reason why it is not in a sum; None if it is.
             number: The newest round.
         """
         self._at_work[version] -= 1
@@ -185,13 +185,13 @@ class Account:
             self._dropped.setdefault(number, Counter())[reason] += 1
 
     def count(self, report: CountedReport, version: int, now: float) -> None:
-        """Note a report that is in a sum. version: the model that it began from."""
+        """Note a report that is in a sum. version: the model with which its work began."""
         self._counted.setdefault(report.into, []).append(report)
         self._by_version.setdefault(version, []).append(report)
         self.progressed = now
 
     def close(self, row: Round) -> Played:
-        """Note that a round is over."""
+        """Note that a round has ended."""
         published = row.state is State.PUBLISHED
         if not published:
             for version, reports in self._by_version.items():
@@ -217,20 +217,20 @@ class Account:
         return played
 
     def is_at_work(self, version: int) -> bool:
-        """Tell whether anybody still works on a model."""
+        """Return whether a device still works on a model."""
         return bool(self._at_work[version])
 
     def played(self, number: int) -> Played | None:
-        """A round that is over; None if it is not."""
+        """Return a round that has ended; None if it has not."""
         return self._played.get(number)
 
     def take_played(self, number: int) -> Played | None:
-        """Give a round that is over, and forget it and who trained on which model; None if it is not over."""
+        """Return a round that has ended, and forget it and its workers; None if it has not ended."""
         played = self._played.pop(number, None)
         if played is not None:
             self._by_version.clear()
         return played
 
     def take_based_on(self, version: int) -> list[CountedReport]:
-        """Give the reports on a model, in the order in which they were counted, and forget them."""
+        """Return the reports on a model, in the order in which they were counted, and forget them."""
         return self._by_version.pop(version, [])

@@ -1,4 +1,4 @@
-"""Who asks the server for work, and when: devices that wait for it, or devices that come by themselves."""
+"""The arrivals of devices that ask the server for work: devices that wait for it, or devices that come by themselves."""
 
 import math
 from collections.abc import Callable
@@ -19,33 +19,33 @@ from sumus.simulator.virtual_time.sleepers import Sleepers
 from sumus.types import Array
 
 _MANY = 10_000
-"""Devices from which on not all are looked at to find one that may come."""
+"""From this number of devices on, only some are looked at to find one that may come."""
 
 
 class Arrivals(Protocol):
     """Lets devices ask for work."""
 
     def next(self) -> float:
-        """When the next device comes by itself; infinity if none does."""
+        """Return when the next device comes by itself; infinity if none does."""
         ...
 
     def come(self, until: float) -> None:
-        """Let devices come by themselves, up to a moment; the clock goes along with them."""
+        """Let devices come by themselves, up to a moment, and advance the clock with them."""
         ...
 
     def fill(self) -> None:
-        """Let devices that wait for work have the places that are free. Called when a moment is through."""
+        """Give the free places to devices that wait for work. Called after all events of a moment."""
         ...
 
 
 class CohortDraw:
-    """Draws devices for the places that are free: uniformly from those who may come, or each once before any twice.
+    """Draws devices for the free places: uniformly from those that may come, or in passes.
 
     Args:
-        seed: The experiment's seed: the first draw of a round depends on nothing else.
+        seed: The experiment's seed: the first draw of a round depends only on it.
         rng: The generator of all further draws.
-        joined: The round, from 1, from which each device is there, int64 `(n,)`; None if all are there from the start.
-        count: How many devices there are.
+        joined: The first round of each device, from 1, int64 `(n,)`; None if all take part from the start.
+        count: The number of devices.
         in_passes: Whether each device is drawn once before any is drawn twice.
     """
 
@@ -58,9 +58,9 @@ class CohortDraw:
         """Draw devices for a round.
 
         Args:
-            wanted: How many, at most.
+            wanted: The largest number to draw.
             number: The round.
-            may_come: Tells which devices may be given work now.
+            may_come: Function that tells which devices may be given work now.
         """
         if self._passes is not None:
             return self._passes.draw(wanted, present_at(self._joined, number, self._count), may_come)
@@ -80,7 +80,7 @@ class CohortDraw:
 
 
 class WaitingArrivals:
-    """Devices that wait for work: as many as there is room for are drawn from those who may come."""
+    """Devices that wait for work: as many as there is room for are drawn from those that may come."""
 
     def __init__(
         self,
@@ -96,11 +96,11 @@ class WaitingArrivals:
         self._is_waiting = False
 
     def next(self) -> float:
-        """Nobody comes by itself."""
+        """Return infinity: no device comes by itself."""
         return math.inf
 
     def come(self, until: float) -> None:
-        """Nobody comes by itself."""
+        """Do nothing: no device comes by itself."""
 
     def fill(self) -> None:
         """Give work to as many devices as there is room for."""
@@ -132,7 +132,7 @@ class WaitingArrivals:
 
 
 class SleepingArrivals:
-    """Devices that come by themselves, each within the window that it was given."""
+    """Devices that come by themselves, each within the window that the server gave it."""
 
     def __init__(
         self,
@@ -147,14 +147,17 @@ class SleepingArrivals:
         self._sleepers, self._model, self._totals = sleepers, model, totals
 
     def next(self) -> float:
-        """When the next device wakes."""
+        """Return when the next device wakes."""
         return self._sleepers.next()
 
     def fill(self) -> None:
-        """Nobody waits for work."""
+        """Do nothing: no device waits for work."""
 
     def come(self, until: float) -> None:
-        """Let devices whose time has come ask. While there is no work, one answer serves all; else each one asks."""
+        """Let devices whose time has come ask for work.
+
+        While there is no work, one answer serves all; otherwise each device asks alone.
+        """
         who, moments = self._sleepers.take(until)
         self._server.note_rate(self._totals.load.rate)
         position = 0
@@ -176,7 +179,7 @@ class SleepingArrivals:
             position = stop
 
     def _turn_away(self, who: Array, moments: Array) -> None:
-        """Let devices come back later: all within one window; if the server is down, each within the window that it has."""
+        """Send devices away until later: all within one window; if the server is down, each within its present window."""
         if not self._server.is_down():
             later = self._server.turn_away()
             self._sleepers.set_window(who, later.window)

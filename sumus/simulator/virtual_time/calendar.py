@@ -1,4 +1,4 @@
-"""When devices wake, for very many of them: arrays by the minute, each sorted when its minute comes."""
+"""The times at which very many devices wake: arrays for each minute, each sorted when its minute comes."""
 
 import heapq
 import math
@@ -12,11 +12,11 @@ from sumus.types import Array, Floats
 
 @dataclass(slots=True)
 class _Minute:
-    """The devices that wake in a minute, in no order.
+    """The devices that wake in a minute, in no particular order.
 
     Attributes:
-        many: Devices that were put in together, and their moments.
-        who: Devices that were put in one by one.
+        many: Devices that were added together, and their moments.
+        who: Devices that were added one by one.
         moments: The moments of these.
     """
 
@@ -26,7 +26,7 @@ class _Minute:
 
 
 class Calendar:
-    """Devices, and the moments at which they wake."""
+    """The devices, and the moments at which they wake."""
 
     def __init__(self) -> None:
         self._minutes: list[int] = []
@@ -78,7 +78,7 @@ class Calendar:
         self._taken, self._held = 0, len(order)
 
     def next(self) -> float:
-        """When the next device wakes; infinity if none does."""
+        """Return when the next device wakes; infinity if none does."""
         while self._taken == self._held:
             if not self._minutes:
                 return math.inf
@@ -89,7 +89,7 @@ class Calendar:
         return float(self._moments[self._taken])
 
     def take(self, until: float) -> tuple[Array, Floats]:
-        """Take the devices that wake next, up to a moment; at least one."""
+        """Remove and return the devices that wake next, up to a moment; at least one."""
         stop = max(self._taken + 1, int(np.searchsorted(self._moments, until, "right")))
         taken = slice(self._taken, stop)
         self._taken = stop

@@ -1,4 +1,4 @@
-"""The virtual clock: it stands still until the next event is due, and then jumps there."""
+"""The virtual clock: it stands still, and jumps to the next event that is due."""
 
 import heapq
 import math
@@ -19,11 +19,11 @@ class VirtualClock:
         self._count = 0
 
     def at(self, moment: float, act: Callable[..., None], *args: Any, late: bool = False) -> None:
-        """Let something happen at a moment.
+        """Schedule an event at a moment.
 
         Args:
-            moment: When it is due. Events of one moment happen in the order in which they were asked for.
-            act: What happens.
+            moment: The moment of the event. Events of one moment happen in the order in which they were scheduled.
+            act: The function to call.
             args: The arguments of `act`.
             late: Whether it happens after all other events of its moment.
         """
@@ -31,14 +31,14 @@ class VirtualClock:
         heapq.heappush(self._queue, (moment, int(late), self._count, act, args))
 
     def next(self) -> float:
-        """Tell when the next event is due; infinity if there is none."""
+        """Return when the next event is due; infinity if there is none."""
         return self._queue[0][0] if self._queue else math.inf
 
     def go_on(self) -> None:
-        """Go to the next event, and let it happen."""
+        """Advance to the next event, and run it."""
         self.now, _, _, act, args = heapq.heappop(self._queue)
         act(*args)
 
     def go_to(self, moment: float) -> None:
-        """Show a moment before the next event."""
+        """Advance to a moment before the next event."""
         self.now = moment

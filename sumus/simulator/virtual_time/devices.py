@@ -1,4 +1,4 @@
-"""The devices of a timeline that have work, or a report that is not settled: they follow the protocol's own table."""
+"""The devices of a timeline with work or an unsettled report: they follow the protocol's own table."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sumus.simulator.virtual_time.sleepers import Sleepers
 
 _FREE = Floor(rounds=2**62, seconds=math.inf, steps=2**62, bytes=2**62, contributors=0)
 _TRIES = 4
-"""How often a device sends a report again before it asks what became of it."""
+"""How often a device sends a report again before it asks for the outcome."""
 
 
 @dataclass(slots=True)
@@ -27,11 +27,11 @@ class DeviceAtWork:
     """A device that has work.
 
     Attributes:
-        session: The session that it works for.
-        fate: What becomes of the work.
-        again: How often the device had work of this round before.
-        began: When it began, in simulated seconds.
-        seconds: How long it works.
+        session: The session for which it works.
+        fate: The outcome of the work.
+        again: The number of times that the device had work of this round before.
+        began: The time at which it began, in simulated seconds.
+        seconds: The duration of the work.
     """
 
     session: Session
@@ -42,17 +42,17 @@ class DeviceAtWork:
 
 
 class VirtualDevices:
-    """The devices, from their check-in until they know what became of their report.
+    """The devices, from their check-in until they know the outcome of their report.
 
     Attributes:
-        unsettled: Whether each device has a report of which it does not know what became, bool `(n,)`.
+        unsettled: Whether each device has a report with an unknown outcome, bool `(n,)`.
 
     Args:
         pacing: The plan's pacing.
-        count: How many devices there are.
+        count: The number of devices.
         clock: The virtual clock.
-        model: Draws what happens to the devices.
-        server: Answers them.
+        model: Draws the events of the devices.
+        server: Answers the devices.
         books: The account, and the roster of the devices.
         sleepers: Wakes devices that come by themselves; None if devices wait for work.
     """
@@ -77,7 +77,7 @@ class VirtualDevices:
     # ── check-ins ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_in(self, who: int) -> None:
-        """Let a device ask for work, and hear the answer."""
+        """Let a device ask for work, and receive the answer."""
         state = self._states.get(who) or DeviceState(window=self._window(who))
         state, (ask,) = device.step(state, device.WakeUp(f"{who}/{state.serial + 1}"), _FREE)
         assert isinstance(ask, device.SendCheckIn)
@@ -103,7 +103,7 @@ class VirtualDevices:
         return (0.0, 0.0) if self._sleepers is None else self._sleepers.window(who)
 
     def _alarm(self, who: int) -> int:
-        """Set a new alarm of a device; those before it ring no more."""
+        """Set a new alarm for a device, which cancels its earlier ones."""
         self._alarms[who] += 1
         return int(self._alarms[who])
 
@@ -112,13 +112,13 @@ class VirtualDevices:
             self._told(who, device.NoAnswer())
 
     def _is_lost(self) -> bool:
-        """Draw whether a message does not arrive."""
+        """Draw whether a message is lost."""
         return self._server.is_down() or self._model.loses_message()
 
     # ── at work ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self, who: int, session: Session) -> None:
-        """Begin work: draw how long it will take, and what will become of it."""
+        """Begin work: draw its duration and its outcome."""
         now, model = self._clock.now, self._model
         number = session.version if self._pacing.buffered else session.round
         again = self._account.times_given(who, number)
@@ -138,12 +138,12 @@ class VirtualDevices:
             self._clock.at(now + seconds, self._told, who, device.TrainingDone())
 
     def _fail(self, who: int, reason: str) -> None:
-        """End work that a device cannot finish, and of which it can tell the server so."""
+        """End work that a device cannot finish, and let it report that to the server."""
         self._at_work[who].seconds = self._clock.now - self._at_work[who].began
         self._told(who, device.Failed(reason))
 
     def _vanish(self, who: int, session: Session, reason: str) -> None:
-        """Let a device go without a word: the server learns it when the session lapses; if the plan has no deadline, at once."""
+        """Let a device disappear: the server notices when the session lapses or, if the plan has no deadline, at once."""
         if reason == "lost":  # sent, and never there
             self._account.totals.traffic.up += self._model.work.up
         self._end_work(who, session, reason)
@@ -153,7 +153,7 @@ class VirtualDevices:
         self._rest(who, self._states[who].window)
 
     def _end_work(self, who: int, session: Session, reason: str | None) -> None:
-        """Note that a device is through. reason: why its work is in no sum."""
+        """Note that a device's work has ended. reason: why its work is not in a sum."""
         worked = self._at_work.pop(who, None)
         if worked is not None:
             self._roster.set_idle(who, True)
@@ -162,7 +162,7 @@ class VirtualDevices:
     # ── what happens to one ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _told(self, who: int, event: device.Event) -> None:
-        """Let something happen to a device, and do what its table says."""
+        """Pass an event to a device, and carry out the actions of its table."""
         state, actions = device.step(self._states[who], event, _FREE)
         self._states[who] = state
         self.unsettled[who] = state.unsettled
@@ -183,19 +183,21 @@ class VirtualDevices:
                     pass
 
     def _end_session(self, who: int, session: str | None, reason: str | None) -> None:
-        """End a device's work. session: only if it works for this session; None for whichever it works for."""
+        """End a device's work. session: end it only if it works for this session; None for any session."""
         worked = self._at_work.get(who)
         if worked is not None and session in (None, worked.session.id):
             self._end_work(who, worked.session, reason)
 
     def _why(self, session: str) -> str:
-        """Why a report is in no sum, in the server's words; the reason for a report whose round is over is "closed"."""
+        """Return why a report is not in a sum, in the server's words; "closed" for a report whose round has ended."""
         row = self._server.session(session)
         return (row.reason if row is not None else "") or "closed"
 
     def _rest(self, who: int, window: tuple[float, float]) -> None:
-        """Plan a device's next check-in. An alarm wakes a device whose report is not settled; the others wait in the pool of
-        sleepers, if there is one."""
+        """Plan a device's next check-in.
+
+        An alarm wakes a device with an unsettled report; the others wait in the pool of sleepers, if there is one.
+        """
         if self._sleepers is None and not self._states[who].unsettled:
             return
         moment = self._clock.now + self._model.wait(who, window)
@@ -207,7 +209,7 @@ class VirtualDevices:
             self._sleepers.sleep_one(who, moment)
 
     def _wake(self, who: int, alarm: int) -> None:
-        """Wake a device whose report is not settled: it sends the report again, or asks what became of it."""
+        """Wake a device with an unsettled report: it sends the report again, or asks for the outcome."""
         state = self._states[who]
         if alarm != self._alarms[who] or not state.unsettled:
             return
@@ -219,7 +221,7 @@ class VirtualDevices:
     # ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _send(self, who: int, session: str) -> None:
-        """Send a report: perhaps it never arrives, perhaps twice."""
+        """Send a report, which may get lost or arrive twice."""
         now, clock = self._clock.now, self._clock
         self._account.totals.traffic.up += self._model.work.up
         takes = self._model.latency + self._model.upload_seconds(who)
@@ -238,7 +240,7 @@ class VirtualDevices:
             self._server.report(session)
 
     def answer(self, session: str, outcome: str) -> None:
-        """Tell the device what became of its report, if the answer arrives."""
+        """Tell the device the outcome of its report, if the answer arrives."""
         who = int(session.partition("/")[0])
         if outcome == "counted":
             self._count(who, session)
@@ -252,7 +254,7 @@ class VirtualDevices:
             self._clock.at(now + self._model.latency, self._told, who, device.Settled(session, outcome))
 
     def _count(self, who: int, session: str) -> None:
-        """Note a report that is in a sum, once: the server may give the same answer again."""
+        """Note a report that is in a sum, only once: the server may repeat its answer."""
         row, worked = self._server.session(session), self._at_work.get(who)
         if worked is None or worked.session.id != session or row is None or row.sum is None:
             return

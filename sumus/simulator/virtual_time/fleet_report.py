@@ -1,4 +1,4 @@
-"""What a fleet did in simulated time: who took part, what was wasted, how the server was reached."""
+"""The report on a fleet in simulated time: participation, wasted work, and the load of the server."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +13,21 @@ from sumus.simulator.virtual_time.fleet_model import RoundDemand
 from sumus.types import Array, Floats
 
 CLASSES = 10
-"""Speed classes: tenths of the devices, the fastest first."""
+"""The number of speed classes: tenths of the devices, the fastest first."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FleetReport:
-    """What a fleet did in a run.
+    """The report on a fleet in a run.
 
     Attributes:
-        seconds: How long the run took, in simulated seconds.
-        rounds: Rounds that ended with a model.
-        abandoned: Rounds that ended without one.
-        participations: How many reports of each device were counted.
-        pace: How long a round's work and transfers take each device, in seconds.
-        work: The work of all devices, and why some of it came to nothing.
-        load: What the server had to bear.
+        seconds: The duration of the run, in simulated seconds.
+        rounds: The number of rounds that ended with a model.
+        abandoned: The number of rounds that ended without a model.
+        participations: The number of counted reports of each device.
+        pace: The time of a round's work and transfers on each device, in seconds.
+        work: The work of all devices, and the reasons why some of it was wasted.
+        load: The load of the server.
         traffic: The bytes of all devices.
     """
 
@@ -42,33 +42,35 @@ class FleetReport:
 
     @property
     def rounds_a_day(self) -> float:
-        """Models published in a simulated day."""
+        """The number of models published per simulated day."""
         return self.rounds * DAY / self.seconds if self.seconds else 0.0
 
     @property
     def wasted_share(self) -> float:
-        """Of all device seconds of work, those in no published sum."""
+        """The share of all device seconds of work that is not in a published sum."""
         return self.work.wasted / max(self.work.useful + self.work.wasted, 1e-300)
 
     @property
     def idle_share(self) -> float:
-        """Of all device time, that in which a device had no work."""
+        """The share of all device time in which a device had no work."""
         total = self.seconds * len(self.pace)
         return 1.0 - min(1.0, (self.work.useful + self.work.wasted) / total) if total else 1.0
 
     @property
     def by_speed(self) -> list[float]:
-        """Mean participations of each tenth of the devices, the fastest first: equal if no device is left out."""
+        """The mean participations of each tenth of the devices, the fastest first; equal numbers mean that slow devices are not
+        left out.
+        """
         tenths = np.array_split(self.participations[np.argsort(self.pace, kind="stable")], CLASSES)
         return [float(tenth.mean()) for tenth in tenths if len(tenth)]
 
     @property
     def busiest(self) -> float:
-        """Check-ins a second in the busiest minute."""
+        """The check-ins per second in the busiest minute."""
         return max(self.load.checkins, default=0) / 60
 
     def to_json(self) -> dict[str, Any]:
-        """Give the figures by name, without those of each device."""
+        """Return the figures by name, without those of each device."""
         return {
             "seconds": self.seconds,
             "rounds": self.rounds,
@@ -94,7 +96,7 @@ class FleetReport:
         return f"FleetReport({self.seconds / DAY:.2f} days, {self.rounds} models, {self.wasted_share:.0%} of the work wasted)"
 
     def plot(self, path: str | Path) -> Path:
-        """Check-ins a second against the plan, and participations by speed (needs matplotlib)."""
+        """Draw the check-ins per second against the plan, and the participations by speed (needs matplotlib)."""
         picture = figure(10.0, 3.6)
         left, right = picture.subplots(1, 2)
         rates = np.array(self.load.checkins, np.float64) / 60
@@ -108,7 +110,7 @@ class FleetReport:
 
 
 class Attendance:
-    """Who took part in the rounds that are over, and what they cost: what a `FleetReport` is made of."""
+    """The participation in the rounds that have ended, and their cost: the source of a `FleetReport`."""
 
     def __init__(self, devices: DeviceArrays, work: RoundDemand, planned: float) -> None:
         self._pace = work.seconds(devices)
@@ -117,7 +119,7 @@ class Attendance:
         self._ended, self._totals = 0.0, Totals(load=ServerLoad(planned))
 
     def note(self, played: Played) -> None:
-        """Note that a round is over."""
+        """Note that a round has ended."""
         self._rounds += played.published
         self._abandoned += not played.published
         self._ended, self._totals = played.ended, played.totals
@@ -128,8 +130,8 @@ class Attendance:
         """Report on the run up to its last round.
 
         Args:
-            seconds: A longer time to report on, in simulated seconds; None for the time until the last round was over.
-            totals: What was done in that time.
+            seconds: A longer time to report on, in simulated seconds; None for the time until the end of the last round.
+            totals: The totals of that time.
         """
         totals = totals or self._totals
         return FleetReport(

@@ -1,4 +1,4 @@
-"""The system alone: rounds of a plan on a fleet in simulated time, with nobody training.
+"""The system alone: rounds of a plan on a fleet in simulated time, without any training.
 
 report = sumus.rehearse(pacing, fleet, devices=1_000_000, days=7)
 """
@@ -22,7 +22,7 @@ from sumus.simulator.virtual_time.traces import devices_of
 from sumus.types import plain_number
 
 SERVER = ServerCost(commit=0.05, report=0.004, publish=2.0)
-"""A server that commits every 50 ms, 250 reports a second at most."""
+"""A server that commits every 50 ms, and takes at most 250 reports per second."""
 
 
 def rehearse(
@@ -37,22 +37,22 @@ def rehearse(
     outages: Sequence[tuple[float, float]] = (),
     watch: Callable[[float], None] = lambda day: None,
 ) -> FleetReport:
-    """Let a fleet run for some simulated days. Two runs with one seed are the same, event for event.
+    """Run a fleet for some simulated days. Two runs with one seed are the same, event for event.
 
     Args:
-        pacing: Who takes part in a round, and when.
-        fleet: What the devices are like.
-        devices: How many devices there are.
-        days: How many simulated days.
+        pacing: Which devices take part in a round, and when.
+        fleet: The properties of the devices.
+        devices: The number of devices.
+        days: The number of simulated days.
         seed: The seed of everything random.
         down: Bytes of a broadcast.
         up: Bytes of a report.
-        server: How long the server takes.
-        outages: (from, to) in seconds, in which the server cannot be reached.
-        watch: Is called with the day that was reached, after each round.
+        server: The time that the server takes for its work.
+        outages: Periods (from, to), in seconds, in which the server cannot be reached.
+        watch: Function that is called after each round with the current day.
 
     Returns:
-        What the fleet did.
+        The report on the fleet.
     """
     expect(pacing, Pacing, "pacing=")
     expect(fleet, Fleet, "fleet=")
@@ -86,7 +86,7 @@ def rehearse(
 
 @contextmanager
 def _uncollected() -> Generator[None, None, None]:
-    """Without garbage collection: millions of rows are looked through for circles again and again, and have none."""
+    """Return a context without garbage collection, which would search millions of rows for cycles again and again in vain."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What the server allows each device of a fleet, as arrays: a device that would be turned away is not asked."""
+"""The permissions of each device of a fleet, as arrays, so that a device that the server would turn away does not ask."""
 
 import numpy as np
 
@@ -12,12 +12,12 @@ _LONG_AGO = -(2**31)
 
 
 class Roster:
-    """Which devices are idle, and which of these may take part.
+    """The devices that are idle, and those of them that may take part.
 
     Args:
         pacing: The plan's pacing.
         devices: The devices.
-        joined: The round, from 1, from which each device is there, int64 `(n,)`; None if all are there from the start.
+        joined: The first round of each device, from 1, int64 `(n,)`; None if all take part from the start.
     """
 
     def __init__(self, pacing: Pacing, devices: DeviceArrays, joined: Array | None) -> None:
@@ -30,13 +30,13 @@ class Roster:
         self._rests_until = np.zeros(count)
 
     def may_come(self, who: Array, number: int, models: int, now: float | None) -> Array:
-        """Tell which of these devices are idle and allowed to take part.
+        """Return which of these devices are idle and allowed to take part.
 
         Args:
             who: Positions of devices.
             number: The newest round.
-            models: How many models there are.
-            now: The moment at which they must be online, and must not rest; None if that does not matter.
+            models: The number of models.
+            now: The moment at which they must be online, and not at rest; None if that does not matter.
         """
         pacing = self._pacing
         may = self._idle[who] & (number > self._last_sum[who])
@@ -55,7 +55,7 @@ class Roster:
         self._idle[who] = idle
 
     def is_counted_in(self, who: int, number: int) -> bool:
-        """Tell whether a device is counted in this round or a later one already."""
+        """Return whether a device is already counted in this round or a later one."""
         return bool(self._last_sum[who] >= number)
 
     def count(self, who: int, number: int) -> None:
@@ -65,9 +65,9 @@ class Roster:
         self._contributions[who] += 1
 
     def note_rest(self, who: int, row: DeviceRow | None) -> None:
-        """Note until when the server gives a device no work."""
+        """Note the time until which the server gives a device no work."""
         self._rests_until[who] = 0.0 if row is None else row.rests_until
 
     def note_models(self, who: int, row: DeviceRow | None) -> None:
-        """Note how many models there are when a device's last sum has become one."""
+        """Note the number of models once a device's last sum has become a model."""
         self._models[who] = _LONG_AGO if row is None else row.models

@@ -1,4 +1,4 @@
-"""The server of a timeline: it decides by the protocol's own table, takes its time for it, and may be away for a while."""
+"""The server of a timeline: it decides by the protocol's own table, takes time to do so, and may be unreachable for a while."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,17 +25,17 @@ from sumus.simulator.virtual_time.watch import RoundWatch
 from sumus.storage.memory import MemoryStore
 
 ALL_CONDITIONS = Conditions(True, True, True, 1.0, 2**31)
-"""What the devices of a simulation say of themselves."""
+"""The conditions that the devices of a simulation report."""
 
 
 @dataclass(frozen=True)
 class ServerCost:
-    """Seconds that a server takes.
+    """The seconds that a server takes for its work.
 
     Attributes:
         commit: The least time from one commit to the next.
-        report: For each report in a commit.
-        publish: To make a model of a sum.
+        report: The time for each report in a commit.
+        publish: The time to turn a sum into a model.
     """
 
     commit: float = 0.0
@@ -51,16 +51,16 @@ class VirtualServer:
     """A run's coordinator on the virtual clock.
 
     Attributes:
-        watch: What happens to its rounds as time goes by.
+        watch: Watches its rounds as time passes.
 
     Args:
         pacing: The plan's pacing.
-        population: How many devices there are.
+        population: The number of devices.
         clock: The virtual clock.
         books: The account, and the roster of the devices.
-        cost: How long the server takes.
-        outages: (from, to) in seconds, in which the server cannot be reached.
-        answer: Is called with a session and "counted" or "discarded", once the server knows which it is.
+        cost: The time that the server takes for its work.
+        outages: Periods (from, to), in seconds, in which the server cannot be reached.
+        answer: Function that is called with a session and "counted" or "discarded", once the server knows the outcome.
     """
 
     def __init__(
@@ -92,39 +92,39 @@ class VirtualServer:
 
     @property
     def version(self) -> int:
-        """How many models were published for training."""
+        """The number of models published for training."""
         return self._store.run.version
 
     @property
     def models(self) -> int:
-        """How many sums became a model, as separation counts them."""
+        """The number of sums that became a model, as `Pacing.separation` counts them."""
         return self._store.run.models
 
     @property
     def begins(self) -> float:
-        """When the newest round begins to give work."""
+        """The time at which the newest round begins to give work."""
         return begins_at(self._pacing, self.current)
 
     def session(self, id: str) -> Session | None:
-        """A session's row; None if the server does not know it."""
+        """Return a session's row; None if the server does not know it."""
         return self._store.sessions.get(id)
 
     def is_down(self) -> bool:
-        """Tell whether the server cannot be reached now."""
+        """Whether the server cannot be reached now."""
         return any(begin <= self._clock.now < end for begin, end in self._outages)
 
     def back_at(self) -> float:
-        """When a server that is down can be reached again."""
+        """Return when a server that is down can be reached again."""
         return max(end for begin, end in self._outages if begin <= self._clock.now < end)
 
     def room(self, now: float | None = None) -> int:
-        """How many devices may be given work. now: for the pace of the rounds; None to leave it out of account."""
+        """Return the number of devices that may be given work. now: for the pace of the rounds; None to ignore the pace."""
         return self._coordinator.room(now)
 
     # ── what devices ask of it ───────────────────────────────────────────────────────────────────────────────────────
 
     def note_rate(self, rate: float) -> None:
-        """Note how many check-ins a second arrive."""
+        """Note the number of check-ins per second."""
         self._circumstances = replace(self._circumstances, arriving=rate)
 
     def check_in(self, who: int, event: CheckIn) -> tuple[Action, ...]:
@@ -132,13 +132,13 @@ class VirtualServer:
         return self._coordinator.check_in(str(who), event, self._clock.now)
 
     def turn_away(self) -> ComeLater:
-        """The answer for all who ask while there is no work."""
+        """Return the answer for all devices that ask while there is no work."""
         (later,) = self._coordinator.check_in("", CheckIn("", 1, ALL_CONDITIONS), self._clock.now)
         assert isinstance(later, ComeLater)
         return later
 
     def report(self, session: str) -> None:
-        """Take in a report."""
+        """Accept a report."""
         for action in self._coordinator.report(session, self._clock.now):
             if isinstance(action, StageReport):
                 self._staged.setdefault(session, self._clock.now)
@@ -149,12 +149,12 @@ class VirtualServer:
                 self._carry_out((action,))
 
     def drop(self, who: int, session: str, reason: str) -> None:
-        """Take note that a device will not report."""
+        """Note that a device will not report."""
         self._carry_out(self._coordinator.drop([session], reason, self._clock.now))
         self.watch.note_rest(who)
 
     def act(self, action: Action) -> None:
-        """Do what the table of rounds says, as far as it is the server's to do."""
+        """Carry out an action of the table of rounds, as far as the server is responsible for it."""
         match action:
             case AcceptReport(session) | RefuseReport(session, _):
                 self._answer(session, "counted" if isinstance(action, AcceptReport) else "discarded")

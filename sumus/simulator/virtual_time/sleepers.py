@@ -9,14 +9,14 @@ from sumus.simulator.virtual_time.calendar import Calendar
 from sumus.types import Array, Floats
 
 _SLICE = 10.0
-"""Seconds of check-ins that one answer serves, if nothing else happened between them."""
+"""Seconds of check-ins that one answer can serve, if nothing else happens between them."""
 _AWAKE = -1.0
 
 
 class Sleepers:
-    """When each idle device wakes.
+    """The times at which idle devices wake.
 
-    At first it is as if the server had long been there: everyone has a window, and stands somewhere in it.
+    At first it is as if the server had run for long: each device has a window, and is somewhere within it.
     """
 
     def __init__(self, pacing: Pacing, devices: DeviceArrays, rng: np.random.Generator) -> None:
@@ -30,21 +30,21 @@ class Sleepers:
         self.sleep(np.arange(count), self._rng.uniform(0.0, last, count))
 
     def next(self) -> float:
-        """When the next device wakes; infinity if none does."""
+        """Return when the next device wakes; infinity if none does."""
         return self._calendar.next()
 
     def take(self, until: float) -> tuple[Array, Floats]:
-        """Wake devices up to a moment, but no more than one answer can serve: their positions, and when each of them wakes."""
+        """Wake devices up to a moment, but no more than one answer can serve; return their positions, and when each wakes."""
         who, moments = self._calendar.take(min(until, self._calendar.next() + _SLICE))
         due = self._due[who] == moments  # a device has one alarm: the last that was set
         return who[due], moments[due]
 
     def put_back(self, who: Array, moments: Floats) -> None:
-        """Wake devices that were taken too early at these moments after all."""
+        """Put back devices that were taken too early; they wake at these moments."""
         self._calendar.put(who, moments)
 
     def sleep(self, who: Array, moments: Floats) -> None:
-        """Wake devices at these moments; those that are offline then, some time after they are online again."""
+        """Let devices sleep until these moments; those that are offline then, until some time after they are online again."""
         online = self._devices.online_from(who, moments)
         late = online > moments
         if late.any():  # not all at once
@@ -54,7 +54,7 @@ class Sleepers:
         self._calendar.put(who, online)
 
     def sleep_one(self, who: int, moment: float) -> None:
-        """`sleep` of one device, without arrays."""
+        """Let one device sleep, as `sleep` does, without arrays."""
         online = self._devices.one_online_from(who, moment)
         if online > moment:
             online += self._rng.uniform(0.0, 0.9) * (self._devices.one_online_until(who, online) - online)
@@ -62,15 +62,15 @@ class Sleepers:
         self._calendar.put_one(who, online)
 
     def stay_awake(self, who: int) -> None:
-        """Let a device's alarm ring no more."""
+        """Cancel a device's alarm."""
         self._due[who] = _AWAKE
 
     def windows(self, who: Array) -> Floats:
-        """The windows that these devices were given last, seconds, `(n, 2)`."""
+        """Return the windows that these devices were given last, in seconds, `(n, 2)`."""
         return np.asarray(self._windows[who], np.float64)
 
     def window(self, who: int) -> tuple[float, float]:
-        """The window that a device was given last, in seconds."""
+        """Return the window that a device was given last, in seconds."""
         first, last = self._windows[who].tolist()
         return first, last
 

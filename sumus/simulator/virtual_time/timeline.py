@@ -1,21 +1,21 @@
 """Virtual time: a fleet's devices and a server, both by the protocol's own tables, on a clock that costs nothing to wait for.
 
     timeline = Timeline(pacing, fleet, devices, work, seed)
-    played = timeline.ended(0)             # runs until round 0 is over: who is in its sum, when, what was wasted
-    timeline.based_on(0)                   # everyone whose report on model 0 is ever counted, and in which sum
+    played = timeline.ended(0)             # runs until round 0 has ended: its reports, their times, wasted work
+    timeline.based_on(0)                   # all reports on model 0 that are ever counted, and in which sum
 
-Who takes part, and when, does not depend on what is learnt. So the system is simulated by itself, and clients are trained
-afterwards, all of a model's together. Everything random is keyed by the seed, and the events of one moment have an order: two
-runs are the same, event for event.
+Participation does not depend on the results of training. So the system is simulated by itself, and clients are trained
+afterwards, all clients of a model together. Everything random is keyed by the seed, and the events of one moment have an
+order, so two runs are the same, event for event.
 
-A timeline is put together from these parts:
+A timeline consists of these parts:
 
     clock          events, by the moment at which they are due
-    arrivals       who asks the server for work: devices that wait for it (drawn from the roster), or that come by themselves
+    arrivals       devices that ask the server for work: they wait for it (drawn from the roster), or come by themselves
                    (`sleepers`, numbers in arrays that wake in batches: only devices at work are sessions)
-    devices        devices that have work or a report that is not settled; `fleet_model` draws what happens to them
+    devices        devices that have work or an unsettled report; `fleet_model` draws their events
     server, watch  the coordinator of the rounds, on the clock
-    account        who is in which sum, and what all of it cost
+    account        the sum that each report is in, and the cost of all work
 """
 
 import math
@@ -38,22 +38,22 @@ from sumus.text import many
 from sumus.types import Array
 
 _VOID = 10_000
-"""Rounds in a row that come to nothing in one moment, after which a timeline is stuck."""
+"""After this number of rounds in a row that are abandoned at one moment, a timeline is stuck."""
 
 
 class Timeline:
-    """The run of a fleet, as far as it was asked for.
+    """The run of a fleet, simulated as far as requested.
 
     Args:
         pacing: The plan's pacing.
-        fleet: What the devices are like.
+        fleet: The properties of the devices.
         devices: The devices.
-        work: What a round asks of them.
+        work: The work that a round asks of them.
         seed: The experiment's seed.
-        name: The client at a position: what becomes of its work is keyed by the client. None if nobody trains.
-        cost: How long the server takes.
-        outages: (from, to) in seconds, in which the server cannot be reached.
-        joined: The round, from 1, from which each device is there, int64 `(n,)`; None if all are there from the start.
+        name: Function from a position to its client, which is the key for the outcome of its work. None if no client trains.
+        cost: The time that the server takes for its work.
+        outages: Periods (from, to), in seconds, in which the server cannot be reached.
+        joined: The first round of each device, from 1, int64 `(n,)`; None if all take part from the start.
         in_passes: Whether each device is drawn once before any is drawn twice.
     """
 
@@ -93,31 +93,31 @@ class Timeline:
 
     @property
     def now(self) -> float:
-        """The moment that was reached, in simulated seconds."""
+        """The current moment, in simulated seconds."""
         return self._clock.now
 
     @property
     def totals(self) -> Totals:
-        """What the run took so far."""
+        """The cost of the run so far."""
         return self._account.totals
 
     @property
     def version(self) -> int:
-        """How many models were published."""
+        """The number of models published."""
         return self._server.version
 
     def ended(self, number: int) -> Played:
-        """Run until a round is over. Raises ExperimentError if it can never be."""
+        """Run until a round has ended, and return it. Raises ExperimentError if it can never end."""
         while (played := self._account.played(number)) is None:
             if not self._advance() or self._is_stuck():
                 raise ExperimentError(self._why_stuck(number))
         return played
 
     def based_on(self, version: int) -> list[CountedReport]:
-        """Run until everyone who was given a published model has ended.
+        """Run until all devices that were given a published model have ended their work.
 
         Returns:
-            Those of them whose report is in a sum, in the order in which they were counted.
+            Their reports that are in a sum, in the order in which they were counted.
         """
         assert version < self.version, "this model's round is not over"
         while self._account.is_at_work(version) and self._advance() and not self._is_stuck():
@@ -125,7 +125,7 @@ class Timeline:
         return self._account.take_based_on(version)
 
     def until(self, seconds: float) -> Iterator[Played]:
-        """Run to a moment. Yields every round as soon as it is over."""
+        """Run to a moment. Yields every round as soon as it has ended."""
         while min(self._clock.next(), self._arrivals.next()) <= seconds and self._advance():
             if self._account.void > _VOID:
                 raise ExperimentError(self._why_stuck(self._server.watch.oldest))
@@ -138,7 +138,7 @@ class Timeline:
         self._devices.answer(session, outcome)
 
     def _advance(self) -> bool:
-        """Let the next thing happen. Returns False if nothing ever will."""
+        """Process the next event. Returns False if there will never be one."""
         arrives, due = self._arrivals.next(), self._clock.next()
         if arrives == due == math.inf:
             return False
@@ -152,7 +152,7 @@ class Timeline:
         return True
 
     def _is_stuck(self) -> bool:
-        """Tell whether nothing was counted for very long, or rounds end without any time going by."""
+        """Return whether no report was counted for very long, or rounds end without any time passing."""
         return self._account.void > _VOID or self.now - self._account.progressed > self._patience
 
     def _why_stuck(self, number: int) -> str:

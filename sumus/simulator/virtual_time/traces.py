@@ -1,15 +1,15 @@
-"""Devices that were measured, from a CSV file with a line for each, in place of devices that are drawn.
+"""Devices that were measured, from a CSV file with one line each, in place of randomly drawn devices.
 
     seconds,down,up,clock,online
     48,1200000,300000,1.0,79200-25200
     150,800000,100000,1.0002,75600-21600 43200-46800
 
-seconds   how long a round's work takes
-down, up  bytes a second; empty if transfers take no time
-clock     how fast the device's clock runs; empty if it is right
-online    intervals of each day in seconds, which may go over midnight; empty if the device is always online
+seconds   the time that a round's work takes
+down, up  bytes per second; empty if transfers take no time
+clock     the speed of the device's clock; empty if it is right
+online    intervals of each day in seconds, which may cross midnight; empty if the device is always online
 
-A population that is larger than the file has its lines again from the first.
+If a population is larger than the file, the lines are used again from the first.
 """
 
 import csv
@@ -28,7 +28,7 @@ COLUMNS = ("seconds", "down", "up", "clock", "online")
 
 
 def devices_of(fleet: Fleet, count: int, rng: np.random.Generator) -> DeviceArrays:
-    """The devices of a fleet: drawn, or those of its trace."""
+    """Return the devices of a fleet: drawn, or from its trace."""
     if fleet.trace is None:
         return fleet.devices(count, rng)
     measured = read(Path(fleet.trace))
@@ -38,7 +38,7 @@ def devices_of(fleet: Fleet, count: int, rng: np.random.Generator) -> DeviceArra
 
 
 def fleet_identity(fleet: Fleet) -> str:
-    """What must be the same of a fleet for a run to go on: its figures, and a hash of the file that its devices are read from."""
+    """Return the part of a fleet that must be equal to continue a run: its figures, and a hash of the file of its devices."""
     figures = canonical_json({"name": "fleet", "with": {**fleet.figures, "trace": None}})
     try:
         measured = b"" if fleet.trace is None else Path(fleet.trace).read_bytes()
@@ -48,7 +48,7 @@ def fleet_identity(fleet: Fleet) -> str:
 
 
 def read(path: Path) -> DeviceArrays:
-    """The devices in a file; ExperimentError names the line that cannot be read."""
+    """Read the devices from a file; an ExperimentError names the line that cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval=None, strict=True)
@@ -85,7 +85,7 @@ def read(path: Path) -> DeviceArrays:
 
 
 def _number(column: str, text: str, default: float | str = "") -> float:
-    """A number as a decimal; Python's own reading also takes 1_000 and digits of other scripts."""
+    """Read a decimal number; Python's own parser also accepts 1_000 and digits of other scripts."""
     if not text.strip() and default != "":
         return float(default)
     if not re.fullmatch(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", text, re.ASCII):

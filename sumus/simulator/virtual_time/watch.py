@@ -1,4 +1,4 @@
-"""What happens to the rounds of a timeline as time goes by: they are opened, end at their deadlines, and give places on."""
+"""The rounds of a timeline as time passes: they open, end at their deadlines, and pass places on to other devices."""
 
 import heapq
 import math
@@ -17,7 +17,7 @@ class RoundWatch:
     """Watches the rounds of a coordinator.
 
     Attributes:
-        oldest: The first round that is not over.
+        oldest: The first round that has not ended.
 
     Args:
         pacing: The plan's pacing.
@@ -25,7 +25,7 @@ class RoundWatch:
         coordinator: Decides about the rounds.
         store: The coordinator's rows.
         books: The account, and the roster of the devices.
-        carry_out: Does what the coordinator has decided.
+        carry_out: Carries out the coordinator's decisions.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RoundWatch:
         clock.at(0.0, self.look_at_rounds)
 
     def look_at_rounds(self) -> None:
-        """Note rounds that are over, open the one that is planned, and watch deadlines."""
+        """Note rounds that have ended, open the planned one, and watch deadlines."""
         now, pacing = self._clock.now, self._pacing
         while (row := self._store.rounds.get(self.oldest)) is not None and row.over:
             played = self._account.close(row)
@@ -71,7 +71,7 @@ class RoundWatch:
             self._clock.at(now + pacing.deadline, self._tick, late=True)
 
     def note_rest(self, who: int) -> None:
-        """Let the roster know until when the server gives a device no work."""
+        """Tell the roster the time until which the server gives a device no work."""
         self._roster.note_rest(who, self._store.devices.get(str(who)))
 
     def note_models(self, who: int) -> None:
@@ -85,13 +85,13 @@ class RoundWatch:
     # ── places ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hold_place(self, session: Session) -> None:
-        """Note that a device has begun work: its place is another's if the work takes too long."""
+        """Note that a device has begun work: its place goes to another device if the work takes too long."""
         if self._pacing.deadline is not None:
             self._held += 1
             heapq.heappush(self._places, (session.began, self._held, session.id))
 
     def look_at_places(self) -> None:
-        """Be there when the session that has held its place longest lapses, and when a round is over in which nobody works."""
+        """Set events for when the session that has held its place longest lapses, and when a round without workers ends."""
         while self._places and not self._holds_place(self._places[0][2]):
             heapq.heappop(self._places)
         now = self._clock.now
@@ -114,7 +114,7 @@ class RoundWatch:
         return row is not None and row.state == "out"
 
     def _let_go(self) -> None:
-        """Free the place of the session that has held its own longest, if it takes too long."""
+        """Free the place of the session that has held one longest, if it takes too long."""
         self._next_lapse, self._looked_at = math.inf, ("", 0.0)
         if self._places and self._holds_place(session := self._places[0][2]):
             self._carry_out(self._coordinator.expire(self._clock.now, [session]))
