@@ -26,7 +26,7 @@ from sumus.task import Description
 
 @dataclass(frozen=True)
 class ModelMove:
-    """How far the server optimizer moves the model because of what one device does to a sum.
+    """How far the server optimizer moves the model in response to one device's effect on a sum.
 
     Attributes:
         norm: The L2 norm of the move, over this round and all later ones; None if the server optimizer does not bound
@@ -74,7 +74,7 @@ class Influence:
 
     @property
     def said(self) -> str:
-        """The sentence for people: `one device can have 10.00% of a sum of 10, which moves the mean by at most 0.1`."""
+        """The influence in words: `one device can have 10.00% of a sum of 10, which moves the mean by at most 0.1`."""
         return f"{'the plan trusts its devices: ' if self.trusted else ''}one device can have {self}"
 
     def __str__(self) -> str:
@@ -208,7 +208,7 @@ def _scale(part: Part, hop: FirstHop, contributors: int) -> float:
 
 
 def _reach(part: Part, sums: FixedPoint, length: float | None) -> float | None:
-    """Return how far one client's part reaches, or None if nothing bounds it.
+    """Return how large one client's part can be, or None if nothing bounds it.
 
     For a part in the chain this is an L2 norm; for another part, the largest absolute value of each number.
     """

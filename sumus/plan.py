@@ -42,7 +42,7 @@ MOST_VALUE = 2.0**8
 MOST_WEIGHT = 2**16
 """The largest weight of one client in a plan that names no cap."""
 OVER_SELECT = 1.3
-"""How many devices a deployed round is given to for each report that it needs, since some devices never answer."""
+"""The number of devices to which a deployed round is given for each report that it needs, since some devices never answer."""
 FITTED = FixedPoint(0, 1.0, 1, 1)
 """A placeholder for sums that are as fine as the overflow rule allows for all clients that the plan's pacing chooses."""
 
@@ -55,8 +55,8 @@ class Plan:
         task: A `Task`; or only its description, on a server that does not have the code.
         algorithm: The algorithm.
         pacing: Who takes part, and when.
-        min_contributors: A deployed server publishes no model and no metric of fewer people. The simulator does not
-            check this.
+        min_contributors: The fewest people from whom a deployed server publishes a model or a metric. The simulator does
+            not check this.
         sums: The integers of the first hop. By default, they are as fine as the overflow rule allows for all chosen
             clients, since an edge's sum may have more contributors than the cohort.
         edges: What edges do, if devices report through edges.

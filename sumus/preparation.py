@@ -18,7 +18,7 @@ Step: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def steps(*each: Step) -> Step:
-    """Make one step that applies these steps in order."""
+    """Combine several steps into one that applies them in order."""
 
     def prepare(inputs: Any, targets: Any) -> tuple[Any, Any]:
         for step in each:

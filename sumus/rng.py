@@ -37,7 +37,7 @@ def generator(*words: object) -> np.random.Generator:
 
 
 def generator_of(own: bytes) -> np.random.Generator:
-    """Make the same generator from a `key` that was derived before."""
+    """Make a generator as `generator` does, from a `key` that has already been derived."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(own[:16], "little")))
 
 

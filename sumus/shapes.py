@@ -35,7 +35,7 @@ def scores_last(outputs: Any, targets: Any, axis: int | None, named: str) -> Any
         outputs: Scores, with the classes on one axis.
         targets: Classes, in the shape of the outputs without the axis of the classes.
         axis: The axis of the classes; None for the last one.
-        named: The name, for messages, of the function that can be asked for another axis as `named_along(axis)`.
+        named: The function's name for messages; `named_along(axis)` is its variant for another axis.
 
     Returns:
         The scores, `(*targets.shape, C)`.

@@ -160,7 +160,7 @@ class Task:
         metrics: Metrics by name; see `sumus.metrics`.
         leaves: Shell-style pattern → "shared", "personal" or "frozen", such as `{"*": "frozen", "head.*": "shared"}`.
             The last pattern that matches a leaf's name decides; a leaf that no pattern matches is "shared". A role that
-            a leaf cannot have is refused: a parameter with requires_grad=False is "frozen", or "personal" if asked for,
+            a leaf cannot have is refused: a parameter with requires_grad=False is "frozen", or "personal" on request,
             but never "shared". All names of one tensor have one role. Integer buffers are always frozen, also if a
             pattern matches them together with other leaves.
         prepare: (inputs, targets) → (inputs, targets): turns a client's examples from their stored form into the
@@ -261,7 +261,7 @@ def _expect_name(name: object) -> None:
 
 
 def _is_on_logits(loss: Any) -> bool:
-    """Whether a loss of sumus or torch is known to take scores before a sigmoid."""
+    """Return whether a loss of sumus or torch is known to take scores before a sigmoid."""
     return "WithLogits" in type(loss).__name__ or _name_of(loss).endswith("_with_logits")
 
 

@@ -35,7 +35,7 @@ def show_defect(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def console(error: bool = False) -> Console:
-    """Return a console of rich. Standard output that is not a terminal is 120 letters wide.
+    """Return a console of the library rich. Standard output that is not a terminal is 120 characters wide.
 
     Args:
         error: Write to standard error.

@@ -1,5 +1,5 @@
-"""FedBuff: asynchronous training. Updates are counted as they arrive, also from older models; the server steps at every
-K of them.
+"""FedBuff: asynchronous training. Updates are counted as they arrive, including those from older models. The server takes
+a step after every K updates.
 
     x ← x + η (1/K) Σ s(τᵢ) Δᵢ,     s(τ) = 1/√(1 + τ)
 

@@ -98,7 +98,7 @@ def _of_sgd(client: ClientWork) -> tuple[float, bool]:
 
 @cache
 def reach(momentum: float, nesterov: bool, steps: int) -> float:
-    """Compute ‖a‖₁, by running the rule: how far SGD at rate 1 goes in `steps` steps if every gradient is 1."""
+    """Compute ‖a‖₁ by running the rule: how far SGD with rate 1 goes in `steps` steps if every gradient is 1."""
     rule = sgd_rule(momentum, nesterov)
     place: Any = 0.0
     state = rule.init(place)

@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are kept near the server's model, and send as much work as they had time for.
+"""FedProx: FedAvg in which clients stay near the server's model, and send as much work as they had time for.
 
 A client minimises h(w) = F_k(w) + μ/2 ‖w − wᵗ‖², in as many steps as its device has time for. Every report counts, also
 a partial one. [Li et al. 2020, arXiv:1812.06127, Algorithm 2]
