@@ -58,7 +58,7 @@ def lock_file(path: Path) -> Callable[[], None]:
     that is not a Unix has no such locks: there, nothing is held.
 
     Returns:
-        A function that lets the lock go. Only its first call has an effect.
+        A function that releases the lock. Only its first call has an effect.
 
     Raises:
         LockHeldError: Another process holds the lock.

@@ -2,8 +2,8 @@
 stacked.
 
 The random operator number `call` in step `step` of a client gets uniform numbers from a stream of its own, keyed by
-(client's key, step, call), in the shape of its tensor. Rows that pad a batch come last, so they do not change the
-numbers of other rows. A model with a random operator that is not listed here uses torch's generator, seeded by the client's key, and
+(client's key, step, call), in the shape of its tensor. Rows that pad a batch come last, so they do not change the numbers
+of other rows. A model with a random operator that is not listed here uses torch's generator, seeded by the client's key, and
 trains sequentially.
 """
 
