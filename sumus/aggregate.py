@@ -7,8 +7,8 @@ contributors, and metrics. This makes several things possible: edges of edges, r
 (a partial sum is a checkpoint) and asynchronous rounds (a buffer is a sum). Integer sums do not depend on order or topology,
 so all of these give the same bits.
 
-`Update` is what a device reports, in floats or narrow codes; the first hop (sumus/first_hop.py) turns it into an `Aggregate`
-of one. `Part` says how an update is weighted and what the sum is divided by; `Aggregator` does the dividing.
+An `Update` is a device's report, in floats or narrow codes. The first hop (sumus/first_hop.py) turns it into an `Aggregate`
+of one. A `Part` says how an update is weighted and what the sum is divided by. The `Aggregator` divides.
 """
 
 import math
@@ -154,7 +154,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Update:
-    """What a device reports.
+    """A device's report.
 
     Attributes:
         client: The device's id, for errors.
@@ -335,7 +335,7 @@ class Aggregator(Value):
     """The rule by which the updates of a round are combined into one.
 
     Attributes:
-        parts: What clients send.
+        parts: The parts that clients send.
         combine: (sums by part, divisors by part) → combined trees by part, all float64.
         centre: (a list of every client's trees by part; for each part, every client's weight) → trees that are used in place
             of the weighted mean. An aggregator with a centre (median, Krum) needs each update on its own, and cannot work on

@@ -118,7 +118,7 @@ EXTRAS: Mapping[str, str] = {
 
 
 def needs(error: ModuleNotFoundError, of: str = "") -> str:
-    """Say what to install for a module that was not found.
+    """Say what to install for a module that is missing.
 
     Args:
         error: The failed import.

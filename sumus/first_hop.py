@@ -85,7 +85,7 @@ class FirstHop:
         with read_as("a first hop"):
             hop: object = build(json.loads(text))
             expect(hop, FirstHop, "the hop of a task")
-            canonical_json(to_json(hop)).encode()  # refuses infinite numbers, and text that is none
+            canonical_json(to_json(hop)).encode()  # refuses infinite numbers, and text that is not Unicode
             return cast(FirstHop, hop)
 
     def __post_init__(self) -> None:
@@ -261,7 +261,7 @@ class FirstHop:
         if norm is None:
             return None
         times = weight if self._multiplies(part) else count
-        if self.rounds > 1:  # the weight is the mean of its rounds', and the sum may be divided by the count
+        if self.rounds > 1:  # the weight is a mean over its rounds, and the count may divide the sum
             times = max(times, part.divisor(weight, count, 0)) * self.rounds
         return times * norm * (1.0 if self._is_coded(part) else 2.0 ** self.sums.bits(part))
 

@@ -59,7 +59,7 @@ class FixedPoint:
         object.__setattr__(self, "bound", float(self.bound))
         reach = math.log2(self.bound) + math.log2(self.max_weight) + math.log2(self.max_count) + self.fraction_bits
         limits = Fraction(self.bound) * self.max_weight * self.max_count
-        if reach > 63 or not limits * 2**self.fraction_bits < 2**62:  # the first so that no number grows without end
+        if reach > 63 or not limits * 2**self.fraction_bits < 2**62:  # the first check keeps the power below small
             raise PlanError(
                 "sum-overflow",
                 f"a sum of {self.max_count} clients with weights up to {self.max_weight}, values up to {self.bound:g} and "

@@ -1,4 +1,4 @@
-"""Server optimizers: what the server does with the combined update. They compute elementwise, in float64.
+"""Server optimizers: the rules by which the server applies the combined update. They compute elementwise, in float64.
 
     server = optimizers.adam(lr=1e-2)
     state  = server.init(params)

@@ -6,7 +6,7 @@
 
 The constructor checks a plan against the rules in `RULES`. Each rule has a name, and its message says what to do
 instead. Some rules hold `anywhere`. Others hold only for plans that are `deployed` (packed or served): there, code
-cannot be sent to other machines, and nobody may be alone in a sum.
+cannot be sent to other machines, and no sum may have a single contributor.
 """
 
 import fnmatch

@@ -79,7 +79,7 @@ def _long_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _difference(mine: tuple[int, ...], theirs: tuple[int, ...]) -> str:
-    """Say in words in which axis two shapes differ."""
+    """Say in words which axis of two shapes differs."""
     if len(mine) != len(theirs):
         return f"have {len(mine)} and {len(theirs)} axes"
     axis = next(axis for axis, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one != other)

@@ -1,4 +1,4 @@
-"""The task: what is learned. The same object is used in the simulator and on devices.
+"""The task: the model and how it learns. The same object is used in the simulator and on devices.
 
     task = Task(model=Net, loss=losses.cross_entropy, metrics={"accuracy": metrics.accuracy})
 
@@ -152,7 +152,7 @@ class Description:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is learned: a model, a loss, metrics, and the form of the data.
+    """A learning task: a model, a loss, metrics, and the form of the data.
 
     Attributes:
         model: An `nn.Module`, or a callable without arguments that makes one.
@@ -169,7 +169,7 @@ class Task:
         data: The form of the examples that `prepare` returns; taken from the first client if it is not declared.
         name: The task's name.
         positive: Shell-style patterns of averaged buffers whose numbers are above 0 in every honest model, such as a
-            variance or a scale of your own module. Buffers called `running_var`, as in torch's BatchNorm, need no
+            variance or a scale of your own module. Buffers called `running_var`, as in torch's BatchNorm, do not need a
             pattern.
     """
 

@@ -66,7 +66,7 @@ def dynamic(client: ClientWork, alpha: float) -> ClientWork:
 def shifted() -> ServerOptimizer:
     """The server's half of FedDyn: the mean of the clients' models, minus h/α. The server stores h/α in float64.
 
-    Each round subtracts h/α again, and what a client has once added to h stays there. So nothing bounds how far one
+    Each round subtracts h/α again, and a client's past additions to h stay there. So nothing bounds how far one
     client moves the model.
     """
 

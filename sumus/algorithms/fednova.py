@@ -12,7 +12,7 @@ momentum. [Wang et al. 2020, arXiv:2007.07481, eqs. 8 to 10 and section 4.1]
 
 `steps` is one number, from ‖a‖₁ of one step to ‖a‖₁ of the most steps.
 
-A chain changes what is sent, which is the difference *per step*. A clip to C therefore bounds a client's whole
+A chain changes the values that are sent, which are the differences *per step*. A clip to C therefore bounds a client's whole
 difference by C ‖a‖₁.
 """
 

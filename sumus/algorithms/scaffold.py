@@ -11,11 +11,11 @@ after its update was counted: c stays the mean of all cᵢ only if both change, 
     params     x − y        uniform    the number of contributors
     control    cᵢ⁺ − cᵢ     uniform    the population
 
-The chain never clips or rounds `control`, since c would then drift away from Σcᵢ/N. This part is as large as gradients
-are, and has a bound of its own. With `control_bound=`, a client clips each number of cᵢ⁺ − cᵢ to that bound before it
+The chain never clips or rounds `control`, since c would then drift away from Σcᵢ/N. The numbers of this part are as large
+as gradients, so it has its own bound. With `control_bound=`, a client clips each number of cᵢ⁺ − cᵢ to that bound before it
 keeps and sends the number, so that cᵢ and c still change by the same amount.
 
-c is a sum of what clients report, and corrects the steps of all clients. A client that lies about its control changes
+c is a sum of clients' reports, and corrects the steps of all clients. A client that lies about its control changes
 all other updates. Only the clip bounds the model's step (`sumus.influence`).
 """
 

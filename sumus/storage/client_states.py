@@ -1,4 +1,4 @@
-"""Client states: what clients keep between rounds, such as control variates and personal leaves.
+"""Client states: the values that clients keep between rounds, such as control variates and personal leaves.
 
     states.propose("alice", trained.state)       # pending: her report is on its way
     states.counted("alice")                      # the report is in the sum: the state is kept

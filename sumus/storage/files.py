@@ -55,7 +55,7 @@ def lock_file(path: Path) -> Callable[[], None]:
     """Lock a file until the process ends, so that no other process can lock it. The file is made if it does not exist.
 
     The lock belongs to the open file and not to its name: a process that is killed leaves no lock behind. A system
-    that is not a Unix has no such locks: there, nothing is held.
+    that is not a Unix has no such locks; there, nothing is locked.
 
     Returns:
         A function that releases the lock. Only its first call has an effect.

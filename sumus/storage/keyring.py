@@ -1,4 +1,4 @@
-"""Encryption of sums, and a ring of keys that lies outside the database and whose old keys are destroyed.
+"""Encryption of sums, and a key ring that is kept outside the database and whose old keys are destroyed.
 
     ring = KeyRing("/srv/keys")                               # makes the folder and a first key
     data_key = new_key()                                      # one for each round
@@ -103,7 +103,7 @@ def unseal(key: bytes, sealed: bytes | memoryview, about: str) -> bytes:
 
 
 class KeyRing:
-    """Keys in a folder, as files `1.key`, `2.key`, …. The newest key wraps; each key unwraps what it wrapped.
+    """Keys in a folder, as files `1.key`, `2.key`, …. The newest key wraps data keys; each key unwraps those that it wrapped.
 
     Any number of processes may use one folder. Every call reads the folder again, and no key stays in this object. The
     folder belongs on another volume than the database, and in none of the database's backups. A crash may leave a

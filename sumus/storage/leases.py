@@ -2,7 +2,7 @@
 
     lease = leases.hold("a/1f", lasts=10.0)             renews the lease, or takes it if it is free
     lease.holder == "a/1f"                              if true, this process leads, and writes under `lease.fence`
-    leases.beat("a", "what it serves")                  says that this replica is running
+    leases.beat("a", "hash of what it serves")          records that this replica is running
 
 The database's clock is used. The process that takes the lease raises the fence. In the same transaction it writes the
 fence into the row of each run, which every transaction of that run locks and reads. So after the lease is taken, no

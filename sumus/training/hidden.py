@@ -136,7 +136,7 @@ def which(path: str) -> str:
     )
 
 
-# ── models that a copy would not be ──────────────────────────────────────────────────────────────────────────────────
+# ── modules that cannot be copied ────────────────────────────────────────────────────────────────────────────────────
 
 
 def tied_to_itself(module: nn.Module) -> str | None:

@@ -96,7 +96,7 @@ KEYED: dict[Any, Random] = {
     _aten.native_dropout.default: Random(False, _dropout),
     _aten.uniform_.default: Random(False, _uniform),
     _aten.normal_.default: Random(True, _normal),
-    _aten.uniform.default: Random(False, _uniform),  # this and the next: the same two in a functional graph
+    _aten.uniform.default: Random(False, _uniform),  # this and the next: the functional forms of the two above
     _aten.normal_functional.default: Random(True, _normal),
     _aten.rand_like.default: Random(False, _like),
     _aten.randn_like.default: Random(True, _like),

@@ -138,7 +138,7 @@ def _two_rows(rows: Tensor) -> Tensor:
     return rows if len(rows) > 1 else rows.repeat(2, *[1] * (rows.dim() - 1))
 
 
-# ── parameters that nobody trains ────────────────────────────────────────────────────────────────────────────────────
+# ── tensors that are never sent ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _leaves_under(losses: Tensor, own: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -182,7 +182,7 @@ def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Te
         )
 
 
-# ── buffers whose mean is none ───────────────────────────────────────────────────────────────────────────────────────
+# ── buffers without a mean ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
@@ -257,7 +257,7 @@ def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tenso
 
 
 def _keeps_length(start: Tensor, still: Tensor, axis: int | None) -> bool:
-    """Return whether a pass changed a buffer, but not its lengths along an axis (None: its length as a whole)."""
+    """Return whether a pass changed a buffer but kept its lengths along an axis (None: its length as a whole)."""
     if (start.shape[axis] if axis is not None else start.numel()) < 2 or float((still - start).norm()) <= 1e-4 * float(
         start.norm()
     ):

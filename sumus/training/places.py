@@ -1,9 +1,9 @@
-"""Places where code can keep state. A place remembers its content, finds whether the content has changed, and restores
+"""Places where code can keep state. A place remembers its content, checks whether the content has changed, and restores
 it.
 
     place = Sequence("loss.seen", seen)
     ...                                  the code runs
-    list(place.changed())                the path, if the list is a different one now
+    list(place.changed())                the path, if the list is different now
     place.restore()                      the list holds its first content again
 
 `sumus.training.hidden` finds the places.
@@ -92,7 +92,7 @@ class Place:
         return None
 
     def put_log(self, log: Any) -> None:
-        """Replace the items that were added since by the items that `log` returned."""
+        """Put back the items that `log` returned, in place of those that were added since then."""
 
     def _expect_looked_at(self, path: str) -> None:
         """Refuse a change of a rarely compared place. It is not known at which client the place changed, so some clients

@@ -1,4 +1,4 @@
-"""A program: a task bound to torch, with one module that is made once and reused for every client."""
+"""A program: a task bound to torch, with one module that is made once and then reused for every client."""
 
 import copy
 import dataclasses
@@ -152,7 +152,7 @@ class Program:
                 self.expect_own_tensors()
             finally:
                 self.hidden.restore(whole)
-        if self.hidden.refused is not None:  # also if a device tries again
+        if self.hidden.refused is not None:  # raised again if a device retries
             raise TaskError(str(self.hidden.refused))
         for (name, own), (part, hidden) in self._parts.items():
             if changed := hidden.changed():

@@ -183,7 +183,7 @@ class HiddenWalk:
         """Record the places of a value, and go on to the objects that it holds."""
         kind = type(value)
         if isinstance(value, PLAIN) and not (isinstance(value, enum.Enum) and users(kind.__module__)):
-            if "{" not in path:  # of a set: in another order in another process
+            if "{" not in path:  # items of a set: their order depends on the process
                 self._hash.update(f"{path}={value!r}\n".encode())
             return
         if id(value) in self._seen:

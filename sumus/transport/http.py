@@ -77,7 +77,7 @@ class HttpTransport:
                 headers={"Accept-Encoding": "identity", **headers},
                 timeout=urllib3.Timeout(connect=min(CONNECTING, patience), read=patience),
                 redirect=False,
-                assert_same_host=False,  # a proxy is told the whole address
+                assert_same_host=False,  # a proxy gets the whole address
                 retries=False,
                 preload_content=False,
                 decode_content=False,
@@ -99,7 +99,7 @@ class HttpTransport:
             raise Unreachable(f"the answer of {self.url} was cut off: {why_unreached(error)}") from error
         finally:
             if not whole:
-                response.close()  # what is left of it must not be taken for the next answer
+                response.close()  # the rest of it must not be taken for the next answer
             response.release_conn()
         return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, read)
 

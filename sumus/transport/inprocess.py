@@ -93,7 +93,7 @@ class InProcess:
         finally:
             self._asking.discard(asking)
             call.gone.set()  # the application learns that the client has left, as from a server
-        if call.answered:  # the application may do more, and nobody waits for it
+        if call.answered:  # the application may continue, but no caller waits for it
             return Answer(call.status, call.headers, bytes(call.body))
         if len(call.body) > most:
             raise Unreachable(f"the application answers with more than {amount(most)}, which is too much here")

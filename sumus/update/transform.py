@@ -5,7 +5,7 @@
 A transform consists of three functions:
 
 - `apply` runs on the device, on one update.
-- `invert` runs on the server, once, on the *sum* of what the devices sent. In a chain, the stages are inverted in
+- `invert` runs on the server, once, on the *sum* of the devices' updates. In a chain, the stages are inverted in
   reverse order. `invert` must be linear. A change that is not linear on a sum (top-k, or a scale for each client)
   cannot be a transform; it is a codec, and is undone before updates are added.
 - `lift` runs on a site, which has already inverted the sums of its devices. From the result, it makes a sum that the

@@ -39,7 +39,7 @@ class _Memory:
 
 
 class Memories:
-    """All storages of a caller's tensors, of their gradients, and of what autograd has saved for a backward pass.
+    """All storages of a caller's tensors, of their gradients, and of tensors that autograd has saved for a backward pass.
 
     Args:
         offered: The owner's tensors, by name. Their memory is the owner's: it is never changed, and does not count.

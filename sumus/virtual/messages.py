@@ -156,7 +156,7 @@ class Call(msgspec.Struct, frozen=True, tag="call"):
 
 
 class Backward(msgspec.Struct, frozen=True, tag="backward"):
-    """Compute the gradients of a tensor, and add them to the gradients of the leaves that it was computed from."""
+    """Compute the gradients of a tensor, and add them to the gradients of the leaves from which it was computed."""
 
     id: Id
     gradient: Id | None = None

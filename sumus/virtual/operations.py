@@ -32,7 +32,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation, and what is known about it before it is computed.
+    """One operation, and its properties that are known before it is computed.
 
     Attributes:
         name: The registered name, which is sent.
@@ -141,7 +141,7 @@ def _batch_norm(
     return outputs
 
 
-# ── for private tensors: no error tells numbers; the result is NaN instead, and so is its gradient ───────────────────────
+# ── for private tensors: no error shows numbers; the result is NaN instead, and so is its gradient ───────────────────────
 
 
 def _in_range(indices: Tensor, size: int, ignored: int | None = None) -> tuple[Tensor, Tensor]:

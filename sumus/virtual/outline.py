@@ -220,7 +220,7 @@ def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return the address of a tensor's storage. No other storage has it while there is a reference to this one, even a weak one."""
+    """Return the address of a tensor's storage. It stays unique while any reference to the storage exists, even a weak one."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 

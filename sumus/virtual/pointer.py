@@ -227,7 +227,7 @@ class Pointer(Tensor):
             "the data of a pointer are not exchanged: change them in place, with copy_() under no_grad()"
         )
 
-    # ── what is spelt otherwise ──────────────────────────────────────────────────────────────────────────────────────
+    # ── other spellings ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def T(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,6 +1,6 @@
 """A bundle: a plan with its first model. A server needs nothing else to run the plan, not even the code of the task.
 
-It is a zip file. Nothing in it is compressed and all dates are fixed, so equal content gives equal bytes. It holds
+It is a zip file. Its members are not compressed and all dates are fixed, so equal content gives equal bytes. It holds
     plan.json             canonical JSON; its SHA-256 is the plan's id
     model.safetensors     the initial values of every leaf: shared, personal and frozen
 """

@@ -1,4 +1,4 @@
-"""Reports as bytes: what a device sends after training, or an edge after adding. One signature covers the whole body.
+"""Reports as bytes: a device sends one after training, an edge after adding. One signature covers the whole body.
 
     body   = encode_report(update)                     on the device
     update = decode_report(body, device, hop)          at the first hop; any other form is refused

@@ -4,8 +4,8 @@
     signature = sign(seed, text)                                  64 bytes; the same text always gives the same bytes
     verify(public_key, signature, text)                           False for any other signature
 
-No random numbers are drawn here: the owner supplies the 32 bytes of a private key. Ed25519 is that of RFC 8032,
-verified without the cofactor, as OpenSSL does. Bytes are sent as base64url without padding (RFC 4648, 5). Each has
+No random numbers are drawn here: the owner supplies the 32 bytes of a private key. Ed25519 is used as in RFC 8032,
+and verified without the cofactor, as in OpenSSL. Bytes are sent as base64url without padding (RFC 4648, 5). Each has
 exactly one spelling.
 """
 
@@ -71,7 +71,7 @@ def public_key_of(seed: bytes) -> bytes:
 
 
 def sign(seed: bytes, text: bytes) -> bytes:
-    """Sign a text. The signature has 64 bytes; the same key and text always give the same one."""
+    """Sign a text. The signature has 64 bytes; the same key and text always give the same signature."""
     return Ed25519PrivateKey.from_private_bytes(seed).sign(text)
 
 
