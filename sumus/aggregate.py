@@ -135,7 +135,7 @@ class Part:
         return min(examples, most) if self.weight == "examples" else 1
 
     def largest_weight(self, cap: int) -> int:
-        """The largest weight that `weigh` gives."""
+        """Return the largest weight that `weigh` can return."""
         return ONE if isinstance(self.weight, Staleness) else self.weigh(cap, cap)
 
     def divisor(self, weight: int, count: int, population: int) -> int:

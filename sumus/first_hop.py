@@ -53,7 +53,7 @@ class FirstHop:
     Attributes:
         parts: The parts that are sent, with their weights.
         layouts: The (leaf, shape) pairs of each part, as it is sent.
-        sums: How floats become integers.
+        sums: The rule that turns floats into integers.
         weight_cap: The cap of an explicit `weight` stage, which multiplies on the device; None to multiply by the weight here.
         code_bits: The width of integer codes; None if leaves are floats.
         metrics: The names of the metrics that a report may contain.
@@ -366,7 +366,7 @@ class CheckedUpdate:
 
         Args:
             into: The running sum; None for an aggregate of one.
-            staleness: How many versions old the client's model was, for parts that are weighted by staleness.
+            staleness: The number of versions by which the client's model was old, for parts weighted by staleness.
 
         Returns:
             The running sum so far; or the aggregate of one.

@@ -63,7 +63,7 @@ class Range:
 
 
 def lower_is_better(metric: M) -> M:
-    """Mark a metric as an error measure: lower values are better, so the worst client is the one with the highest value."""
+    """Mark a metric as an error measure: lower values are better, so the worst client is the client with the highest value."""
     cast(Any, metric).lower_is_better = True
     return metric
 

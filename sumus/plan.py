@@ -54,12 +54,12 @@ class Plan:
     Attributes:
         task: A `Task`; or only its description, on a server that does not have the code.
         algorithm: The algorithm.
-        pacing: Who takes part, and when.
+        pacing: The rules that say who takes part, and when.
         min_contributors: The fewest people from whom a deployed server publishes a model or a metric. The simulator does
             not check this.
         sums: The integers of the first hop. By default, they are as fine as the overflow rule allows for all chosen
             clients, since an edge's sum may have more contributors than the cohort.
-        edges: What edges do, if devices report through edges.
+        edges: The work of edges, if devices report through edges.
         trusts_devices: False if the plan bounds what one device can do to a sum, by a clip and by a cap of its weight.
             True if the plan sets no such bound, because one owner controls all devices. None until `for_devices` is
             called, as in simulations.

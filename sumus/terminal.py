@@ -19,7 +19,7 @@ from sumus.text import printable, printable_lines
 
 
 def echo(*lines: object, error: bool = False) -> None:
-    """Print lines. Each line is escaped on its own, so that a line feed inside a line starts no new line.
+    """Print lines. Each line is escaped on its own, so that a line feed inside a line does not start a new line.
 
     Args:
         lines: The lines.

@@ -31,7 +31,7 @@ def fedbuff(
 
     Args:
         client: The client's local training.
-        update: What happens to an update before it is added; nothing by default.
+        update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; SGD with rate 1 by default.
         staleness: The rule s; by default the paper's. See `sumus.staleness`.
     """

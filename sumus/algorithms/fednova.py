@@ -49,7 +49,7 @@ def fednova(
 
     Args:
         client: The client's local training.
-        update: What happens to an update before it is added; nothing by default.
+        update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; SGD with rate 1 by default.
         cap: The most examples that a client's weight counts.
         most_steps: The most steps of a client in a round, if `client.steps` does not fix the number. A report with more
@@ -66,7 +66,7 @@ def fednova(
 
 @registered("client/normalized")
 def normalized(client: ClientWork) -> ClientWork:
-    """The client's half of FedNova: send the difference per step, and the steps."""
+    """Make the client's half of FedNova: send the difference per step, and the steps."""
     expect_plain(client, "normalized")
     momentum, nesterov = _of_sgd(client)
 
@@ -109,7 +109,7 @@ def reach(momentum: float, nesterov: bool, steps: int) -> float:
 
 @registered("aggregator/rescaled_mean")
 def rescaled_mean(*parts: Part) -> Aggregator:
-    """The server's half of FedNova: the mean of `params` times the mean of `steps`."""
+    """Make the server's half of FedNova: the mean of `params` times the mean of `steps`."""
     if {part.name for part in parts} != {"params", "steps"}:
         raise PlanError("part-words", f"rescaled_mean combines params and steps, not {[part.name for part in parts]}")
     plain = mean(*parts)

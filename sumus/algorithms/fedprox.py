@@ -39,7 +39,7 @@ def fedprox(
     Args:
         client: The client's local training.
         mu: μ, how strongly a client is pulled towards the server's model; from 0.001 to 1 in the paper.
-        update: What happens to an update before it is added; nothing by default.
+        update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; SGD with rate 1 by default.
         cap: The most examples that a client's weight counts.
     """
@@ -48,7 +48,7 @@ def fedprox(
 
 @registered("client/prox")
 def prox(client: ClientWork, mu: float) -> ClientWork:
-    """The client's half of FedProx, for any client optimizer: g ← g + μ(w − wᵗ)."""
+    """Make the client's half of FedProx, for any client optimizer: g ← g + μ(w − wᵗ)."""
     expect_plain(client, "prox")
     expect_number(mu, 0, math.inf, "prox(mu=)")
 

@@ -52,7 +52,7 @@ def scaffold(
 
     Args:
         client: The client's local training.
-        update: What happens to an update before it is added; nothing by default.
+        update: The transform of an update before it is added; no transform by default.
         server: The server optimizer of the model; SGD with rate 1 by default.
         option: How cᵢ⁺ is computed: 2 costs nothing and needs plain SGD; 1 costs a pass over the client's examples.
         control_bound: The most by which a client moves a number of its control in a round, in units of gradients,
@@ -66,7 +66,7 @@ def scaffold(
 
 @registered("client/control")
 def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None = None) -> ClientWork:
-    """The client's half of SCAFFOLD: corrected steps, and a new cᵢ.
+    """Make the client's half of SCAFFOLD: corrected steps, and a new cᵢ.
 
     Args:
         client: The client's local training; with option 1, its optimizer may be any.
@@ -114,7 +114,7 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
 
 @registered("server/controlled")
 def controlled(server: ServerOptimizer) -> ServerOptimizer:
-    """The server's half of SCAFFOLD: `server` steps the model. The server stores c in float64, and sends it in the
+    """Make the server's half of SCAFFOLD: `server` steps the model. The server stores c in float64, and sends it in the
     model's dtypes.
     """
 

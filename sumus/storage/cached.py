@@ -54,7 +54,7 @@ class CachedTable:
         self._put: dict[Row, Row | None] = {}
 
     def get(self, *key: Any) -> Row | None:
-        """Return a row by its key; None if there is none."""
+        """Return a row by its key; None if the row does not exist."""
         if key in self._put:
             return self._put[key]
         if key not in self._stored:

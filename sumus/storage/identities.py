@@ -48,11 +48,11 @@ class Identity:
 
     Attributes:
         id: SHA-256 of its public key, in hexadecimal.
-        population: The population that it is in.
+        population: The population that it belongs to.
         public_key: Ed25519, 32 bytes; empty once it has withdrawn.
         state: Whether it may take part.
         enrolled: When it enrolled, in seconds of the server's clock.
-        seen: When its last request came, in seconds of the server's clock.
+        seen: When its last request arrived, in seconds of the server's clock.
         speaks_for: The number of devices that it may speak for; 0 if it is not an edge.
         members: The number of devices that it claims to have, if it is an edge.
         link: The hash of the token that it enrolled with, if that token was made for several uses; else empty.

@@ -155,7 +155,7 @@ class Serials:
         self._last: OrderedDict[str, int] = OrderedDict()
 
     def raise_all(self, asked: Mapping[str, int], known: Mapping[str, int]) -> Mapping[str, int]:
-        """See `Leases.raise_serials`."""
+        """Record and return serials, as in `Leases.raise_serials`."""
         found = dict[str, int]()
         for device, serial in asked.items():
             last = max(self._last.get(device, -1), known.get(device, -1))
@@ -168,7 +168,7 @@ class Serials:
         return found
 
     def forget(self, device: str) -> None:
-        """See `Leases.forget_serial`."""
+        """Forget a device's serial."""
         self._last.pop(device, None)
 
 

@@ -167,7 +167,7 @@ def _address_of(where: str | Path) -> URL:
     `sqlite:///` is a path too. postgres:// and postgresql://, which hosts and tools write, also mean PostgreSQL.
 
     Raises:
-        ExperimentError: An SQLite address names no file, or has options.
+        ExperimentError: An SQLite address does not name a file, or has options.
         ArgumentError: `where` is not an address.
     """
     if isinstance(where, Path):

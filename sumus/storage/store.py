@@ -239,8 +239,8 @@ class Rows(Protocol):
         ...
 
     def forget_rounds_before(self, number: int) -> None:
-        """Delete the rows of older rounds, the records that sessions were counted in them, their shards and their
-        notes."""
+        """Delete the rows of older rounds, with their shards, their notes, and the records of sessions that were counted
+        in them."""
         ...
 
 

@@ -46,7 +46,7 @@ class ExampleReader:
         """Prepare and check one client's examples.
 
         Raises:
-            DataError: Something is wrong with the examples.
+            DataError: The examples are wrong.
         """
         inputs, targets = as_pair(client, examples)
         if self.task.prepare is not None:
@@ -89,7 +89,7 @@ class ExampleReader:
         """Check examples against the schema.
 
         Raises:
-            DataError: The examples do not fit.
+            DataError: The examples do not fit the schema.
         """
         for name, tensor, shape, dtype in (
             ("inputs", inputs, data.inputs, data.inputs_dtype),

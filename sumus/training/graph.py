@@ -74,7 +74,7 @@ class LocalGraph:
         Args:
             state: Tensors in the order of `names`.
             inputs: Rows of a batch, `(B, ...)`; for a stack `(K, B, ...)`. They may be changed.
-            targets: As inputs.
+            targets: The targets of the rows, in the same form.
             mask: For a stack, `(K, B)`: 1 for rows that count, 0 for padding.
             lr: The learning rate.
             step: The step's number, from 1.

@@ -132,8 +132,8 @@ def globals_of(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], t
 
 
 def _imported(name: str, package: str) -> types.ModuleType | None:
-    """Return a module that code imports as it runs. A user's own module is imported now, since it may keep state from
-    then on."""
+    """Return a module that code imports while it runs. A user's own module is imported now, since it may keep state
+    after that."""
     try:
         full = importlib.util.resolve_name(name, package) if name.startswith(".") else name
         if full in sys.modules:

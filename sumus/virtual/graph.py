@@ -43,7 +43,7 @@ class GraphStep:
 
 
 def record(results: list[Tensor], step: Callable[[], GraphStep]) -> None:
-    """Attach a step to the nodes of the graph that made these results, if there are any."""
+    """Attach a step to the nodes of the graph that made these results, if such nodes exist."""
     nodes = {result.grad_fn for result in results} - {None}
     if nodes:
         made = step()

@@ -26,7 +26,7 @@ STEPS_A_SECOND = 2e8
 """The steps per second of the slowest kernel on one core (measured: 1.9e8 for `pow` of float64). One element of a tensor is
 one step, and so is one product in a sum of products."""
 PRODUCTS_A_STEP = 16
-"""In a product of two float matrices, this many multiplications count as one step: 3.5e10 or more are measured in a second."""
+"""In a product of two float matrices, this many multiplications count as one step (measured: at least 3.5e10 per second)."""
 STEPS_OF_HALF = 10_000
 """Steps of one product in a convolution of float16 with groups. Its kernel may take minutes for a few million products."""
 LONGEST_FORM = 4096

@@ -132,8 +132,8 @@ def _location_of_module(self: nn.Module) -> Worker:
 
 
 class _Spelling:
-    """A method, or with `called` a property, of a class of torch. An attribute of the object with the same name has
-    precedence: a part of a model may be called `location`."""
+    """A method (or, with `called`, a property) of a class of torch. An attribute of the object with the same name takes
+    precedence, since a part of a model may be called `location`."""
 
     def __init__(self, function: Callable[..., Any], called: bool = False) -> None:
         self._function, self._called = function, called
