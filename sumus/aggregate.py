@@ -2,12 +2,13 @@
 
     total = hop.count_in(alice).merge(hop.count_in(bob)).merge(edge.total)
 
-Devices, edges and servers exchange values of one type, which can be added: integers by part, the number of contributors, and
-metrics. From that follow edges of edges, replicas (each adds its share), crash safety (a partial sum is a checkpoint) and
-asynchronous rounds (a buffer is a sum). Integer sums do not depend on order or topology, so all of these give the same bits.
+Devices, edges and servers exchange values of one type, which can be added: the integers of each part, the number of
+contributors, and metrics. This makes several things possible: edges of edges, replicas (each adds its share), crash safety
+(a partial sum is a checkpoint) and asynchronous rounds (a buffer is a sum). Integer sums do not depend on order or topology,
+so all of these give the same bits.
 
-`Update` is what a device reports, in floats or narrow codes; the first hop (sumus/first_hop.py) turns it into an `Aggregate`
-of one. `Part` says how an update is weighted and what the sum is divided by; `Aggregator` does the dividing.
+An `Update` is a device's report, in floats or narrow codes. The first hop (sumus/first_hop.py) turns it into an `Aggregate`
+of one. A `Part` says how an update is weighted and what the sum is divided by. The `Aggregator` divides.
 """
 
 import math
@@ -28,7 +29,7 @@ BUFFERS = "buffers"
 """The part of shared leaves without a gradient (running statistics): averaged, outside of transforms and optimizers."""
 
 WIDEST = 2.0**16
-"""A bound of a part that is as wide as this does not bound updates: it only says how large sums can become."""
+"""A part's bound that is as wide as this does not limit updates. It only says how large sums can become."""
 
 
 # ── what is sent, and what it is divided by ──────────────────────────────────────────────────────────────────────────
@@ -37,7 +38,7 @@ WIDEST = 2.0**16
 @record("part/fixed")
 @dataclass(frozen=True)
 class Fixed:
-    """A denominator that the plan fixes, as differential privacy needs: it does not tell which clients took part."""
+    """A denominator that the plan fixes, as differential privacy needs: it does not reveal which clients took part."""
 
     count: int
 
@@ -50,7 +51,7 @@ class Fixed:
 @record("part")
 @dataclass(frozen=True)
 class Part:
-    """One of the things that an algorithm sends.
+    """One named piece of what an algorithm sends.
 
     FedAvg is `Part("params", weight="examples", denominator="weight")`.
 
@@ -60,11 +61,11 @@ class Part:
             vectors that hold a single 1, or only zeros.
         weight: The integer that multiplies a client's contribution: its "examples", 1 for "uniform", or the weight that a
             rule of `sumus.staleness` gives, in units of 1/1024, which the denominators count too.
-        denominator: What the sum is divided by: the "weight" added up, the "count" of contributors, the "population", or a
-            `Fixed` number.
+        denominator: What the sum is divided by: the sum of the weights ("weight"), the number of contributors ("count"), the
+            number of devices ("population"), or a `Fixed` number.
         transformed: Whether leaves go through the algorithm's chain; scalars never do.
-        bound: The largest |value| that is accepted; None for the bound of the plan's sums.
-        cap: The most examples that a client's weight counts; None for the limit of the plan's sums.
+        bound: The largest |value| that is accepted; None to use the bound of the plan's sums.
+        cap: The most examples that a client's weight counts; None to use the limit of the plan's sums.
         least: The smallest value that is accepted; None for −bound. Only scalars may have one.
     """
 
@@ -112,7 +113,7 @@ class Part:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the part has a bound of its own that is below `WIDEST`."""
+        """Whether the part has its own bound, below `WIDEST`."""
         return self.bound is not None and self.bound < WIDEST
 
     @property
@@ -134,14 +135,14 @@ class Part:
         return min(examples, most) if self.weight == "examples" else 1
 
     def largest_weight(self, cap: int) -> int:
-        """The largest weight that `weigh` gives."""
+        """Return the largest weight that `weigh` can return."""
         return ONE if isinstance(self.weight, Staleness) else self.weigh(cap, cap)
 
     def divisor(self, weight: int, count: int, population: int) -> int:
         """Compute the number to divide this part's sum by.
 
         Args:
-            weight: The part's weights, added up.
+            weight: The sum of the part's weights.
             count: The number of contributors.
             population: The number of devices.
         """
@@ -153,13 +154,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Update:
-    """What a device reports.
+    """A device's report.
 
     Attributes:
-        client: The device, for errors.
+        client: The device's id, for errors.
         parts: Trees by part, after the transforms. Leaves are float32 or float64, or signed integer codes of a narrow dtype.
-        examples: How many examples the device has trained on.
-        metrics: By metric, the sum over predictions and the number of predictions.
+        examples: The number of examples that the device has trained on.
+        metrics: For each metric, the sum over predictions and the number of predictions.
     """
 
     client: object
@@ -169,7 +170,7 @@ class Update:
 
     @property
     def nbytes(self) -> int:
-        """The size of the body that travels up, in bytes."""
+        """The size of the body that the device sends, in bytes."""
         return sum(nbytes(tree) for tree in self.parts.values())
 
 
@@ -181,10 +182,10 @@ class Aggregate:
     """A sum of updates. Every array is int64. `Aggregate()` is the empty sum.
 
     Attributes:
-        sums: By part, the integer sum of each leaf.
-        weights: By part, the weights added up, `()`.
+        sums: For each part, the integer sum of each leaf.
+        weights: For each part, the sum of the weights, `()`.
         count: The number of contributors, `()`.
-        metrics: By metric, (Σ value · 2^20, Σ count), `(2,)`.
+        metrics: For each metric, (Σ value · 2^20, Σ count), `(2,)`.
     """
 
     sums: Mapping[str, Tree] = field(default_factory=dict[str, Tree])
@@ -194,7 +195,7 @@ class Aggregate:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added to this sum yet."""
+        """Whether nothing has been added to this sum yet."""
         return not self.sums
 
     def merge(self, other: "Aggregate") -> "Aggregate":
@@ -240,7 +241,7 @@ class Aggregate:
 
 
 def check_same_shape(left: Aggregate, right: Aggregate) -> None:
-    """Refuse to add sums of different plans."""
+    """Raise an error if two sums belong to different plans, so that they are not added."""
     mine, theirs = _layouts(left.sums), _layouts(right.sums)
     if mine != theirs:
         raise ParticipantError(None, f"the parts of two sums differ ({mine} and {theirs}): not of one plan")
@@ -261,7 +262,7 @@ class RunningSum:
         self._vectors: dict[str, Array] = {}
 
     def add(self, other: Aggregate) -> None:
-        """Add a sum; the first one is copied."""
+        """Add a sum. The first sum is copied."""
         if other.empty:
             return
         if self._total.empty:
@@ -276,7 +277,7 @@ class RunningSum:
         self.add_counts(other)
 
     def vectors_for(self, trees: Mapping[str, Tree]) -> Mapping[str, Array]:
-        """The sum's flat vectors by part, to add trees of these shapes to; the first call makes the vectors.
+        """Return the sum's flat vectors by part, for adding trees of these shapes. The first call makes the vectors.
 
         Raises:
             ParticipantError: The trees have other leaves or shapes than the sum.
@@ -291,7 +292,7 @@ class RunningSum:
         return self._vectors
 
     def add_counts(self, other: Aggregate) -> None:
-        """Add weights, count and metrics of a sum whose arrays were added to the vectors already."""
+        """Add the weights, count and metrics of a sum whose arrays have already been added to the vectors."""
         total = self._total
         weights = tree_map(np.add, total.weights, other.weights) if total.weights else other.weights
         metrics = _merge_metrics(total.metrics, other.metrics)
@@ -303,7 +304,7 @@ class RunningSum:
 
     @property
     def total(self) -> Aggregate:
-        """The sum so far. It shares its arrays with the growing sum: copy it to keep it."""
+        """The sum so far. It shares its arrays with the running sum, so copy it to keep it."""
         return self._total
 
 
@@ -313,7 +314,7 @@ def zeros(trees: Mapping[str, Tree]) -> dict[str, Array]:
 
 
 def views(vectors: Mapping[str, Array], like: Mapping[str, Tree]) -> dict[str, Tree]:
-    """View flat vectors as trees. like: trees of the same shapes, by part."""
+    """Return views of flat vectors as trees with the same shapes as `like`, by part."""
     return {part: unflatten(vector, layout(like[part])) for part, vector in vectors.items()}
 
 
@@ -331,21 +332,23 @@ Centre: TypeAlias = Callable[[Sequence[Contribution], Mapping[str, Sequence[int]
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Aggregator(Value):
-    """How many updates become one.
+    """The rule by which the updates of a round are combined into one.
 
     Attributes:
-        parts: What clients send.
+        parts: The parts that clients send.
         combine: (sums by part, divisors by part) → combined trees by part, all float64.
-        centre: (a list of every client's trees by part; by part, every client's weight) → trees that are used in place of the
-            weighted mean. An aggregator with a centre needs every update apart (median, Krum), and cannot work on a sum.
+        centre: (a list of every client's trees by part; for each part, every client's weight) → trees that are used in place
+            of the weighted mean. An aggregator with a centre (median, Krum) needs each update on its own, and cannot work on
+            a sum.
         longest: (for each part, the client's share of the weight and the longest L2 norm of its update) → how far the client
-            can move the combined `params`. None if that is not known: a plan for devices is refused then.
+            can move the combined `params`. None if this is not known; a plan for devices is then refused.
         chosen: For an aggregator that chooses among updates, which has no `longest`: (contributors) → the largest share of the
             result that one update can have, and how many times as long as the longest update the result can be. Both hold for
-            any round of so many contributors or more. A result in one number lies between the smallest and the largest number
-            that was sent.
-        least: With fewer contributors the round is void.
-        one_by_one: Whether the model travels: every update is a round of its own, and the next client goes on from its result.
+            any round with at least this number of contributors. Each single number of the result lies between the smallest
+            and the largest number that was sent.
+        least: The fewest contributors; a round with fewer is void.
+        one_by_one: Whether the model travels from client to client: every update is a round of its own, and the next client
+            continues from its result.
     """
 
     parts: tuple[Part, ...]

@@ -195,7 +195,7 @@ class Algorithm:
     def combine_each(
         self, ones: Sequence[Aggregate], task: Description, sums: FixedPoint, seed: bytes, population: int
     ) -> Mapping[str, Tree]:
-        """Do the same as `combine` from aggregates of one, for an aggregator that needs every update on its own. Its
+        """Combine aggregates of one as `combine` does, for an aggregator that needs every update on its own. Its
         `centre` takes the place of the weighted mean: multiplied by the summed weight, it is divided like a sum.
         """
         centre = self.aggregator.centre
@@ -227,7 +227,7 @@ class Algorithm:
         rounds: int,
         rounding: Mapping[str, Tree],
     ) -> Aggregate:
-        """Make the sum from which `combine` gives `moved` again, up to rounding: the sum that a site sends.
+        """Make the sum that a site sends: `combine` gives `moved` again from it, up to rounding.
 
         A value that exceeds its bound only by its rounding is reduced to the bound; single codes are limited, as on a
         device. Raise BeyondBoundError if the sum is larger than `count` reports can add up to.
@@ -362,7 +362,7 @@ class Algorithm:
 
 
 def _averaged(buffers: Tree, moved: Tree, positive: Sequence[str]) -> dict[str, Array]:
-    """Subtract from each buffer how far it has moved. Positive buffers stay large enough to be divided by."""
+    """Subtract from each buffer how far it has moved. Positive buffers stay large enough to divide by."""
     averaged: dict[str, Array] = {}
     for name, leaf in buffers.items():
         before = leaf.astype(np.float64)
@@ -398,10 +398,10 @@ def _room(rounding: Tree, by: int, unit: float, rounds: int) -> Tree:
 
 
 def _whole(part: Part, values: Tree, largest: int, room: Mapping[str, Any]) -> Tree:
-    """Round values to integers of at most `largest`. A value that is larger by no more than `room` is reduced to `largest`.
+    """Round values to integers of at most `largest`. A value that exceeds `largest` by at most `room` is reduced to it.
 
     Raises:
-        BeyondBoundError: A value is larger than that.
+        BeyondBoundError: A value exceeds `largest` by more than `room`.
     """
     whole: dict[str, Array] = {}
     for name, leaf in values.items():

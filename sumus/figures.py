@@ -111,7 +111,7 @@ def _grouped(metrics: Mapping[str, T]) -> dict[tuple[str, str], dict[str, T]]:
 
 
 def is_slot(name: str) -> bool:
-    """Whether a metric is a slot of a figure."""
+    """Return whether a metric is a slot of a figure."""
     return bool(_parsed(name)[1])
 
 

@@ -1,15 +1,15 @@
-"""The first hop: the process that receives the updates of devices turns them into integers, and adds them.
+"""The first hop: the process that receives the devices' updates, turns them into integers, and adds them.
 
     hop = plan.first_hop
     one = hop.count_in(update)                  # an aggregate of one
-    hop.count_in(update, into=running_sum)      # the same, added at once
+    hop.count_in(update, into=running_sum)      # the same, but added to a running sum at once
 
-    checked = hop.check(update)                 # the same in two steps: on any thread,
-    checked.count_in(running_sum)               # and, without any check, on the thread that adds
+    checked = hop.check(update)                 # the same in two steps: check on any thread,
+    checked.count_in(running_sum)               # then add on one thread, without checking again
 
-An edge needs this record and nothing else of a plan: no model, no transform, no optimizer. The hop believes nothing that a device
-says: names, shapes, dtypes and magnitudes must be those of the plan, no update is longer than the plan's clip leaves it, and no
-client weighs more than the plan's cap.
+An edge needs only this record from a plan: no model, no transform, no optimizer. The hop trusts nothing that a device sends.
+Names, shapes, dtypes and magnitudes must be those of the plan. No update may be longer than the plan's clip allows, and no
+client may weigh more than the plan's cap.
 """
 
 import json
@@ -39,29 +39,29 @@ from sumus.tree import blocks, layout, tree_map
 from sumus.types import Tree
 
 LONGEST = 1e100
-"""The longest norm that a part may have: its square is still a float."""
+"""The largest norm that a part may have. Its square is still a finite float."""
 SLACK = 2.0**-24
-"""The share of a length that rounding may add to it: in a rotation, and in a clip that is written in another language."""
+"""The share of a length by which rounding may increase it, in a rotation or in a clip that is written in another language."""
 _BLOCK = 1 << 16
 
 
 @record("first-hop")
 @dataclass(frozen=True)
 class FirstHop:
-    """The part of a plan that is needed to check updates, and to add them.
+    """The part of a plan that is needed to check updates and to add them.
 
     Attributes:
-        parts: What is sent, with its weights.
-        layouts: (leaf, shape) of each part, as it is sent.
-        sums: How floats become integers.
-        weight_cap: The cap of an explicit `weight` stage, which multiplied on the device; None if the weight multiplies here.
+        parts: The parts that are sent, with their weights.
+        layouts: The (leaf, shape) pairs of each part, as it is sent.
+        sums: The rule that turns floats into integers.
+        weight_cap: The cap of an explicit `weight` stage, which multiplies on the device; None to multiply by the weight here.
         code_bits: The width of integer codes; None if leaves are floats.
-        metrics: The names of the metrics that may come.
-        norms: For each part, the longest L2 norm of what is sent, in parameters or codes; None for a part without such a norm.
-            Empty if no part has one.
-        ranges: For each metric, where its mean can lie. Empty if nothing is known.
+        metrics: The names of the metrics that a report may contain.
+        norms: For each part, the largest L2 norm that may be sent, in parameters or codes; None for a part without a limit.
+            Empty if no part has a limit.
+        ranges: For each metric, the range of its mean. Empty if no range is known.
         metric_cap: The most predictions that a client's metrics count; None for any number.
-        rounds: How many rounds of its own an edge sums up: its sum may be so many times as long.
+        rounds: The number of rounds of its own that an edge sums up; its sum may be this number of times as long.
     """
 
     parts: tuple[Part, ...]
@@ -77,15 +77,15 @@ class FirstHop:
 
     @staticmethod
     def from_json(text: str) -> "FirstHop":
-        """Read the hop that a server tells its edges.
+        """Read the hop that a server sends to its edges.
 
         Raises:
-            PlanError: The text is no hop.
+            PlanError: The text is not a first hop.
         """
         with read_as("a first hop"):
             hop: object = build(json.loads(text))
             expect(hop, FirstHop, "the hop of a task")
-            canonical_json(to_json(hop)).encode()  # refuses infinite numbers, and text that is none
+            canonical_json(to_json(hop)).encode()  # refuses infinite numbers, and text that is not Unicode
             return cast(FirstHop, hop)
 
     def __post_init__(self) -> None:
@@ -124,11 +124,11 @@ class FirstHop:
         return self.check(update).count_in(into, staleness)
 
     def check(self, update: Update) -> "CheckedUpdate":
-        """Refuse an update that is not of the plan.
+        """Refuse an update that does not match the plan.
 
         Raises:
             DivergedError: A value is NaN.
-            ParticipantError: Anything else of the update is not of the plan, or beyond its bounds.
+            ParticipantError: The update does not match the plan in another way, or exceeds its bounds.
         """
         with np.errstate(invalid="ignore"):  # a signaling NaN is refused by name, and makes NumPy warn before that
             self._check_form(update)
@@ -138,7 +138,7 @@ class FirstHop:
         return CheckedUpdate(self, replace(update, metrics=self._capped(update.metrics)), tuple(reaches))
 
     def largest(self, part: Part, count: int) -> int:
-        """The largest |integer| that a sum of `count` updates can hold in a part's leaves."""
+        """Return the largest |integer| that a sum of `count` updates can hold in a part's leaves."""
         weight = self.most_weight(part) if self._multiplies(part) else 1
         if part.in_chain and self.code_bits is not None:
             return count * weight * self.rounds * (2 ** (self.code_bits - 1) - 1)
@@ -161,21 +161,21 @@ class FirstHop:
         return fitting[0]
 
     def sum_nbytes(self, count: int) -> int:
-        """Encoded size of the leaves of a sum of `count` updates, in bytes."""
+        """Return the encoded size of the leaves of a sum of `count` updates, in bytes."""
         return sum(self.sum_dtype(part, count).itemsize * size for part, size in self._sizes())
 
     def check_sum(self, total: Aggregate, sender: object, count: int, least: int | None = None) -> "CheckedSum":
-        """Refuse a sum that so many updates of this plan cannot have.
+        """Refuse a sum that `count` updates of this plan cannot add up to.
 
         Args:
             total: The sum.
             sender: The edge that sent the sum, for errors.
             count: The number of reports that the edge names.
-            least: The smallest weight that the sum may have; `count` if None, since no update weighs nothing. A site's sum may
-                weigh less: its later rounds may be of fewer devices than the first.
+            least: The smallest weight that the sum may have; `count` if None, since every update weighs at least 1. A site's
+                sum may weigh less: its later rounds may have fewer devices than the first.
 
         Raises:
-            ParticipantError: The sum is of another plan, of another number of reports, or beyond what they add up to.
+            ParticipantError: The sum has another plan or another number of reports, or is larger than they can add up to.
         """
         least = count if least is None else least
         if int(total.count) != count:
@@ -202,33 +202,33 @@ class FirstHop:
         return CheckedSum(total)
 
     def _sizes(self) -> Iterator[tuple[Part, int]]:
-        """How many numbers each part has, as it is sent."""
+        """Yield each part with the number of values that are sent for it."""
         for part, leaves in zip(self.parts, self.layouts, strict=True):
             yield part, sum(math.prod(shape) for _, shape in leaves)
 
     def most_weight(self, part: Part) -> int:
-        """The most that one report weighs in a part."""
+        """Return the largest weight of one report in a part."""
         cap, most = self.weight_cap, self.sums.max_weight
         if cap is None:
             return part.largest_weight(most)
         return part.largest_weight(min(cap, most) if self._multiplies(part) else cap)
 
     def _is_coded(self, part: Part) -> bool:
-        """Whether a part is sent as integer codes."""
+        """Return whether a part is sent as integer codes."""
         return part.in_chain and self.code_bits is not None
 
     def _multiplies(self, part: Part) -> bool:
-        """Whether a part's weight multiplies here, and not on the device."""
+        """Return whether a part is multiplied by its weight here, and not on the device."""
         return self.weight_cap is None or not part.in_chain
 
     def _norms(self) -> Iterator[tuple[Part, float]]:
-        """The parts that have a longest L2 norm, with that norm."""
+        """Yield each part whose L2 norm is limited, with the limit."""
         for part, norm in zip(self.parts, self.norms, strict=bool(self.norms)):
             if norm is not None:
                 yield part, norm
 
     def _check_lengths(self, update: Update) -> None:
-        """Refuse an update that is longer than the plan's clip allows, in float64; or, of codes, exactly."""
+        """Refuse an update that is longer than the plan's clip allows. Floats are measured in float64, codes exactly."""
         for part, norm in self._norms():
             square = _square(update.parts[part.name])
             coded = self._is_coded(part)
@@ -241,7 +241,7 @@ class FirstHop:
                 )
 
     def _check_sum_length(self, total: Aggregate, part: Part, sender: object, count: int) -> None:
-        """Refuse a sum that is longer than so many clipped updates can add up to, or bins that hold more than one each."""
+        """Refuse a sum that is longer than `count` clipped updates can be, or whose bins hold more than one for each report."""
         tree, unit = total.sums[part.name], 2.0 ** self.sums.bits(part)
         if part.content == "bins":
             if any(int(leaf.min(initial=0)) < 0 or int(leaf.sum()) > count * unit for leaf in tree.values()):
@@ -256,24 +256,24 @@ class FirstHop:
             raise BeyondBoundError(sender, f"`{part.name}` is longer than {count} clipped updates add up to")
 
     def _longest_sum(self, part: Part, weight: int, count: int) -> float | None:
-        """The L2 norm that a sum of `count` clipped updates exceeds only by rounding, in its units; None without a clip."""
+        """Return the largest L2 norm of a sum of `count` clipped updates, up to rounding, in its units; None without a clip."""
         norm = next((norm for bounded, norm in self._norms() if bounded is part), None)
         if norm is None:
             return None
         times = weight if self._multiplies(part) else count
-        if self.rounds > 1:  # the weight is the mean of its rounds', and the sum may be divided by the count
+        if self.rounds > 1:  # the weight is a mean over its rounds, and the count may divide the sum
             times = max(times, part.divisor(weight, count, 0)) * self.rounds
         return times * norm * (1.0 if self._is_coded(part) else 2.0 ** self.sums.bits(part))
 
     def without_rounding(self, part: Part, tree: Tree, rounding: float, weight: int, count: int) -> Tree:
-        """Scale a site's sum to the longest that is allowed, if only rounding has made it longer.
+        """Scale a site's sum down to the largest allowed norm, if only rounding has made it longer.
 
         A sum that exceeds the limit by more than its rounding stays as it is, and `check_sum` refuses it.
 
         Args:
             part: One of `parts`.
             tree: The part's sum, float64, in units of the sum.
-            rounding: The L2 norm that rounding has added at most, in units of the sum.
+            rounding: The largest L2 norm that rounding can have added, in units of the sum.
             weight: The part's weight.
             count: The number of contributors.
         """
@@ -286,7 +286,7 @@ class FirstHop:
         )
 
     def _capped(self, metrics: Mapping[str, tuple[float, int]]) -> Mapping[str, tuple[float, int]]:
-        """Metrics that count no more predictions than the plan's cap, with the same means."""
+        """Return the metrics with the same means, but with no more predictions than the plan's cap."""
         cap = self.metric_cap
         if cap is None:
             return metrics
@@ -297,7 +297,7 @@ class FirstHop:
 
     @property
     def range_of(self) -> Mapping[str, Range]:
-        """Where the mean of each metric can lie, by the metric's name; a metric without a range is left out."""
+        """The range of each metric's mean, by the metric's name; a metric without a range is left out."""
         return dict(zip(self.metrics, self.ranges, strict=bool(self.ranges)))
 
     def _check_metrics(self, update: Update) -> None:
@@ -347,13 +347,13 @@ class FirstHop:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedUpdate:
-    """An update that a first hop has checked. `FirstHop.check` alone makes such values, and a sum takes no others of a device.
+    """An update that a first hop has checked. Only `FirstHop.check` makes such values, and a sum accepts only these from devices.
 
-    So form and magnitude of an update are validated once, wherever the update waits before it is added.
+    An update's form and magnitude are therefore validated only once, wherever the update waits before it is added.
 
     Attributes:
         hop: The hop that has checked the update, and adds it.
-        update: The update; its metrics count no more predictions than the plan's cap.
+        update: The update. Its metrics count no more predictions than the plan's cap.
         reaches: The largest |value| of each part.
     """
 
@@ -362,11 +362,11 @@ class CheckedUpdate:
     reaches: tuple[float, ...]
 
     def count_in(self, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
-        """Add the update to a running sum; None makes an aggregate of one.
+        """Add the update to a running sum, or make an aggregate of one.
 
         Args:
-            into: The running sum.
-            staleness: How many versions old the model was that the client trained on, for parts that are weighted by it.
+            into: The running sum; None for an aggregate of one.
+            staleness: The number of versions by which the client's model was old, for parts weighted by staleness.
 
         Returns:
             The running sum so far; or the aggregate of one.
@@ -377,22 +377,22 @@ class CheckedUpdate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedSum:
-    """A sum of many updates that a first hop has checked. `FirstHop.check_sum` alone makes such values."""
+    """A sum of many updates that a first hop has checked. Only `FirstHop.check_sum` makes such values."""
 
     total: Aggregate
 
     def count_in(self, into: RunningSum, staleness: int = 0) -> Aggregate:
-        """Add the sum to a running sum, and return that so far. A sum of an edge is never weighted by its staleness."""
+        """Add the sum to a running sum, and return the running sum. An edge's sum is never weighted by staleness."""
         into.add(self.total)
         return into.total
 
 
 def _check_numbers(client: object, part: Part, tree: Tree, codes: int | None) -> None:
-    """Refuse leaves of another dtype than the plan's, and numbers that no client of the plan sends.
+    """Refuse leaves whose dtype differs from the plan's, and numbers that no honest client of the plan sends.
 
     Args:
         client: The client that sent the leaves, for errors.
-        part: The part that the leaves are of.
+        part: The part that the leaves belong to.
         tree: The leaves.
         codes: The width of the part's integer codes; None if its leaves are floats.
     """
@@ -417,7 +417,7 @@ def _check_numbers(client: object, part: Part, tree: Tree, codes: int | None) ->
 
 
 def _square(tree: Tree) -> int | float:
-    """Compute Σ x² over all leaves: in float64, and exactly for integers that have at most 16 bits."""
+    """Compute Σ x² over all leaves: in float64 for floats, and exactly for integers of at most 16 bits."""
     total = 0
     for _, arrays in blocks(tree, _BLOCK):
         for array in arrays:

@@ -1,11 +1,11 @@
-"""Turns floats into integers, at the first hop: the sums of a plan never overflow and never round.
+"""Turn floats into integers at the first hop, so that a plan's sums never overflow and never round.
 
     sums = FixedPoint.fit(max_count=64)                  # as fine as 64 bits allow for 64 clients
     one = sums.encode(update, parts)                     # an aggregate of one
     values = sums.decode(part, total.sums[part.name])    # the server's end
 
-The first hop is the process that receives a device's floats or codes: an edge, the server, or the simulator. From there on
-everything is integers, whose sum has the same bits in any order.
+The first hop is the process that receives a device's floats or codes: an edge, the server, or the simulator. After it, all
+values are integers, and their sum has the same bits in any order.
 """
 
 import functools
@@ -32,15 +32,15 @@ _SHIFT = np.float64(1.5 * 2.0**52)
 @record("sums/fixed-point")
 @dataclass(frozen=True)
 class FixedPoint:
-    """How floats become integers: a value u with weight w is added as rint(u · w · 2^f), and 64 bits hold every sum.
+    """The rule that turns floats into integers: a value u with weight w is added as rint(u · w · 2^f). 64 bits hold every sum.
 
-    Refused unless max_count · max_weight · U · 2^f < 2^62.
+    The constructor refuses limits unless max_count · max_weight · U · 2^f < 2^62.
 
     Attributes:
         fraction_bits: f.
         bound: U, the largest |u| that is accepted.
         max_weight: The largest integer weight.
-        max_count: The most contributors of one sum.
+        max_count: The largest number of contributors to one sum.
     """
 
     fraction_bits: int
@@ -59,7 +59,7 @@ class FixedPoint:
         object.__setattr__(self, "bound", float(self.bound))
         reach = math.log2(self.bound) + math.log2(self.max_weight) + math.log2(self.max_count) + self.fraction_bits
         limits = Fraction(self.bound) * self.max_weight * self.max_count
-        if reach > 63 or not limits * 2**self.fraction_bits < 2**62:  # the first so that no number grows without end
+        if reach > 63 or not limits * 2**self.fraction_bits < 2**62:  # the first check keeps the power below small
             raise PlanError(
                 "sum-overflow",
                 f"a sum of {self.max_count} clients with weights up to {self.max_weight}, values up to {self.bound:g} and "
@@ -68,7 +68,7 @@ class FixedPoint:
 
     @classmethod
     def fit(cls, max_count: int, max_weight: int = 2**16, bound: float = 2.0**8) -> "FixedPoint":
-        """Choose the most fraction bits that the overflow rule leaves for these limits, at most 40."""
+        """Choose as many fraction bits as the overflow rule allows for these limits, at most 40."""
         return cls(max(0, _most_bits(max_count, max_weight, bound)), bound, max_weight, max_count)
 
     def encode(
@@ -79,11 +79,11 @@ class FixedPoint:
         into: RunningSum | None = None,
         staleness: int = 0,
     ) -> Aggregate:
-        """Check an update, and make an aggregate of one of it. See `encode_checked` for the arguments.
+        """Check an update, and turn it into an aggregate of one. See `encode_checked` for the arguments.
 
         Raises:
-            EmptyError: The update is of no examples.
-            ParticipantError: A value is not finite, or beyond the bound.
+            EmptyError: The update has no examples.
+            ParticipantError: A value is not finite, or exceeds the bound.
             DivergedError: A value is NaN.
         """
         return self.encode_checked(update, parts, self.check(update, parts), weighted, into, staleness)
@@ -97,15 +97,15 @@ class FixedPoint:
         into: RunningSum | None = None,
         staleness: int = 0,
     ) -> Aggregate:
-        """Make an aggregate of one of an update that `check` has let through; or add the update to a running sum.
+        """Turn an update that `check` has accepted into an aggregate of one, or add it to a running sum.
 
         Args:
             update: The update.
             parts: The parts that are added.
             reaches: The largest |value| of each part, as `check` returned them.
-            weighted: The cap of an explicit `weight` stage that the device has applied already: then the weight of leaves is
-                only counted here. None if the weight multiplies here.
-            into: The running sum to add to, without any array in between; None for an aggregate of one.
+            weighted: The cap of an explicit `weight` stage that the device has already applied; the weight of leaves is then
+                only counted here. None to multiply by the weight here.
+            into: The running sum to add to, without any intermediate array; None for an aggregate of one.
             staleness: How many versions old the model was that the client trained on.
 
         Returns:
@@ -134,14 +134,14 @@ class FixedPoint:
         return into.total
 
     def check(self, update: Update, parts: tuple[Part, ...]) -> list[float]:
-        """Refuse what cannot be added.
+        """Refuse an update that cannot be added.
 
         Returns:
             The largest |value| of each part.
 
         Raises:
-            EmptyError: The update is of no examples.
-            ParticipantError: A value is not finite, or beyond the bound.
+            EmptyError: The update has no examples.
+            ParticipantError: A value is not finite, or exceeds the bound.
             DivergedError: A value is NaN.
         """
         if update.examples < 1:
@@ -155,16 +155,16 @@ class FixedPoint:
         return [self._reach(update.client, part, update.parts[part.name]) for part in parts]
 
     def bits(self, part: Part) -> int:
-        """The fraction bits of a part: f; for a part with a bound of its own, as many as that bound leaves, at most f.
+        """Return the fraction bits of a part: f, or fewer if the part has its own bound and that bound leaves fewer.
 
-        The number is negative if the bound leaves none.
+        The number is negative if the bound leaves no fraction bits.
         """
         if part.bound is None:
             return self.fraction_bits
         return min(self.fraction_bits, _most_bits(self.max_count, self.max_weight, part.bound))
 
     def misfit(self, part: Part) -> str | None:
-        """Why sums of this part could overflow, and what to do; None if they cannot."""
+        """Say why sums of this part could overflow, and what to do about it; None if they cannot overflow."""
         if self.bits(part) < 0:
             return (
                 f"part {part.name!r} with values up to {part.bound:g} leaves no bits for sums of {self.max_count} clients with "
@@ -178,7 +178,7 @@ class FixedPoint:
         return None
 
     def decode(self, part: Part, sums: Tree) -> dict[str, Array]:
-        """Turn a part's integer sums into float64, by dividing them by 2^f."""
+        """Turn a part's integer sums into float64 by dividing them by 2^f."""
         bits = self.bits(part)
         return tree_map(lambda leaf: np.ldexp(leaf.astype(np.float64), -bits), sums)
 
@@ -186,7 +186,7 @@ class FixedPoint:
         """Find the largest |value| of a part.
 
         Raises:
-            ParticipantError: It is beyond the bound.
+            ParticipantError: The value exceeds the bound.
             DivergedError: A value is NaN.
         """
         largest = 0.0
@@ -199,13 +199,13 @@ class FixedPoint:
         return largest
 
     def _limit(self, part: Part, dtype: np.dtype[Any]) -> float:
-        """The largest |value| that is accepted; for codes, the largest that a sum can hold."""
+        """Return the largest |value| that is accepted; for codes, the largest that a sum can hold."""
         if dtype.kind == "i":
             return self.bound * 2.0**self.fraction_bits
         return self.bound if part.bound is None else part.bound
 
     def _refusal(self, client: object, part: Part, tree: Tree) -> ParticipantError:
-        """Make the error for the first leaf that is not accepted."""
+        """Return the error for the first leaf that is not accepted."""
         for name, leaf in tree.items():
             reach = max(-float(leaf.min()), float(leaf.max())) if leaf.size else 0.0
             limit = self._limit(part, leaf.dtype)
@@ -248,13 +248,13 @@ class FixedPoint:
 def _add(tree: Tree, factor: int, scale: float, reach: float, into: Array) -> None:
     """Add rint(values · scale), or codes · factor, to a vector, in blocks that stay in the cache.
 
-    A float64 below 2^51 is rounded when 1.5 · 2^52 is added to it, to even at the half like rint, and the rounded number
-    stands in its low bits: so no conversion is needed, and no array in between.
+    Adding 1.5 · 2^52 to a float64 below 2^51 rounds it, half to even like rint, and leaves the rounded number in the low
+    bits. So no conversion and no intermediate array is needed.
 
     Args:
-        tree: The values, or codes.
-        factor: What multiplies codes.
-        scale: What multiplies values.
+        tree: The values or codes.
+        factor: The factor on codes.
+        scale: The factor on values.
         reach: The largest |value|.
         into: The vector.
     """
@@ -277,7 +277,7 @@ def _add(tree: Tree, factor: int, scale: float, reach: float, into: Array) -> No
 
 @functools.cache
 def _most_bits(max_count: int, max_weight: int, bound: float) -> int:
-    """Compute the most fraction bits that the overflow rule leaves, at most 40; negative if it leaves none."""
+    """Compute how many fraction bits the overflow rule allows, at most 40; negative if it allows none."""
     reach = Fraction(bound) * max_weight * max_count
     bits = 40
     while bits >= 0 and not reach * 2**bits < 2**62:

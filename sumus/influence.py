@@ -10,7 +10,7 @@ optimizer takes its step by this mean.
 
 Some algorithms send devices more than the model. SCAFFOLD sends a control, which devices sum up and which corrects
 every step of every device. A device that lies about its control changes the updates of all other devices, so its share
-bounds nothing. The clip of each update still holds: a mean of clipped updates is never longer than the clip.
+is not a bound. The clip of each update still is one: a mean of clipped updates is never longer than the clip.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from sumus.task import Description
 
 @dataclass(frozen=True)
 class ModelMove:
-    """How far the server optimizer moves the model because of what one device does to a sum.
+    """How far the server optimizer moves the model in response to one device's effect on a sum.
 
     Attributes:
         norm: The L2 norm of the move, over this round and all later ones; None if the server optimizer does not bound
@@ -51,9 +51,9 @@ class Influence:
             among updates: the L2 norm of its result. If the algorithm steers (see `steers`): the L2 norm of the mean.
             None if nothing bounds it.
         model: How far the server optimizer moves the model by that step.
-        steers: The parts besides the model that devices sum up and receive. Through these parts, the device changes the
+        steers: The parts other than the model that devices sum up and receive. Through these parts, the device changes the
             updates of all other devices.
-        others: For each part besides `params`, how far the device can move any one number of the part's mean. If the
+        others: For each part except `params`, how far the device can move any one number of the part's mean. If the
             aggregator chooses among updates: the largest possible number in its result.
         open: The names in `others` that are limited only by the width of the sums: the part has no bound of its own
             below `WIDEST`.
@@ -74,7 +74,7 @@ class Influence:
 
     @property
     def said(self) -> str:
-        """The sentence for people: `one device can have 10.00% of a sum of 10, which moves the mean by at most 0.1`."""
+        """The influence in words: `one device can have 10.00% of a sum of 10, which moves the mean by at most 0.1`."""
         return f"{'the plan trusts its devices: ' if self.trusted else ''}one device can have {self}"
 
     def __str__(self) -> str:
@@ -117,7 +117,7 @@ class Influence:
 
     @property
     def _others(self) -> str:
-        """How far the device moves a number of each part besides `params`, in words."""
+        """How far the device moves a number of each part except `params`, in words."""
         does = "it moves a number of `{0}` by at most {1:.4g} a round"
         if self.chooses:
             does = "a number of `{0}` in it is at most {1:.4g}"
@@ -208,7 +208,7 @@ def _scale(part: Part, hop: FirstHop, contributors: int) -> float:
 
 
 def _reach(part: Part, sums: FixedPoint, length: float | None) -> float | None:
-    """Return how far one client's part reaches, or None if nothing bounds it.
+    """Return how large one client's part can be, or None if nothing bounds it.
 
     For a part in the chain this is an L2 norm; for another part, the largest absolute value of each number.
     """

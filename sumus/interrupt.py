@@ -48,7 +48,7 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Generator[Non
 
 @contextmanager
 def unheard() -> Generator[None, None, None]:
-    """Block Ctrl-C and SIGTERM in processes that are started inside. The process that started them hears the signals,
+    """Block Ctrl-C and SIGTERM in processes that are started inside. The process that started them receives the signals,
     and ends them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)

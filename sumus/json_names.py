@@ -1,7 +1,7 @@
 """Find a name that an object of a JSON text has twice. RFC 8259 does not say what such a name means; most readers use
 the last value.
 
-    repeated(b'{"label": 1,\\n "label": 2}')          ("label", 2): the name, and the line of its second place
+    repeated(b'{"label": 1,\\n "label": 2}')          ("label", 2): the name, and the line where it stands again
 
 If a person wrote the JSON, one of the two values was a mistake. So sumus refuses such a text.
 """
@@ -20,7 +20,7 @@ def repeated(body: bytes) -> tuple[str, int] | None:
         body: The text, in UTF-8. A body that is not JSON has no names.
 
     Returns:
-        The name, and the line of its second place, counted from 1; None if there is none.
+        The name, and the line of its second occurrence, counted from 1; None if no name is repeated.
     """
     try:
         json.loads(body, object_pairs_hook=_once, parse_int=len, parse_float=len)
@@ -41,7 +41,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _place(body: bytes) -> tuple[str, int]:
-    """Return the first name that an object has twice, and the line of its second place."""
+    """Return the first name that an object has twice, and the line of its second occurrence."""
     line, last = 1, b""
     names: list[set[str] | None] = []
     for found in _TOKENS.finditer(body):

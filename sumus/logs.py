@@ -48,7 +48,7 @@ def log_to(stream: TextIO, form: Form = "text", level: int = logging.INFO) -> lo
 
 
 def said(record: logging.LogRecord) -> dict[str, Any]:
-    """Return the fields that a record has besides its message, from `extra={"said": {...}}`."""
+    """Return the fields that a record has in addition to its message, from `extra={"said": {...}}`."""
     return getattr(record, "said", {})
 
 

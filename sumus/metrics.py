@@ -50,7 +50,7 @@ class Range:
             raise PlanError("positive", f"a range from {self.low} to {self.high}: the first must be below the second")
 
     def holds(self, total: float, count: int, reports: int = 1) -> bool:
-        """Whether a sum over `count` predictions, added from `reports` reports, has its mean in the range, up to rounding."""
+        """Return whether the mean of a sum over `count` predictions in `reports` reports lies in the range, up to rounding."""
         slack = 2e-6 * max(float(reports), abs(total))
         return (self.low is None or total >= self.low * count - slack) and (
             self.high is None or total <= self.high * count + slack
@@ -63,7 +63,7 @@ class Range:
 
 
 def lower_is_better(metric: M) -> M:
-    """Mark a metric as an error measure: lower values are better, so the worst client is the one with the highest value."""
+    """Mark a metric as an error measure: lower values are better, so the worst client is the client with the highest value."""
     cast(Any, metric).lower_is_better = True
     return metric
 
@@ -94,7 +94,7 @@ def range_of(metric: Any) -> Range:
 
 
 def is_lower_better(name: str, metric: Any) -> bool:
-    """Whether lower values of a metric are better: yes for the loss, and for metrics marked with `lower_is_better`."""
+    """Return whether lower values of a metric are better, as for the loss and metrics marked with `lower_is_better`."""
     return name == "loss" or bool(getattr(metric, "lower_is_better", False))
 
 
@@ -149,7 +149,7 @@ IGNORED = -100
 
 @ranged(0.0, 1.0)
 def accuracy(outputs: Any, targets: Any) -> Any:
-    """Share of predictions whose largest score belongs to the target class; NaN if a score is NaN.
+    """Compute the share of predictions whose largest score belongs to the target class; NaN if a score is NaN.
 
     Args:
         outputs: Scores, `(B, ..., C)`, with the classes on the last axis.
@@ -190,7 +190,7 @@ def top_k_accuracy(k: int, axis: int | None = None) -> Any:
 
 @ranged(0.0, 1.0)
 def binary_accuracy(outputs: Any, targets: Any) -> Any:
-    """Share of predicted probabilities that lie on the same side of one half as their target.
+    """Compute the share of predicted probabilities that lie on the same side of one half as their target.
 
     Use `binary_accuracy_with_logits` for scores before a sigmoid.
 
@@ -209,7 +209,7 @@ def binary_accuracy(outputs: Any, targets: Any) -> Any:
 
 @ranged(0.0, 1.0)
 def binary_accuracy_with_logits(outputs: Any, targets: Any) -> Any:
-    """Do the same as `binary_accuracy` for scores before a sigmoid: a score of 0 is a probability of one half."""
+    """Compute `binary_accuracy` for scores before a sigmoid: a score of 0 is a probability of one half."""
     outputs = fitted(outputs, targets)
     return _sides(outputs, outputs > 0, targets)
 
@@ -217,14 +217,14 @@ def binary_accuracy_with_logits(outputs: Any, targets: Any) -> Any:
 @lower_is_better
 @ranged(0.0, None)
 def mean_absolute_error(outputs: Any, targets: Any) -> Any:
-    """|outputs − targets|, averaged over an example's entries, in float64. Both have one shape, `(B, ...)`."""
+    """Compute |outputs − targets|, averaged over an example's entries, in float64. Both have one shape, `(B, ...)`."""
     return _each(_distance(outputs, targets).abs())
 
 
 @lower_is_better
 @ranged(0.0, None)
 def mean_squared_error(outputs: Any, targets: Any) -> Any:
-    """(outputs − targets)², averaged over an example's entries, in float64. Both have one shape, `(B, ...)`."""
+    """Compute (outputs − targets)², averaged over an example's entries, in float64. Both have one shape, `(B, ...)`."""
     return _each(_distance(outputs, targets) ** 2)
 
 
@@ -287,7 +287,7 @@ def roc_auc(bins: int = 100) -> SeveralSums:
 
 
 def roc_auc_with_logits(bins: int = 100) -> SeveralSums:
-    """Do the same as `roc_auc` for scores before a sigmoid."""
+    """Make the area under the ROC curve, as `roc_auc` does, for scores before a sigmoid."""
     return _roc_auc(bins, of_chances=False)
 
 

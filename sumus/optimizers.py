@@ -1,4 +1,4 @@
-"""Server optimizers: what the server does with the combined update. They compute elementwise, in float64.
+"""Server optimizers: the rules by which the server applies the combined update. They compute elementwise, in float64.
 
     server = optimizers.adam(lr=1e-2)
     state  = server.init(params)
@@ -197,8 +197,8 @@ _EXACT_ROUNDS = 4096
 
 
 def _adam_ratio(beta1: float, beta2: float, bias_correction: bool) -> float | None:
-    """Return the largest |m| / √v that any means can give; None if it is not bounded. With `bias_correction`, of the
-    corrected m and v.
+    """Return the largest |m| / √v that any means can give; None if it is not bounded. With `bias_correction`, m and v
+    are the corrected ones.
     """
     if not beta1 * beta1 < beta2:
         return 1.0 if beta1 == 0 == beta2 else None
@@ -214,7 +214,7 @@ def _adam_ratio(beta1: float, beta2: float, bias_correction: bool) -> float | No
 
 @registered("server/yogi")
 def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> ServerOptimizer:
-    """As `adam`, but with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by (1−β₂)Δ², however large v is. [Reddi et al. 2021,
+    """Like `adam`, but with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by (1−β₂)Δ², however large v is. [Reddi et al. 2021,
     arXiv:2003.00295, Algorithm 2, line FedYogi]
 
     After each round, v is at least β₂ times the v before it, and at least min(β₂, 1−β₂) Δ². So |m| ≤ (1−β₁) Σ

@@ -6,7 +6,7 @@
 
 The constructor checks a plan against the rules in `RULES`. Each rule has a name, and its message says what to do
 instead. Some rules hold `anywhere`. Others hold only for plans that are `deployed` (packed or served): there, code
-cannot be sent to other machines, and nobody may be alone in a sum.
+cannot be sent to other machines, and no sum may have a single contributor.
 """
 
 import fnmatch
@@ -42,7 +42,7 @@ MOST_VALUE = 2.0**8
 MOST_WEIGHT = 2**16
 """The largest weight of one client in a plan that names no cap."""
 OVER_SELECT = 1.3
-"""How many devices a deployed round is given to for each report that it needs, since some devices never answer."""
+"""The number of devices to which a deployed round is given for each report that it needs, since some devices never answer."""
 FITTED = FixedPoint(0, 1.0, 1, 1)
 """A placeholder for sums that are as fine as the overflow rule allows for all clients that the plan's pacing chooses."""
 
@@ -54,12 +54,12 @@ class Plan:
     Attributes:
         task: A `Task`; or only its description, on a server that does not have the code.
         algorithm: The algorithm.
-        pacing: Who takes part, and when.
-        min_contributors: A deployed server publishes no model and no metric of fewer people. The simulator does not
-            check this.
+        pacing: The rules that say who takes part, and when.
+        min_contributors: The fewest people from whom a deployed server publishes a model or a metric. The simulator does
+            not check this.
         sums: The integers of the first hop. By default, they are as fine as the overflow rule allows for all chosen
             clients, since an edge's sum may have more contributors than the cohort.
-        edges: What edges do, if devices report through edges.
+        edges: The work of edges, if devices report through edges.
         trusts_devices: False if the plan bounds what one device can do to a sum, by a clip and by a cap of its weight.
             True if the plan sets no such bound, because one owner controls all devices. None until `for_devices` is
             called, as in simulations.

@@ -2,8 +2,8 @@
 
     Task(..., prepare=steps(drop_missing, windows(128, 64), standardize_running(prior=200)))
 
-A step takes one client's `(inputs, targets)` and returns them changed. It sees only this client, and its results do not
-leave the device.
+A step takes one client's `(inputs, targets)` and returns them changed. It sees only this client's data, and its results
+do not leave the device.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Step: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def steps(*each: Step) -> Step:
-    """Make one step that applies these steps in order."""
+    """Combine several steps into one that applies them in order."""
 
     def prepare(inputs: Any, targets: Any) -> tuple[Any, Any]:
         for step in each:
@@ -53,8 +53,8 @@ def standardize(center: Any, scale: Any) -> Step:
 def standardize_running(
     prior: float = 0.0, center: Any = 0.0, scale: Any = 1.0, axes: tuple[int, ...] | None = None
 ) -> Step:
-    """Make a step that gives each channel mean 0 and deviation 1, by a running estimate over this person's own
-    examples. It needs no labels.
+    """Make a step that scales each channel to mean 0 and deviation 1, by a running estimate over this person's own
+    examples. It does not need labels.
 
     Examples come in the order in which they were recorded. Example i is standardised by the mean and the deviation of
     examples 0 to i, so a device can do the same as data arrives, and the step never looks ahead.

@@ -37,7 +37,7 @@ def generator(*words: object) -> np.random.Generator:
 
 
 def generator_of(own: bytes) -> np.random.Generator:
-    """Make the same generator from a `key` that was derived before."""
+    """Make a generator as `generator` does, from a `key` that has already been derived."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(own[:16], "little")))
 
 
@@ -45,8 +45,8 @@ def signs(seed: bytes, count: int) -> Floats:
     """Derive `count` signs (±1.0, float64) from a public seed. Every participant derives the same signs.
 
     Sign `i` is given by bit `i` of the stream SHA-256(seed ‖ 0) ‖ SHA-256(seed ‖ 1) ‖ …: a bit of 0 gives +1. The
-    counters are 8 little-endian bytes; the bits of a byte are read from the lowest. Python and WebCrypto both have this
-    primitive.
+    counters are 8 little-endian bytes; the bits of a byte are read from the lowest to the highest. Python and WebCrypto
+    both have this primitive.
     """
     blocks = -(-count // 256)
     stream = b"".join(hashlib.sha256(seed + block.to_bytes(8, "little")).digest() for block in range(blocks))

@@ -1,4 +1,4 @@
-"""Robust aggregators: a few dishonest clients cannot pull the result away, within the limits of each aggregator's theorem.
+"""Robust aggregators: a few dishonest clients cannot move the result far, within the limits of each aggregator's theorem.
 
     algorithm = fedavg(sgd(lr=0.1), aggregator=robust.median())
 
@@ -90,8 +90,8 @@ def trimmed_mean(*parts: Part, attackers: int) -> Aggregator:
 
 @registered("aggregator/krum")
 def krum(*parts: Part, attackers: int) -> Aggregator:
-    """Choose the one update whose n − f − 2 nearest other updates are nearest, for n updates and f attackers. Needs 2f
-    + 3 contributors. Distances are those of `params`. [Blanchard et al. 2017, section 3]
+    """Choose the one update that is nearest to its n − f − 2 nearest other updates, for n updates and f attackers. Needs
+    2f + 3 contributors. Distances are those of `params`. [Blanchard et al. 2017, section 3]
     """
     _check(attackers)
     return _around(_nearest(attackers, lambda count: 1), parts, lambda count: (1.0, 1.0), least=2 * attackers + 3)

@@ -35,7 +35,7 @@ def scores_last(outputs: Any, targets: Any, axis: int | None, named: str) -> Any
         outputs: Scores, with the classes on one axis.
         targets: Classes, in the shape of the outputs without the axis of the classes.
         axis: The axis of the classes; None for the last one.
-        named: The name, for messages, of the function that can be asked for another axis as `named_along(axis)`.
+        named: The function's name for messages; `named_along(axis)` is its variant for another axis.
 
     Returns:
         The scores, `(*targets.shape, C)`.
@@ -79,7 +79,7 @@ def _long_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _difference(mine: tuple[int, ...], theirs: tuple[int, ...]) -> str:
-    """Say in words in which axis two shapes differ."""
+    """Say in words which axis of two shapes differs."""
     if len(mine) != len(theirs):
         return f"have {len(mine)} and {len(theirs)} axes"
     axis = next(axis for axis, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one != other)

@@ -202,7 +202,7 @@ def _declared(factory: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def _is_of(value: object, hint: Any) -> bool:
-    """Whether a value that was built from JSON has the annotated type. Annotations that JSON cannot express are accepted."""
+    """Return whether a value built from JSON has the annotated type. Annotations that JSON cannot express are accepted."""
     if hint is Any:
         return True
     kind, inner = get_origin(hint), get_args(hint)

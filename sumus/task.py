@@ -1,4 +1,4 @@
-"""The task: what is learned. The same object is used in the simulator and on devices.
+"""The task: the model and how it learns. The same object is used in the simulator and on devices.
 
     task = Task(model=Net, loss=losses.cross_entropy, metrics={"accuracy": metrics.accuracy})
 
@@ -152,7 +152,7 @@ class Description:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is learned: a model, a loss, metrics, and the form of the data.
+    """A learning task: a model, a loss, metrics, and the form of the data.
 
     Attributes:
         model: An `nn.Module`, or a callable without arguments that makes one.
@@ -160,7 +160,7 @@ class Task:
         metrics: Metrics by name; see `sumus.metrics`.
         leaves: Shell-style pattern → "shared", "personal" or "frozen", such as `{"*": "frozen", "head.*": "shared"}`.
             The last pattern that matches a leaf's name decides; a leaf that no pattern matches is "shared". A role that
-            a leaf cannot have is refused: a parameter with requires_grad=False is "frozen", or "personal" if asked for,
+            a leaf cannot have is refused: a parameter with requires_grad=False is "frozen", or "personal" on request,
             but never "shared". All names of one tensor have one role. Integer buffers are always frozen, also if a
             pattern matches them together with other leaves.
         prepare: (inputs, targets) → (inputs, targets): turns a client's examples from their stored form into the
@@ -169,7 +169,7 @@ class Task:
         data: The form of the examples that `prepare` returns; taken from the first client if it is not declared.
         name: The task's name.
         positive: Shell-style patterns of averaged buffers whose numbers are above 0 in every honest model, such as a
-            variance or a scale of your own module. Buffers called `running_var`, as in torch's BatchNorm, need no
+            variance or a scale of your own module. Buffers called `running_var`, as in torch's BatchNorm, do not need a
             pattern.
     """
 
@@ -261,7 +261,7 @@ def _expect_name(name: object) -> None:
 
 
 def _is_on_logits(loss: Any) -> bool:
-    """Whether a loss of sumus or torch is known to take scores before a sigmoid."""
+    """Return whether a loss of sumus or torch is known to take scores before a sigmoid."""
     return "WithLogits" in type(loss).__name__ or _name_of(loss).endswith("_with_logits")
 
 

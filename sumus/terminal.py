@@ -19,7 +19,7 @@ from sumus.text import printable, printable_lines
 
 
 def echo(*lines: object, error: bool = False) -> None:
-    """Print lines. Each line is escaped on its own, so that a line feed inside a line starts no new line.
+    """Print lines. Each line is escaped on its own, so that a line feed inside a line does not start a new line.
 
     Args:
         lines: The lines.
@@ -35,7 +35,7 @@ def show_defect(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def console(error: bool = False) -> Console:
-    """Return a console of rich. Standard output that is not a terminal is 120 letters wide.
+    """Return a console of the library rich. Standard output that is not a terminal is 120 characters wide.
 
     Args:
         error: Write to standard error.

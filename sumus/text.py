@@ -53,7 +53,7 @@ def many(number: int, noun: str, plural: str = "") -> str:
     Args:
         number: The number of things.
         noun: The noun in the singular.
-        plural: The plural, if it is not the singular with an s.
+        plural: The plural, if it is not the singular plus "s".
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
@@ -70,7 +70,7 @@ def amount(count: float) -> str:
 
 
 def over(size: int, most: int) -> str:
-    """Write a size in bytes beside its limit: '9.0 MB, and at most 8.4 MB'. Both are exact if their short forms are equal."""
+    """Write a size in bytes next to its limit: '9.0 MB, and at most 8.4 MB'. Both are exact if their short forms are equal."""
     one, other = amount(size), amount(most)
     return f"{size:,} bytes, and at most {most:,}" if one == other else f"{one}, and at most {other}"
 

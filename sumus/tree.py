@@ -33,7 +33,7 @@ def layout(tree: Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def size(shapes: Layout) -> int:
-    """Return how many numbers a tree with these shapes holds."""
+    """Return the total number of entries in a tree with these shapes."""
     return sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
 
 

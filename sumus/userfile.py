@@ -41,13 +41,13 @@ def load_experiment(file: str) -> Experiment:
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan, and the examples to try it on.
+    """A plan with the examples to try it on.
 
     Attributes:
         plan: The plan.
-        population: A client's examples by the client's id.
+        population: The clients' examples, by client id.
         seed: The seed of the trial.
-        made_up: Whether the examples are random numbers in the form that the task declares, and not real.
+        made_up: Whether the examples are not real, but random numbers in the form that the task declares.
     """
 
     plan: Plan
@@ -61,10 +61,10 @@ MADE_UP = 20
 
 
 def load_plan(file: str) -> Trial:
-    """Return the plan of a file, and examples to try it on.
+    """Return the plan that a file defines, with examples to try it on.
 
-    The file defines `experiment`; or it defines `plan`, and one device's `examples`. If there are no examples, they are
-    made up in the form that the task declares.
+    The file defines either `experiment`, or `plan` and one device's `examples`. If the file has no examples, random ones
+    are made in the form that the task declares.
     """
     module, value = experiment_or_plan(file)
     if isinstance(value, Experiment):
@@ -83,7 +83,7 @@ def load_plan(file: str) -> Trial:
 
 
 def made_up(data: Data) -> tuple[Any, Any]:
-    """Make up examples of a form: random floats, zeros for integer inputs, random classes."""
+    """Make random examples in the form that a task declares: random floats, zeros for integer inputs, random classes."""
     rng = np.random.default_rng(0)
 
     def of(shape: tuple[int, ...], dtype: str, drawn: Any) -> Any:
@@ -98,11 +98,11 @@ def made_up(data: Data) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Client:
-    """What a device takes part with.
+    """The task and the examples with which a device takes part.
 
     Attributes:
         task: The task.
-        examples: The examples, or a function that returns them and was not called yet.
+        examples: The examples, or a function that returns them and has not been called yet.
         held_out: Examples to evaluate on, or such a function; None to evaluate on `examples`.
     """
 
@@ -114,8 +114,8 @@ class Client:
 def load_client(file: str) -> Client:
     """Read a device's file.
 
-    The file defines `examples` (or the name after the colon), perhaps `held_out`, and a task: `task`, or that of `plan`
-    or `experiment`.
+    The file defines `examples` (or the name after the colon), optionally `held_out`, and a task: either `task` itself, or
+    the task of `plan` or `experiment`.
     """
     module, name = load(file)
     task = task_of(file, module)

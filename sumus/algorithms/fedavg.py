@@ -32,7 +32,7 @@ def fedavg(
 
     Args:
         client: The client's local training.
-        update: What happens to an update before it is added; nothing by default.
+        update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; by default the new model is the mean of the clients' models.
         weight: "examples" weighs clients by their number of examples (the paper's n_k); "uniform" weighs them alike.
         aggregator: An aggregator in place of this weighted mean, with weights of its own; see `sumus.robust`.

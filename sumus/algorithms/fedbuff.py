@@ -1,5 +1,5 @@
-"""FedBuff: asynchronous training. Updates are counted as they arrive, also from older models; the server steps at every
-K of them.
+"""FedBuff: asynchronous training. Updates are counted as they arrive, including those from older models. The server takes
+a step after every K updates.
 
     x ← x + η (1/K) Σ s(τᵢ) Δᵢ,     s(τ) = 1/√(1 + τ)
 
@@ -31,7 +31,7 @@ def fedbuff(
 
     Args:
         client: The client's local training.
-        update: What happens to an update before it is added; nothing by default.
+        update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; SGD with rate 1 by default.
         staleness: The rule s; by default the paper's. See `sumus.staleness`.
     """

@@ -45,7 +45,7 @@ def feddyn(client: ClientWork, alpha: float) -> Algorithm:
 
 @registered("client/dynamic")
 def dynamic(client: ClientWork, alpha: float) -> ClientWork:
-    """The client's half of FedDyn: g ← g − hᵢ + α(y − x), and a new hᵢ."""
+    """Make the client's half of FedDyn: g ← g − hᵢ + α(y − x), and a new hᵢ."""
     expect_plain(client, "dynamic")
     expect_number(alpha, 0, math.inf, "dynamic(alpha=)", open_low=True)
 
@@ -64,9 +64,9 @@ def dynamic(client: ClientWork, alpha: float) -> ClientWork:
 
 @registered("server/shifted")
 def shifted() -> ServerOptimizer:
-    """The server's half of FedDyn: the mean of the clients' models, minus h/α. The server stores h/α in float64.
+    """Make the server's half of FedDyn: the mean of the clients' models, minus h/α. The server stores h/α in float64.
 
-    Each round subtracts h/α again, and what a client has once added to h stays there. So nothing bounds how far one
+    Each round subtracts h/α again, and a client's past additions to h stay there. So nothing bounds how far one
     client moves the model.
     """
 

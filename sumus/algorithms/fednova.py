@@ -12,7 +12,7 @@ momentum. [Wang et al. 2020, arXiv:2007.07481, eqs. 8 to 10 and section 4.1]
 
 `steps` is one number, from ‖a‖₁ of one step to ‖a‖₁ of the most steps.
 
-A chain changes what is sent, which is the difference *per step*. A clip to C therefore bounds a client's whole
+A chain changes the values that are sent, which are the differences *per step*. A clip to C therefore bounds a client's whole
 difference by C ‖a‖₁.
 """
 
@@ -49,7 +49,7 @@ def fednova(
 
     Args:
         client: The client's local training.
-        update: What happens to an update before it is added; nothing by default.
+        update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; SGD with rate 1 by default.
         cap: The most examples that a client's weight counts.
         most_steps: The most steps of a client in a round, if `client.steps` does not fix the number. A report with more
@@ -66,7 +66,7 @@ def fednova(
 
 @registered("client/normalized")
 def normalized(client: ClientWork) -> ClientWork:
-    """The client's half of FedNova: send the difference per step, and the steps."""
+    """Make the client's half of FedNova: send the difference per step, and the steps."""
     expect_plain(client, "normalized")
     momentum, nesterov = _of_sgd(client)
 
@@ -98,7 +98,7 @@ def _of_sgd(client: ClientWork) -> tuple[float, bool]:
 
 @cache
 def reach(momentum: float, nesterov: bool, steps: int) -> float:
-    """Compute ‖a‖₁, by running the rule: how far SGD at rate 1 goes in `steps` steps if every gradient is 1."""
+    """Compute ‖a‖₁ by running the rule: how far SGD with rate 1 goes in `steps` steps if every gradient is 1."""
     rule = sgd_rule(momentum, nesterov)
     place: Any = 0.0
     state = rule.init(place)
@@ -109,7 +109,7 @@ def reach(momentum: float, nesterov: bool, steps: int) -> float:
 
 @registered("aggregator/rescaled_mean")
 def rescaled_mean(*parts: Part) -> Aggregator:
-    """The server's half of FedNova: the mean of `params` times the mean of `steps`."""
+    """Make the server's half of FedNova: the mean of `params` times the mean of `steps`."""
     if {part.name for part in parts} != {"params", "steps"}:
         raise PlanError("part-words", f"rescaled_mean combines params and steps, not {[part.name for part in parts]}")
     plain = mean(*parts)

@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are kept near the server's model, and send as much work as they had time for.
+"""FedProx: FedAvg in which clients stay near the server's model, and send as much work as they had time for.
 
 A client minimises h(w) = F_k(w) + μ/2 ‖w − wᵗ‖², in as many steps as its device has time for. Every report counts, also
 a partial one. [Li et al. 2020, arXiv:1812.06127, Algorithm 2]
@@ -39,7 +39,7 @@ def fedprox(
     Args:
         client: The client's local training.
         mu: μ, how strongly a client is pulled towards the server's model; from 0.001 to 1 in the paper.
-        update: What happens to an update before it is added; nothing by default.
+        update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; SGD with rate 1 by default.
         cap: The most examples that a client's weight counts.
     """
@@ -48,7 +48,7 @@ def fedprox(
 
 @registered("client/prox")
 def prox(client: ClientWork, mu: float) -> ClientWork:
-    """The client's half of FedProx, for any client optimizer: g ← g + μ(w − wᵗ)."""
+    """Make the client's half of FedProx, for any client optimizer: g ← g + μ(w − wᵗ)."""
     expect_plain(client, "prox")
     expect_number(mu, 0, math.inf, "prox(mu=)")
 

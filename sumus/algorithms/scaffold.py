@@ -11,11 +11,11 @@ after its update was counted: c stays the mean of all cᵢ only if both change, 
     params     x − y        uniform    the number of contributors
     control    cᵢ⁺ − cᵢ     uniform    the population
 
-The chain never clips or rounds `control`, since c would then drift away from Σcᵢ/N. This part is as large as gradients
-are, and has a bound of its own. With `control_bound=`, a client clips each number of cᵢ⁺ − cᵢ to that bound before it
+The chain never clips or rounds `control`, since c would then drift away from Σcᵢ/N. The numbers of this part are as large
+as gradients, so it has its own bound. With `control_bound=`, a client clips each number of cᵢ⁺ − cᵢ to that bound before it
 keeps and sends the number, so that cᵢ and c still change by the same amount.
 
-c is a sum of what clients report, and corrects the steps of all clients. A client that lies about its control changes
+c is a sum of clients' reports, and corrects the steps of all clients. A client that lies about its control changes
 all other updates. Only the clip bounds the model's step (`sumus.influence`).
 """
 
@@ -52,7 +52,7 @@ def scaffold(
 
     Args:
         client: The client's local training.
-        update: What happens to an update before it is added; nothing by default.
+        update: The transform of an update before it is added; no transform by default.
         server: The server optimizer of the model; SGD with rate 1 by default.
         option: How cᵢ⁺ is computed: 2 costs nothing and needs plain SGD; 1 costs a pass over the client's examples.
         control_bound: The most by which a client moves a number of its control in a round, in units of gradients,
@@ -66,7 +66,7 @@ def scaffold(
 
 @registered("client/control")
 def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None = None) -> ClientWork:
-    """The client's half of SCAFFOLD: corrected steps, and a new cᵢ.
+    """Make the client's half of SCAFFOLD: corrected steps, and a new cᵢ.
 
     Args:
         client: The client's local training; with option 1, its optimizer may be any.
@@ -114,7 +114,7 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
 
 @registered("server/controlled")
 def controlled(server: ServerOptimizer) -> ServerOptimizer:
-    """The server's half of SCAFFOLD: `server` steps the model. The server stores c in float64, and sends it in the
+    """Make the server's half of SCAFFOLD: `server` steps the model. The server stores c in float64, and sends it in the
     model's dtypes.
     """
 

@@ -1,4 +1,4 @@
-"""A copy of an SQLite database that holds nothing with which a round's sum can be decrypted."""
+"""A copy of an SQLite database, without any data that could decrypt a round's sum."""
 
 import os
 import sqlite3

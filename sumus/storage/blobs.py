@@ -29,7 +29,7 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs(Protocol):
-    """Bytes by name. The name is their SHA-256 in hexadecimal, so no body ever replaces a different one."""
+    """Bodies of bytes by name. The name is their SHA-256 in hexadecimal, so no body ever replaces a different one."""
 
     def put(self, body: bytes | memoryview) -> str:
         """Keep a body, and return its name. The body is durable when this method returns.
@@ -56,12 +56,12 @@ class Blobs(Protocol):
         ...
 
     def path(self, sha256: str) -> Path | None:
-        """Return a local file that holds a blob, or None if there is none. Nobody checks the hash of what is read from
-        this file."""
+        """Return a local file that holds a blob, or None if there is no such file. The hash of bytes that are read from
+        this file is not checked."""
         ...
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over all names, in no order."""
+        """Iterate over all names, in no particular order."""
         ...
 
 
@@ -254,7 +254,7 @@ def open_blobs(where: str | Path) -> Blobs:
 
 @contextmanager
 def _reached(what: str) -> Generator[None, None, None]:
-    """Turn an error of an object store into an ExperimentError of one line. `what`: "opened", "read" or "written"."""
+    """Turn an error of an object store into an ExperimentError of one line. `what` is "opened", "read" or "written"."""
     try:
         yield
     except (BaseError, OSError, ValueError) as error:

@@ -39,7 +39,7 @@ class CachedTable:
     """The rows of a table in one transaction; if `run` is given, the rows of this run alone.
 
     Args:
-        connection: The connection that the transaction is on.
+        connection: The connection of the transaction.
         table: The table.
         run: The run's name, for tables with a column `run`.
         once: Each row is written only once. A second row of the same key raises IntegrityError in `flush`.
@@ -54,7 +54,7 @@ class CachedTable:
         self._put: dict[Row, Row | None] = {}
 
     def get(self, *key: Any) -> Row | None:
-        """Return a row by its key; None if there is none."""
+        """Return a row by its key; None if the row does not exist."""
         if key in self._put:
             return self._put[key]
         if key not in self._stored:

@@ -1,11 +1,11 @@
-"""Client states: what clients keep between rounds, such as control variates and personal leaves.
+"""Client states: the values that clients keep between rounds, such as control variates and personal leaves.
 
     states.propose("alice", trained.state)       # pending: her report is on its way
     states.counted("alice")                      # the report is in the sum: the state is kept
-    states.discarded("alice")                    # the report is not in the sum: as if she had never trained
+    states.discarded("alice")                    # the report is not in the sum: it is as if she had never trained
 
 The order matters. SCAFFOLD's server keeps the mean of all clients' controls. If a client keeps its new control although
-its report was lost, the mean and the client's control disagree for ever. While a state is pending, its client cannot
+its report was lost, the mean and the client's control disagree forever. While a state is pending, its client cannot
 begin another round.
 """
 
@@ -58,7 +58,7 @@ class ClientStates(Protocol):
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing here that `restore` would delete."""
+        """Whether this store holds nothing that `restore` would delete."""
         ...
 
     def snapshot(self) -> dict[str, Array]:

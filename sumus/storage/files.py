@@ -39,7 +39,7 @@ def write_whole(path: Path, body: bytes, lasting: bool = False, private: bool = 
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder, and those above it, if there is none. Only its owner may enter a folder that is made here (mode 0700).
+    """Make a folder and its parents, if they do not exist. Only the owner may enter a folder that is made here (mode 0700).
 
     Raises:
         OSError: The folder cannot be made.
@@ -52,16 +52,16 @@ class LockHeldError(Exception):
 
 
 def lock_file(path: Path) -> Callable[[], None]:
-    """Hold a file until the process ends, so that no other process can hold it. The file is made if there is none.
+    """Lock a file until the process ends, so that no other process can lock it. The file is made if it does not exist.
 
     The lock belongs to the open file and not to its name: a process that is killed leaves no lock behind. A system
-    that is not a Unix has no such locks: there, nothing is held.
+    that is not a Unix has no such locks; there, nothing is locked.
 
     Returns:
-        A function that lets the lock go. Only its first call has an effect.
+        A function that releases the lock. Only its first call has an effect.
 
     Raises:
-        LockHeldError: Another process holds the file.
+        LockHeldError: Another process holds the lock.
         OSError: The file cannot be opened.
     """
     try:
@@ -91,7 +91,7 @@ def user_folder(variable: str, below: str, instead: str, environment: Mapping[st
 
     Args:
         variable: The name of a variable of the environment that may hold an absolute path, such as XDG_DATA_HOME.
-        below: The folder's path below the user's home, if the variable holds no such path.
+        below: The folder's path relative to the user's home, if the variable holds no such path.
         instead: What a person can do if there is no folder; the end of an error message.
         environment: The environment's variables.
 
@@ -108,7 +108,7 @@ def expanded(path: str | Path) -> Path:
     """Replace `~` at the beginning of a path by the home folder.
 
     Raises:
-        UsageError: There is no such home folder.
+        UsageError: The home folder does not exist.
     """
     return _home(Path(path), f"{path} begins with the home folder of a user who has none: give the whole path")
 

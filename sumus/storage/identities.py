@@ -3,7 +3,7 @@
     with identities.transaction() as rows:
         token = rows.token(hash)
         …
-        rows.put_identity(…)               all changes are durable when the block ends; if the block raises, none is
+        rows.put_identity(…)               all changes are durable when the block ends; none is kept if it raises
 
 Memory, SQLite and PostgreSQL behave the same. Only the hash of a token is kept, so a person who reads the rows cannot
 enrol a device.
@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 State = Literal["enrolled", "revoked", "withdrawn"]
-"""The state of a device: it may take part; an admin has barred it; it has withdrawn by itself."""
+"""The state of a device: it may take part, an admin has barred it, or it has withdrawn by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class Identity:
 
     Attributes:
         id: SHA-256 of its public key, in hexadecimal.
-        population: The population that it is in.
+        population: The population that it belongs to.
         public_key: Ed25519, 32 bytes; empty once it has withdrawn.
         state: Whether it may take part.
         enrolled: When it enrolled, in seconds of the server's clock.
-        seen: When its last request came, in seconds of the server's clock.
-        speaks_for: The number of devices that it may speak for; 0 if it is no edge.
-        members: The number of devices that it says it has, if it is an edge.
-        link: Hash of the token that it enrolled with, if that token was made for several uses; else empty.
+        seen: When its last request arrived, in seconds of the server's clock.
+        speaks_for: The number of devices that it may speak for; 0 if it is not an edge.
+        members: The number of devices that it claims to have, if it is an edge.
+        link: The hash of the token that it enrolled with, if that token was made for several uses; else empty.
     """
 
     id: str
@@ -95,7 +95,7 @@ class IdentityRows(Protocol):
     """The rows in one transaction. A read returns what the same transaction has written."""
 
     def token(self, hash: str) -> Token | None:
-        """Read a token's row; None if there is none."""
+        """Return a token's row; None if the token does not exist."""
         ...
 
     def tokens(self) -> Sequence[Token]:
@@ -111,7 +111,7 @@ class IdentityRows(Protocol):
         ...
 
     def identity(self, id: str) -> Identity | None:
-        """Read a device's row; None if there is none."""
+        """Return a device's row; None if the device does not exist."""
         ...
 
     def identities(self, after: str = "", limit: int = 100) -> Sequence[Identity]:
@@ -127,23 +127,23 @@ class IdentityRows(Protocol):
         ...
 
     def read_ahead(self, devices: Sequence[str]) -> None:
-        """Read these devices ahead. This is a hint, and changes only how long later reads take."""
+        """Read the rows of these devices in advance. This is a hint, and changes only how long later reads take."""
         ...
 
     def member(self, device: str) -> Member | None:
-        """Read the edge that a device asks through; None if it asks through none."""
+        """Return the edge through which a device checks in; None if it does not use an edge."""
         ...
 
     def count_members(self, edge: str) -> int:
-        """Count the devices that ask through an edge."""
+        """Count the devices that check in through an edge."""
         ...
 
     def put_member(self, row: Member) -> None:
-        """Write the edge that a device asks through."""
+        """Write the row that says through which edge a device checks in."""
         ...
 
     def drop_member(self, device: str) -> None:
-        """Forget the edge that a device asks through."""
+        """Delete the row that says through which edge a device checks in."""
         ...
 
     def drop_members(self, edge: str, before: float = math.inf) -> None:

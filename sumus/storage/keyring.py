@@ -1,4 +1,4 @@
-"""Encryption of sums, and a ring of keys that lies outside the database and whose old keys are destroyed.
+"""Encryption of sums, and a key ring that is kept outside the database and whose old keys are destroyed.
 
     ring = KeyRing("/srv/keys")                               # makes the folder and a first key
     data_key = new_key()                                      # one for each round
@@ -6,7 +6,7 @@
     sealed = seal(data_key, sums, "sum 7 shard ab 3")         # may be kept anywhere
     sums = unseal(ring.unwrap(wrapped, "round 7"), sealed, "sum 7 shard ab 3")
 
-    ring.destroy_before(ring.rotate())                        # from now on, nothing that older keys wrapped can be read
+    ring.destroy_before(ring.rotate())                        # from now on, data that older keys wrapped cannot be read
 
 Why sums are sealed: two consecutive partial sums differ by one batch of updates, and a batch may hold a single person's
 update. A deleted row, with the data key in it, survives in logs and backups of the database. If the key that wrapped
@@ -40,7 +40,7 @@ _MOST = 2**31 - 1
 
 
 class SealError(SumusError):
-    """A sealed body cannot be opened: it was changed, it is about something else, or its key is another one or
+    """A sealed body cannot be opened: it was changed, it was sealed with another `about`, or its key is wrong or
     destroyed."""
 
 
@@ -56,8 +56,8 @@ def seal(key: bytes, body: bytes | memoryview | Array, about: str) -> bytes:
 
     Args:
         key: 32 bytes.
-        body: Contiguous; of any dtype and shape; less than 2 GiB.
-        about: What the body is. This text is authenticated but not kept: `unseal` needs the same text.
+        body: A contiguous body of any dtype and shape, smaller than 2 GiB.
+        about: A text that says what the body is. It is authenticated but not kept: `unseal` needs the same text.
 
     Returns:
         A random nonce (12 bytes), the ciphertext (as long as the body), and a tag (16 bytes).
@@ -69,7 +69,7 @@ def seal(key: bytes, body: bytes | memoryview | Array, about: str) -> bytes:
 
 
 def seal_pieces(key: bytes, pieces: Sequence[bytes | memoryview | Array], about: str) -> memoryview:
-    """Encrypt a body that lies in pieces, one after another, as `seal` does. No memory is used but that of the result."""
+    """Encrypt a body that is given in consecutive pieces, as `seal` does. Only the result needs memory."""
     nonce, plain = secrets.token_bytes(_NONCE), [np.frombuffer(piece, np.uint8).data for piece in pieces]
     cipher = Cipher(AES(_whole(key)), GCM(nonce)).encryptor()
     if (length := sum(map(len, plain))) > _MOST:
@@ -103,7 +103,7 @@ def unseal(key: bytes, sealed: bytes | memoryview, about: str) -> bytes:
 
 
 class KeyRing:
-    """Keys in a folder, as files `1.key`, `2.key`, …. The newest key wraps; each key unwraps what it wrapped.
+    """Keys in a folder, as files `1.key`, `2.key`, …. The newest key wraps data keys; each key unwraps those that it wrapped.
 
     Any number of processes may use one folder. Every call reads the folder again, and no key stays in this object. The
     folder belongs on another volume than the database, and in none of the database's backups. A crash may leave a
@@ -175,12 +175,12 @@ class KeyRing:
         return self._last()
 
     def destroy_before(self, key_id: int) -> list[int]:
-        """Destroy all keys older than `key_id`, so that nothing that they wrapped can be read.
+        """Destroy all keys older than `key_id`, so that the data that they wrapped can no longer be read.
 
         Each file is overwritten with zeros and then deleted. Both changes are on the disk when this method returns. On
         SSDs and copy-on-write file systems the medium may still keep the old bytes: encrypt the medium. The operator
-        must care for backups and snapshots of the folder. Data keys that a process has unwrapped before stay in the
-        memory of that process.
+        must take care of backups and snapshots of the folder. Data keys that a process has already unwrapped stay in
+        the memory of that process.
 
         Returns:
             The ids of the destroyed keys.
@@ -207,7 +207,7 @@ class KeyRing:
     def _newest(self) -> tuple[int, bytes | None]:
         """Return the newest key and its id.
 
-        If a newer key came meanwhile, this key may be half overwritten already; then it is read again.
+        If a newer key was added meanwhile, this key may already be half overwritten. The newest key is then read again.
         """
         key_id, key = 0, None
         while key_id != (newest := self._last()):
@@ -215,8 +215,8 @@ class KeyRing:
         return key_id, key
 
     def _last(self) -> int:
-        """Return the newest key's id, once its file survives a loss of power: another process may have added it just
-        now."""
+        """Return the newest key's id as soon as its file would survive a loss of power, since another process may have
+        only just added it."""
         newest = self.current
         if newest > self._lasting:
             with _explained(f"keys in {self._folder} cannot be kept", "see to the disk, and try again"):
@@ -233,7 +233,7 @@ class KeyRing:
         return self._folder / f"{key_id}.key"
 
     def _read(self, key_id: int) -> bytes | None:
-        """Return a key; None if it is destroyed, which means that it has no file, or a file of zeros that a crash left."""
+        """Return a key; None if it is destroyed. A destroyed key has no file, or a file of zeros that a crash left behind."""
         path = self._path(key_id)
         with _explained(f"{path} cannot be read", "run as its owner"):
             try:
@@ -280,7 +280,7 @@ def _present(key: bytes | None, key_id: int, about: str) -> bytes:
 
 
 def _write(path: Path, mode: Literal["xb", "r+b"], body: bytes) -> None:
-    """Write the beginning of a file through to the disk. A new file ("xb") is readable for its owner alone."""
+    """Write the beginning of a file, and wait until it is on the disk. Only its owner can read a new file ("xb")."""
     with open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(body)
         file.flush()

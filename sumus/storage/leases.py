@@ -1,8 +1,8 @@
-"""Leases: which of several processes leads, if they share rounds; and which processes are running.
+"""Leases: they decide which of several processes leads if they share rounds, and show which processes are running.
 
     lease = leases.hold("a/1f", lasts=10.0)             renews the lease, or takes it if it is free
     lease.holder == "a/1f"                              if true, this process leads, and writes under `lease.fence`
-    leases.beat("a", "what it serves")                  says that this replica is running
+    leases.beat("a", "hash of what it serves")          records that this replica is running
 
 The database's clock is used. The process that takes the lease raises the fence. In the same transaction it writes the
 fence into the row of each run, which every transaction of that run locks and reads. So after the lease is taken, no
@@ -21,8 +21,8 @@ from sumus.storage.memory import MemoryStore
 from sumus.storage.store import Rows
 
 MOST_JUMP = 2**20
-"""How far a device's serial may lie above its last one. A device adds one for each request, so an honest device would
-have to lose a million requests to reach this limit."""
+"""The most by which a device's serial may exceed its last one. A device adds one for each request, so an honest device
+would have to lose a million requests to reach this limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Lease:
     """The lease of the leader.
 
     Attributes:
-        holder: A process, as `REPLICA/LIFE`: the replica's name and an id that is new at each start. Empty before the
-            first one.
+        holder: The process that holds the lease, as `REPLICA/LIFE`: the replica's name and an id that is new at each
+            start. Empty if no process has held it yet.
         fence: A number that grows each time another process takes the lease.
         expires: When the lease expires, in seconds of the database's clock.
     """
@@ -65,7 +65,7 @@ class Leases(Protocol):
     @property
     def shared(self) -> bool:
         """Whether several processes take turns at leading. If not (as with SQLite), a process that starts takes the
-        lease from the one before."""
+        lease from its predecessor."""
         ...
 
     def now(self) -> float:
@@ -78,26 +78,25 @@ class Leases(Protocol):
         Args:
             holder: The process, as `REPLICA/LIFE`.
             lasts: Seconds from now until the lease expires.
-            begins: This process is its replica's newest one, and the earlier ones have ended. A lease of theirs counts
-                as free.
+            begins: Whether this process is its replica's newest one, and the earlier ones have ended. A lease that they
+                held counts as free.
 
         Returns:
-            The lease after this call, of whichever holder.
+            The lease after this call, whoever holds it.
         """
         ...
 
     def leave(self, holder: str) -> None:
-        """Say that a process has ended. The lease becomes free if this holder had it."""
+        """Record that a process has ended. If it held the lease, the lease becomes free."""
         ...
 
     def beat(self, name: str, serves: str, rows: Rows | None = None) -> None:
-        """Say that a replica is running.
+        """Record that a replica is running.
 
         Args:
             name: The replica's name.
             serves: A hash of its tasks and plans.
-            rows: A running transaction of the same database, which this write becomes a part of. None means a
-                transaction of its own.
+            rows: A running transaction of the same database, in which to write. None for a transaction of its own.
         """
         ...
 
@@ -105,7 +104,7 @@ class Leases(Protocol):
         """Return the replicas that were running at some time in the last `within` seconds, by name.
 
         Args:
-            within: Seconds.
+            within: The period in seconds, up to now.
             rows: As in `beat`.
         """
         ...
@@ -114,14 +113,14 @@ class Leases(Protocol):
         """Record the serials of devices' check-ins, and return the highest ones.
 
         A serial that is more than MOST_JUMP above the highest one before is not recorded. Otherwise one request with an
-        enormous serial would lock its device out for good.
+        enormous serial would lock its device out permanently.
 
         Args:
-            asked: By device, the serial of its check-in now.
-            known: By device, the serial in the rows of rounds, for devices that are not recorded here any more.
+            asked: The serial of each device's present check-in, by device.
+            known: The serial in the rows of rounds, by device, for devices that are no longer recorded here.
 
         Returns:
-            By device, the highest serial that it has used at any replica; −1 if none is known.
+            The highest serial that each device has used at any replica, by device; −1 if none is known.
         """
         ...
 
@@ -131,12 +130,12 @@ class Leases(Protocol):
 
 
 def is_near(serial: int, last: int) -> bool:
-    """Return whether a serial is possible after the last one. last: −1 if it is not known."""
+    """Return whether a serial is plausible after the last one. `last` is −1 if it is not known."""
     return serial <= max(last, 0) + MOST_JUMP
 
 
 def after(row: Lease, holder: str, lasts: float, now: float, begins: bool, shared: bool) -> Lease:
-    """Return the lease after a holder has asked for it (the rule of `Leases.hold`)."""
+    """Return the lease after a process has asked for it, by the rule of `Leases.hold`."""
     if row.holder == holder:
         return changed(row, expires=now + lasts)
     free = not shared or now >= row.expires or (begins and row.leader == holder.rpartition("/")[0])
@@ -147,7 +146,7 @@ class Serials:
     """The last serials of devices, in memory.
 
     Args:
-        most: The most devices that are kept. Beyond this number, the device whose last request is the oldest is
+        most: The most devices that are kept. If there are more, the device whose last request is the oldest is
             forgotten.
     """
 
@@ -156,7 +155,7 @@ class Serials:
         self._last: OrderedDict[str, int] = OrderedDict()
 
     def raise_all(self, asked: Mapping[str, int], known: Mapping[str, int]) -> Mapping[str, int]:
-        """See `Leases.raise_serials`."""
+        """Record and return serials, as in `Leases.raise_serials`."""
         found = dict[str, int]()
         for device, serial in asked.items():
             last = max(self._last.get(device, -1), known.get(device, -1))
@@ -169,7 +168,7 @@ class Serials:
         return found
 
     def forget(self, device: str) -> None:
-        """See `Leases.forget_serial`."""
+        """Forget a device's serial."""
         self._last.pop(device, None)
 
 
@@ -179,7 +178,7 @@ class MemoryLeases:
     Args:
         stores: The stores of all runs, by name.
         clock: Returns the time in seconds.
-        shared: For tests, in which threads take turns at leading.
+        shared: Whether threads take turns at leading, as in tests.
     """
 
     def __init__(

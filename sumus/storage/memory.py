@@ -21,8 +21,8 @@ class MemoryStore:
         rounds: Rounds by number.
         sessions: Sessions by id.
         devices: Devices by id.
-        sums: By round, the ids of the sessions whose reports are in its sum, in the order in which they were counted.
-        counted: By session id, the round that its report was counted in.
+        sums: For each round, the ids of the sessions whose reports are in its sum, in the order of counting.
+        counted: For each session id, the round in which its report was counted.
         shards: Shards by round and name.
         notes: Notes by round and name.
         models: Models by version.
@@ -44,9 +44,9 @@ class MemoryStore:
 
 
 class _Transaction:
-    """A transaction: the changes that are written to the store at its end. None stands for a row that is dropped.
+    """A transaction: the changes that are written to the store at its end. None stands for a dropped row.
 
-    Rounds of the store below the number `_forget` count as forgotten.
+    Rounds of the store with a number below `_forget` count as forgotten.
     """
 
     __slots__ = (
@@ -218,7 +218,7 @@ class _Transaction:
         return [row for row in {**self._store.sessions, **self._sessions}.values() if row is not None]
 
     def _awaited(self, until: float) -> list[str]:
-        """Return the ids of the sessions whose report is awaited and that expire until this time, in the order in which
+        """Return the ids of the sessions whose report is awaited and that expire by this time, in the order in which
         they expire."""
         found = [row for row in self._all_sessions() if row.awaited and row.expires <= until]
         return [row.id for row in sorted(found, key=lambda row: (row.expires, row.id))]

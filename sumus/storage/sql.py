@@ -110,17 +110,17 @@ _LEASE = select(LEASE.c.holder, LEASE.c.fence, LEASE.c.expires).where(LEASE.c.na
 _RUNS_LOCKED = select(RUN.c.run).order_by(RUN.c.run).with_for_update()
 _PRESENT = select(REPLICA.c.name, REPLICA.c.serves).where(REPLICA.c.seen > bindparam("since")).order_by(REPLICA.c.name)
 _LONG_GONE = 100.0
-"""Seconds after which the row of a replica that has ended is deleted; nobody asks for it after so long."""
+"""Seconds after which the row of a replica that has ended is deleted, since it is no longer needed."""
 _READS = "sumus_reads"
-"""An execution option of a connection that only reads."""
+"""The execution option that marks a connection as read-only."""
 _BUSY = 30
 """Seconds for which SQLite lets one transaction wait for another."""
 _PATIENCE = (
     "SELECT set_config('idle_in_transaction_session_timeout', '5000', true), set_config('lock_timeout', '10000', true)"
 )
-"""Two limits of PostgreSQL, in milliseconds: after the first it ends the session of a process that stopped within a
-transaction; after the second a transaction stops waiting for a lock. They are set in each transaction, for this
-transaction alone: behind a pooler the next transaction may have another session."""
+"""Two limits of PostgreSQL, in milliseconds. After the first, it ends the session of a process that stopped within a
+transaction. After the second, a transaction stops waiting for a lock. They are set in each transaction, and only for
+it: behind a pooler, the next transaction may have another session."""
 _CONNECTING = 10
 """Seconds to wait for a connection to PostgreSQL, if the URL gives no other number."""
 _NOT_YET = (
@@ -147,13 +147,13 @@ _NOT_YET = (
     "server conn crashed",
     "no more connections allowed",
 )
-"""Words, in lower case, with which the operating system, PostgreSQL and PgBouncer say that a database is not there now,
-or accepts no connection now."""
+"""Words, in lower case, with which the operating system, PostgreSQL and PgBouncer say that a database cannot be reached
+now, or accepts no connection now."""
 
 
 def _is_away(engine: Engine, error: Exception) -> bool:
-    """Return whether a shared database may be reachable again later. Errors that a person must mend (a wrong password,
-    say) have other words."""
+    """Return whether a shared database may be reachable again later. Errors that a person must fix, such as a wrong
+    password, have other words."""
     if engine.dialect.name != "postgresql" or not isinstance(error, OperationalError):
         return False
     said = str(error).lower()
@@ -163,12 +163,12 @@ def _is_away(engine: Engine, error: Exception) -> bool:
 def _address_of(where: str | Path) -> URL:
     """Return the address of a database.
 
-    A path is never read as a URL: `?`, `#`, `%` or `file:` in a path are part of the file's name. What follows
+    A path is never read as a URL: `?`, `#`, `%` or `file:` in a path are part of the file's name. The text after
     `sqlite:///` is a path too. postgres:// and postgresql://, which hosts and tools write, also mean PostgreSQL.
 
     Raises:
-        ExperimentError: An SQLite address names no file, or has options.
-        ArgumentError: `where` is no address.
+        ExperimentError: An SQLite address does not name a file, or has options.
+        ArgumentError: `where` is not an address.
     """
     if isinstance(where, Path):
         return URL.create("sqlite", database=str(where.absolute()))
@@ -202,7 +202,7 @@ class SqlStore:
         """Open a database. Tables are made if they are missing, and upgraded if they are older.
 
         Args:
-            where: A file of SQLite, which is made readable for its owner alone; or a database's URL.
+            where: A file of SQLite, which is made readable only for its owner; or a database's URL.
             run: The run whose rows the store holds.
 
         Raises:
@@ -280,7 +280,7 @@ class SqlStore:
 
         Args:
             clock: The clock that SQLite's leases use, in seconds.
-            shared: Whether processes take turns at leading. None means: on PostgreSQL they do.
+            shared: Whether processes take turns at leading. None means that they do on PostgreSQL only.
         """
         return SqlLeases(self._engine, clock, self._engine.dialect.name == "postgresql" if shared is None else shared)
 
@@ -289,10 +289,10 @@ class SqlStore:
         return _SqlRows(connection, self._run)
 
     def backup(self, path: Path) -> None:
-        """Copy all runs of an SQLite database to a new file, as they are at one moment. Transactions go on meanwhile.
+        """Copy all runs of an SQLite database to a new file, as they are at one moment. Transactions continue meanwhile.
 
-        Whatever could decrypt sums is left out: keys and seeds of rounds, and the places of their shards. So a round
-        that is not over at the moment of the backup is lost when the backup is restored.
+        All data that could decrypt sums is left out: keys and seeds of rounds, and the places of their shards. So a
+        round that has not ended at the moment of the backup is lost when the backup is restored.
 
         Raises:
             UsageError: The database is PostgreSQL, which has its own program for backups.
@@ -328,7 +328,7 @@ class _SqlRows:
         self._at = RunRow()
 
     def begin(self) -> None:
-        """Write the run's first rows, if there are none."""
+        """Write the run's first rows, if they do not exist."""
         alone(self.connection)
         if self._runs.get() is None:
             self._runs.put(_RUN_VALUES(RunRow()))
@@ -467,7 +467,7 @@ class _SqlRows:
         """Record which of the written sessions are counted.
 
         Raises:
-            Fenced: A session was counted before, and is now in another sum, or in none.
+            Fenced: A session was already counted, and is now in another sum or in no sum.
         """
         put, self._unchecked = self._unchecked, {}
         self._counted.read(put)
@@ -498,7 +498,7 @@ def _refuse_network_disk(file: str | None) -> None:
 
 
 def _make_private(file: Path) -> None:
-    """Make a database's file readable for its owner alone, from the first byte on. SQLite gives the files beside it the
+    """Make a database's file readable only for its owner, from the first byte on. SQLite gives its other files the
     same mode."""
     with suppress(OSError):  # SQLite then reports the error
         file.touch(0o600)
@@ -512,8 +512,8 @@ def _be_patient(connection: Connection) -> None:
 def _make_durable(engine: Engine) -> None:
     """Set SQLite's options for each connection.
 
-    A transaction that may write takes the write lock at its beginning. What is committed is on the disk. What is
-    deleted is overwritten.
+    A transaction that may write takes the write lock at its beginning. Committed data is on the disk. Deleted data is
+    overwritten.
     """
 
     def connected(connection: Any, record: object) -> None:
@@ -530,8 +530,8 @@ def _make_durable(engine: Engine) -> None:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Turn write-ahead logging on. If several processes do so at once, SQLite lets one succeed and has the others fail
-    at once: retry."""
+    """Turn on write-ahead logging. If several processes do so at the same time, only one succeeds, and the others fail
+    immediately and retry."""
     until = time.monotonic() + _BUSY
     while True:
         try:
@@ -698,8 +698,8 @@ class SqlLeases:
     def _within(self, rows: Rows | None, reads: bool = False) -> Generator[Connection, None, None]:
         """Yield a connection with a transaction: that of `rows`, or a new one.
 
-        Within a transaction no second connection is opened: a pooler may have no other, and would wait until the first
-        is given back.
+        Within a transaction, no second connection is opened: a pooler may have no other connection, and would wait until
+        the first is returned.
         """
         if isinstance(rows, _SqlRows):
             yield rows.connection

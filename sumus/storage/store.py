@@ -1,9 +1,9 @@
-"""The store: what rounds leave behind, as rows that are read and written in transactions.
+"""The store: the lasting records of rounds, as rows that are read and written in transactions.
 
     with store.transaction() as rows:
         row = rows.round(rows.run().newest)
         …
-        rows.put_round(…)                  all changes are durable when the block ends; if the block raises, none is
+        rows.put_round(…)                  all changes are durable when the block ends; none is kept if it raises
 
 The rows are those of `protocol.round`. A store belongs to one run. Its transactions run one after the other, whichever
 thread or process begins them. Memory, SQLite and PostgreSQL behave the same; one suite of tests runs against all of
@@ -19,7 +19,7 @@ from sumus.errors import ExperimentError
 from sumus.protocol.round import DeviceRow, Round, Session
 
 OF_THE_RUN = 2**31 - 1
-"""Stands in place of a round's number for notes of the run itself."""
+"""The number that stands for the run itself, in place of a round's number, in notes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class RunRow:
         newest: The number of its newest round.
         version: The version of its newest model.
         fence: The fence of the leader that took over last.
-        lasts: How long recent rounds have lasted, in seconds; 0 before the first round has ended.
+        lasts: The duration of recent rounds, in seconds; 0 before the first round has ended.
         epoch: A number for the seeds of noise. It grows with each restore and rollback, so that no noise is used twice.
-        released: The version of the model that devices predict with.
+        released: The version of the model with which devices predict.
         led: When the leader took over, in seconds of the store's clock.
-        takes: How long a device takes for its work, in seconds; 0 before the first report.
-        takes_by_edge: Seconds from the moment at which an edge gets work for a device to that edge's sum; 0 at first.
+        takes: The time that a device needs for its work, in seconds; 0 before the first report.
+        takes_by_edge: Seconds from the moment when an edge gets work for a device until that edge's sum; 0 at first.
         models: The number of sums that have become a model. A model that was put back by a rollback does not count.
     """
 
@@ -53,13 +53,13 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One process's part of a round's sum, and where it lies, encrypted.
+    """One process's part of a round's sum, and the place where it is stored, encrypted.
 
     Attributes:
         round: The round's number.
         name: A name that is unique for each start of a process.
         seq: A number that grows by one with every commit.
-        count: The number of contributors in it.
+        count: The number of contributors to this part.
         file: The name of its blob.
     """
 
@@ -72,13 +72,13 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A version of the model, and what it was made from. The contents are blobs, named by their SHA-256 in hexadecimal.
+    """A version of the model, and its origin. The contents are blobs, named by their SHA-256 in hexadecimal.
 
     Attributes:
         version: The version's number.
-        round: The round whose sum it was made with; None for the first version, and for one that was put back.
+        round: The round whose sum it was made from; None for the first version, and for a version that was put back.
         parent: The version before it.
-        broadcast: The blob that devices train from.
+        broadcast: The blob with which devices begin to train.
         memory: The blob of the server optimizer's state.
         model: The blob of the published model.
         plan: The blob of its task's plan.
@@ -111,42 +111,42 @@ class Fenced(Exception):
 
 
 class TakenOver(Fenced):
-    """Another process has become the run's leader since."""
+    """Another process has become the run's leader in the meantime."""
 
 
 class Rows(Protocol):
     """The rows in one transaction. A read returns what the same transaction has written.
 
-    At first there are `run()` and round 0 with their default values. A row that was dropped or forgotten is not read
-    any more, unless it is written again.
+    At first, the run and round 0 exist with their default values. A row that was dropped or forgotten can no longer be
+    read, unless it is written again.
     """
 
     def run(self) -> RunRow:
-        """Read the run's row."""
+        """Return the run's row."""
         ...
 
     def round(self, number: int) -> Round | None:
-        """Read a round's row; None if there is none."""
+        """Return a round's row; None if it does not exist."""
         ...
 
     def rounds(self) -> Sequence[Round]:
-        """Read all rounds that are not forgotten, by number."""
+        """Return all rounds that are not forgotten, by number."""
         ...
 
     def session(self, id: str) -> Session | None:
-        """Read a session's row; None if there is none."""
+        """Return a session's row; None if it does not exist."""
         ...
 
     def device(self, id: str) -> DeviceRow | None:
-        """Read a device's row, with the present row of its session; None if there is none."""
+        """Return a device's row, with the present row of its session; None if it does not exist."""
         ...
 
     def overdue(self, now: float) -> Sequence[str]:
-        """List the sessions whose report is awaited although their time is over, in the order in which they expired."""
+        """List the sessions whose report is still awaited although they have expired, in the order in which they expired."""
         ...
 
     def out_since(self, began: float) -> Sequence[str]:
-        """List the sessions that have held a place since this moment or longer, the longest first."""
+        """List the sessions that have held a place since this moment or an earlier one, the longest first."""
         ...
 
     def sessions_out(self) -> Sequence[str]:
@@ -154,7 +154,7 @@ class Rows(Protocol):
         ...
 
     def read_ahead(self, devices: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:
-        """Read these devices with their sessions, and these sessions with their devices, ahead. This is a hint, and
+        """Read these devices with their sessions, and these sessions with their devices, in advance. This is a hint, and
         changes only how long later reads take."""
         ...
 
@@ -163,7 +163,7 @@ class Rows(Protocol):
         ...
 
     def sum_of(self, id: str) -> int | None:
-        """Return the round that a session was counted in; None if it was not counted, or if that round is forgotten."""
+        """Return the round in which a session was counted; None if it was not counted, or if that round is forgotten."""
         ...
 
     def put_run(self, run: RunRow) -> None:
@@ -178,7 +178,7 @@ class Rows(Protocol):
         """Write a session's row.
 
         Raises:
-            Fenced: The session was counted before, and would now be in another sum, or in none.
+            Fenced: The session was already counted, and would now be in another sum or in no sum.
         """
         ...
 
@@ -199,10 +199,10 @@ class Rows(Protocol):
         ...
 
     def put_shard(self, row: Shard) -> None:
-        """Write a process's shard of a sum, in place of the one before.
+        """Write a process's shard of a sum, in place of its previous shard.
 
         Raises:
-            Fenced: `seq` is not exactly one above that of the shard before (0 if there is none).
+            Fenced: `seq` is not exactly one above that of the previous shard (0 if there is none).
         """
         ...
 
@@ -211,7 +211,7 @@ class Rows(Protocol):
         ...
 
     def note(self, number: int, name: str) -> bytes | None:
-        """Read a note of a round; None if there is none any more.
+        """Return a note of a round; None if it does not exist or was deleted.
 
         The names of notes: "key" (the round's data key, wrapped), "seed", "model", and "departed" (the links of devices
         that left after they were counted).
@@ -223,11 +223,11 @@ class Rows(Protocol):
         ...
 
     def model(self, version: int) -> Model | None:
-        """Read the row of a version of the model; None if there is none."""
+        """Return the row of a version of the model; None if it does not exist."""
         ...
 
     def models(self) -> Sequence[Model]:
-        """Read all versions that are kept, by number."""
+        """Return all versions that are kept, by number."""
         ...
 
     def put_model(self, row: Model) -> None:
@@ -239,8 +239,8 @@ class Rows(Protocol):
         ...
 
     def forget_rounds_before(self, number: int) -> None:
-        """Delete the rows of older rounds, the records of which sessions were counted in them, their shards and their
-        notes."""
+        """Delete the rows of older rounds, with their shards, their notes, and the records of sessions that were counted
+        in them."""
         ...
 
 

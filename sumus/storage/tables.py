@@ -4,7 +4,7 @@ from sqlalchemy import BigInteger, Column, Double, Index, LargeBinary, MetaData,
 from sqlalchemy.dialects import postgresql
 
 TEXT = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
-"""Text that is sorted by its bytes, whatever language the database server is set to."""
+"""A text column that is sorted by bytes, whatever language the database server is set to."""
 
 TABLES = MetaData()
 RUN = Table(

@@ -1,1 +1,1 @@
-"""Training: models run here. No other package imports torch."""
+"""Training: the package in which models run. No other package imports torch."""

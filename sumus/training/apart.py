@@ -1,4 +1,4 @@
-"""Separates users' code that runs beside training: what it does to torch's global state does not affect training."""
+"""Isolates users' code that runs between training steps, so that its changes to torch's global state do not affect training."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from sumus.training.program import seeded
 
 
 class TorchApart:
-    """Torch's global state as code beside training sees it, with a random generator that continues from one use to the
+    """Torch's global state for code that runs outside training. Its random generator continues from one use to the
     next."""
 
     def __init__(self) -> None:

@@ -19,8 +19,8 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of one local step, by what holds them. The sum is a lower bound: the memory of the framework itself is not
-    in it."""
+    """The memory of one local step in bytes, by purpose. The sum is a lower bound, since it leaves out the memory of the
+    framework itself."""
 
     model: int
     gradients: int
@@ -29,12 +29,12 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """The sum of all four."""
+        """The sum of all four fields."""
         return self.model + self.gradients + self.optimizer + self.activations
 
 
 def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor) -> Cost:
-    """Count the memory of one step on a batch of these examples. The batch is as large as those of the work."""
+    """Count the memory of one step on a batch of these examples. The batch has the size that the work sets."""
     size = min(work.batch_size or len(inputs), len(inputs))
     own = {tensor.data_ptr() for tensor in program.tensors.values()}
     kept: dict[int, int] = {}
@@ -63,7 +63,7 @@ def step_flops(program: Program, inputs: Tensor, targets: Tensor) -> float:
 
 @contextmanager
 def _tried(program: Program) -> Generator[None, None, None]:
-    """Allow a forward pass, then restore the leaves and the random generator."""
+    """Let the block run a forward pass, then restore the leaves and the random generator."""
     before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
     program.module.train()
     with seeded(0):

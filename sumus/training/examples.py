@@ -46,7 +46,7 @@ class ExampleReader:
         """Prepare and check one client's examples.
 
         Raises:
-            DataError: Something is wrong with the examples.
+            DataError: The examples are wrong.
         """
         inputs, targets = as_pair(client, examples)
         if self.task.prepare is not None:
@@ -76,7 +76,7 @@ class ExampleReader:
         return all(torch.equal(one, other) for one, other in pairs)
 
     def learn_schema(self, client: object, inputs: Tensor, targets: Tensor, classes: int | None) -> Data:
-        """Make the shapes and dtypes of these examples the schema of all examples. classes: the number of classes, if
+        """Make the shapes and dtypes of these examples the schema of all examples. `classes` is the number of classes, if
         the loss takes classes as targets."""
         data = self.task.data or Data(
             tuple(inputs.shape[1:]), _dtype_name(inputs), tuple(targets.shape[1:]), _dtype_name(targets)
@@ -89,7 +89,7 @@ class ExampleReader:
         """Check examples against the schema.
 
         Raises:
-            DataError: The examples do not fit.
+            DataError: The examples do not fit the schema.
         """
         for name, tensor, shape, dtype in (
             ("inputs", inputs, data.inputs, data.inputs_dtype),
@@ -150,8 +150,8 @@ class ExampleReader:
         return self._in_range(client, name, self._narrowed(client, name, tensor))
 
     def _narrowed(self, client: object, name: str, tensor: Tensor) -> Tensor:
-        """Convert floats to the model's precision. Refuse numbers out of its range, and large integers that would
-        become others."""
+        """Convert floats to the model's precision. Refuse numbers outside its range, and large integers that would
+        change."""
         narrow, said = tensor.to(self._dtype), str(self._dtype).rpartition(".")[2]
         if not bool((fits := torch.isfinite(narrow)).all()):
             row = _first_row(~fits)
@@ -242,7 +242,7 @@ def _stacked(rows: list[Any]) -> Tensor:
 
 
 def _no_array(values: Any) -> str | None:
-    """Return why values are no array of numbers, and what to give instead; None if these checks find nothing wrong."""
+    """Say why values are not an array of numbers, and what to pass instead; None if these checks find nothing wrong."""
     if isinstance(values, Mapping):
         return f"a dict of {_keys(values)}, and a model is given one array: stack them into one, in prepare= or before"
     if isinstance(values, Tensor):
@@ -263,8 +263,8 @@ def _no_array(values: Any) -> str | None:
 
 
 def _mixed_columns(table: Any) -> str | None:
-    """Describe the column of a table, and its row, that keeps the table from being an array of numbers; None if there
-    is none."""
+    """Describe the column and row because of which a table is not an array of numbers; None if no column prevents
+    this."""
     kinds = [getattr(dtype, "kind", "O") for dtype in table.dtypes]
     odd = next((place for place, kind in enumerate(kinds) if kind not in "iuf"), None)
     if odd is None or set(kinds) == {"b"}:
@@ -307,7 +307,7 @@ def _place(wrong: Tensor) -> str:
 
 
 def _are_two_columns(examples: list[Any]) -> bool:
-    """Return whether a list of two is (inputs, targets): two arrays of different shapes, which cannot both be examples."""
+    """Return whether a list of two items is (inputs, targets): two arrays of different shapes, which cannot both be examples."""
     one, other = (getattr(column, "shape", None) for column in examples)
     return bool(one) and bool(other) and tuple(one) != tuple(other)
 
@@ -334,7 +334,7 @@ def describe_call(error: Exception, inputs: Tensor, targets: Tensor) -> TaskErro
 
 
 def _remedy(error: Exception, targets: Tensor) -> str:
-    """Suggest what to do about an error of the model or its loss, as far as the error's text tells."""
+    """Suggest a remedy for an error of the model or its loss, as far as the error's text shows one."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return "memory ran out: lower batch_size= of the client's work, or take a smaller model"
@@ -344,8 +344,8 @@ def _remedy(error: Exception, targets: Tensor) -> str:
 
 
 class _Kept:
-    """A cache of examples in one block of memory. The first examples are kept, as many as fit. Kept examples never
-    move.
+    """A cache of examples in one block of memory. It keeps the first examples, as many as fit, and never moves
+    them.
 
     Kept one by one on the heap, the small examples of many clients would fill the holes that each client's gradients
     leave. The next gradients would no longer fit there, and the heap would grow by a model for each client.
@@ -359,11 +359,11 @@ class _Kept:
         self._pairs: dict[object, tuple[Tensor, Tensor]] = {}
 
     def get(self, where: object) -> tuple[Tensor, Tensor] | None:
-        """Return the examples that were put under a key, or None. They are not copied."""
+        """Return the examples that are stored under a key, or None. They are not copied."""
         return self._pairs.get(where)
 
     def put(self, where: object, pair: tuple[Tensor, Tensor]) -> None:
-        """Keep a copy, if it fits."""
+        """Store a copy of the examples, if it fits."""
         sizes = [_aligned(tensor.nelement() * tensor.element_size()) for tensor in pair]
         if self._used + sum(sizes) > self._capacity:
             return

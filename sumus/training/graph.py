@@ -49,7 +49,7 @@ class LocalGraph:
         module: The graph.
         names: The names of the state that it takes.
         others: The names of its other arguments.
-        draws: The noise among those arguments, for one client each.
+        draws: The shapes of the noise among those arguments, each for one client.
         stack: The number of clients; None for one client without a stack.
     """
 
@@ -74,7 +74,7 @@ class LocalGraph:
         Args:
             state: Tensors in the order of `names`.
             inputs: Rows of a batch, `(B, ...)`; for a stack `(K, B, ...)`. They may be changed.
-            targets: As inputs.
+            targets: The targets of the rows, in the same form.
             mask: For a stack, `(K, B)`: 1 for rows that count, 0 for padding.
             lr: The learning rate.
             step: The step's number, from 1.
@@ -94,8 +94,8 @@ class LocalGraph:
         return loss
 
     def noise(self, keys: Sequence[bytes], step: int, device: torch.device) -> list[Tensor]:
-        """Return the numbers that these clients' random operators draw in a step: `(K, ...)` each, or those of one
-        client."""
+        """Return the numbers that these clients' random operators draw in a step, each `(K, ...)`; without a stack, those
+        of one client."""
         drawn = [np.stack([draw.numbers(key, step, call) for key in keys]) for call, draw in enumerate(self.draws)]
         return [torch.from_numpy(each if self.stack else each[0]).to(device) for each in drawn]
 
@@ -224,9 +224,9 @@ def _expect_rows_first(draws: Sequence[NoiseShape], longer: Sequence[NoiseShape]
     """Refuse random numbers of a shape in which padding would change other rows' numbers.
 
     Args:
-        draws: What is drawn for a batch.
-        longer: What is drawn for a batch of one more row.
-        rows: The rows of the shorter batch.
+        draws: The noise that is drawn for a batch.
+        longer: The noise that is drawn for a batch with one more row.
+        rows: The number of rows in the shorter batch.
     """
 
     def is_unmoved(draw: NoiseShape, other: NoiseShape) -> bool:
@@ -239,7 +239,7 @@ def _expect_rows_first(draws: Sequence[NoiseShape], longer: Sequence[NoiseShape]
 
 @contextmanager
 def leaving_no_trace(program: Program) -> Generator[None, None, None]:
-    """Restore what the code keeps beside the leaves, and Python's and numpy's generators, after the block.
+    """After the block, restore the state that the code keeps outside the leaves, and Python's and numpy's generators.
 
     Raises:
         NotCapturable: The block changed any of them.

@@ -1,12 +1,12 @@
-"""State that code keeps outside a model's leaves: attributes, enclosed variables, globals, tensors that nobody sends.
+"""State that code keeps outside a model's leaves: attributes, enclosed variables, globals, tensors that are never sent.
 
     hidden = HiddenState({"model": module, "loss": loss}, leaves)
     ...                                  the code runs
     hidden.restore()                     restores everything; returns the paths that had changed, such as `loss.calls`
 
-A plan carries leaves, and nothing else. Other state of the code would reach the next client in a run of one process,
-but not in a run of two, and would be lost when a run continues from a folder. So every client begins with this state as
-it was before the run. A walk from the roots finds the places where such state can be (`sumus.training.walk`).
+A plan carries only leaves. Any other state of the code would reach the next client in a run with one process, but not
+in a run with two, and would be lost when a run continues from a folder. So every client begins with this state as it
+was before the run. A walk from the roots finds the places where such state can be (`sumus.training.walk`).
 """
 
 import functools
@@ -26,9 +26,9 @@ from sumus.training.places import LONGEST, MISSING, Cell, Place
 from sumus.training.walk import FUNCTIONS, MEMBERS, HiddenWalk, globals_of, users
 
 _ALWAYS = 8
-"""The first comparisons, at which everything is compared. Later it is done at each power of two, and at the end."""
+"""The number of first comparisons that compare everything. Later ones do so at each power of two, and at the end."""
 _DEEPEST = 4
-"""How many levels of enclosing functions are searched."""
+"""The number of levels of enclosing functions that are searched."""
 
 
 class HiddenState:
@@ -41,7 +41,7 @@ class HiddenState:
     Attributes:
         tensors: The tensors that the walk met, each with its path.
         digest: A hash of the numbers and texts; equal in two processes that begin alike.
-        refused: The first error at which something could not be restored; None if there was none.
+        refused: The first error because of which something could not be restored; None if everything could be.
     """
 
     def __init__(self, roots: Mapping[str, object], leaves: Iterable[Tensor] = ()) -> None:
@@ -62,7 +62,7 @@ class HiddenState:
         """Return the paths whose values have changed.
 
         Args:
-            whole: Whether large arrays and long containers, which take long, are compared too.
+            whole: Whether to compare large arrays and long containers too, which takes long.
         """
         return list(dict.fromkeys(path for place in self._places for path in self._changed(place, whole)))
 
@@ -90,7 +90,7 @@ class HiddenState:
             whole: See `changed`.
 
         Raises:
-            TaskError: Something cannot be restored. Everything else is.
+            TaskError: Something cannot be restored. Everything else has been.
         """
         paths, refused = dict[str, None](), None
         for place in self._places:
@@ -109,7 +109,7 @@ class HiddenState:
         """Restore everything for the last time.
 
         Args:
-            logs: Whether containers to which the code only added get everything that was added.
+            logs: Whether containers to which the code only added items get all of these items back.
         """
         try:
             self.restore()
@@ -119,7 +119,7 @@ class HiddenState:
 
     @contextmanager
     def keeping_logs(self) -> Generator[None, None, None]:
-        """Run the code of the block as a trial: what it adds to containers that may be a user's logs is forgotten."""
+        """Run the code of the block as a trial. Items that it adds to containers that may be a user's logs are removed."""
         logs = [(place, place.log()) for place in self._places]
         try:
             yield
@@ -136,12 +136,12 @@ def which(path: str) -> str:
     )
 
 
-# ── models that a copy would not be ──────────────────────────────────────────────────────────────────────────────────
+# ── modules that cannot be copied ────────────────────────────────────────────────────────────────────────────────────
 
 
 def tied_to_itself(module: nn.Module) -> str | None:
-    """Return why a copy of a module would be incomplete: what it would lose, or share with the original. None if it is
-    complete.
+    """Say why a copy of a module would be incomplete, that is, what it would lose or share with the original. None if it
+    is complete.
 
     A copy of a parameter has no hooks, and a copy of a function encloses the same objects as the original function.
     """

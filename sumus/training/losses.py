@@ -1,5 +1,5 @@
-"""Losses: functions (outputs, targets) → one value for each example, shape `(B,)`. Any function of this form can be
-used."""
+"""Losses: functions (outputs, targets) → one value for each example, shape `(B,)`. Any function of this form can
+serve as a loss."""
 
 from collections.abc import Callable
 from typing import Any, cast

@@ -2,8 +2,8 @@
 stacked.
 
 The random operator number `call` in step `step` of a client gets uniform numbers from a stream of its own, keyed by
-(client's key, step, call), in the shape of its tensor. Rows that pad a batch come last, so they change no other row's
-numbers. A model with a random operator that is not listed here uses torch's generator, seeded by the client's key, and
+(client's key, step, call), in the shape of its tensor. Rows that pad a batch come last, so they do not change the numbers
+of other rows. A model with a random operator that is not listed here uses torch's generator, seeded by the client's key, and
 trains sequentially.
 """
 
@@ -41,7 +41,7 @@ class NoiseShape:
 
 @dataclass(frozen=True)
 class Random:
-    """How a random operator's result is made from noise.
+    """The rule that computes a random operator's result from noise.
 
     Attributes:
         normal: Whether it needs standard normal numbers.
@@ -69,7 +69,7 @@ def _dropout(noise: Tensor, values: Tensor, p: float, train: bool | None = True)
 
 
 def dropout_gradient(grad: Tensor, kept: Tensor, scale: float) -> Tensor:
-    """Return the gradient that dropout passes back. scale: 1 / (1 − p), or 0 if no unit is kept."""
+    """Return the gradient that dropout passes back. `scale` is 1 / (1 − p), or 0 if no unit is kept."""
     return grad * (kept.to(grad.dtype) / (1.0 / scale if scale else 1.0))
 
 
@@ -96,7 +96,7 @@ KEYED: dict[Any, Random] = {
     _aten.native_dropout.default: Random(False, _dropout),
     _aten.uniform_.default: Random(False, _uniform),
     _aten.normal_.default: Random(True, _normal),
-    _aten.uniform.default: Random(False, _uniform),  # this and the next: the same two in a functional graph
+    _aten.uniform.default: Random(False, _uniform),  # this and the next: the functional forms of the two above
     _aten.normal_functional.default: Random(True, _normal),
     _aten.rand_like.default: Random(False, _like),
     _aten.randn_like.default: Random(True, _like),
@@ -125,10 +125,10 @@ class Interception(TorchDispatchMode):
 
 
 class KeyedNoise(Interception):
-    """While this mode is entered, the random operators of one step get a client's noise.
+    """A mode in which the random operators of one step get a client's noise.
 
     Attributes:
-        calls: The number of random operators so far.
+        calls: The number of random operators that have run so far.
     """
 
     def __init__(self, key: bytes, step: int) -> None:

@@ -1,7 +1,7 @@
-"""What a task's code does besides computing losses, observed on a few examples before any client trains.
+"""Observe, on a few examples before any client trains, what a task's code does apart from computing losses.
 
     seen = observe(program, inputs, targets)       TaskError for code that no run could train correctly
-    seen.alone                                     why its step cannot be captured, or None
+    seen.alone                                     the reason why its step cannot be captured, or None
     expect_means(program, inputs, targets)         TaskError if the mean of several clients' buffers is meaningless
 
 Effects that appear only later, at a hundredth step for example, are detected when they happen: every client begins with
@@ -23,20 +23,20 @@ from sumus.training.program import Program, dense, seeded
 _NUDGE = 1.0
 """The largest move of a buffer, relative to its size, when checking whether its update is affine."""
 _BENT = 1e-3
-"""The largest deviation from an affine update, relative to the move: rounding."""
+"""The largest deviation from an affine update that counts as rounding, relative to the move."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What was observed.
+    """The behaviour of a task's code, as observed.
 
     Attributes:
         draws: Whether the model draws random numbers that keyed noise can replace.
-        unkeyed: Why torch's own generator must be used and not keyed noise; None if nothing needs it.
-        alone: Why a step cannot be captured as a graph, since the code does more than a graph holds; None if nothing
-            was found.
+        unkeyed: The reason why torch's own generator must be used instead of keyed noise; None if it need not be.
+        alone: The reason why a step cannot be captured as a graph, if the code does more than a graph holds; None if no
+            reason was seen.
         generators: Whether Python's or numpy's generator moved.
-        acts: Whether a second pass over the same examples gave other losses than the first.
+        acts: Whether a second pass over the same examples gave different losses from the first.
     """
 
     draws: bool
@@ -50,7 +50,7 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
     """Run the model twice on a client's first examples, as in training, and restore everything.
 
     Raises:
-        TaskError: The code trains tensors that nobody sends, changes frozen leaves, or binds its leaves to new tensors.
+        TaskError: The code trains tensors that are never sent, changes frozen leaves, or binds leaves to new tensors.
     """
     with seeded(0):
         program.begin_anew(whole=True)
@@ -134,11 +134,11 @@ def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _two_rows(rows: Tensor) -> Tensor:
-    """Return a batch of two rows or more, since statistics may be taken over it."""
+    """Return a batch of at least two rows, since the model may compute statistics over it."""
     return rows if len(rows) > 1 else rows.repeat(2, *[1] * (rows.dim() - 1))
 
 
-# ── parameters that nobody trains ────────────────────────────────────────────────────────────────────────────────────
+# ── tensors that are never sent ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _leaves_under(losses: Tensor, own: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -146,8 +146,8 @@ def _leaves_under(losses: Tensor, own: Iterable[Tensor]) -> Iterator[Tensor]:
 
     Args:
         losses: The losses.
-        own: The model's tensors. The search stops at them: those of a copy of a scripted module remember what they were
-            copied from.
+        own: The model's tensors. The search stops at them, because the tensors of a copied scripted module refer to their
+            originals.
     """
     waiting, seen = [losses.grad_fn], {tensor.grad_fn for tensor in own}
     while waiting:
@@ -161,7 +161,7 @@ def _leaves_under(losses: Tensor, own: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    """Refuse gradients into tensors that are no leaves: tensors that both passes share, and parameters of the second
+    """Refuse gradients into tensors that are not leaves: tensors that both passes share, and parameters of the second
     pass. A pass may make other tensors, such as inputs with a gradient."""
     known = {id(tensor) for tensor in program.tensors.values()}
     again = {id(tensor) for tensor in first}
@@ -182,7 +182,7 @@ def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Te
         )
 
 
-# ── buffers whose mean is none ───────────────────────────────────────────────────────────────────────────────────────
+# ── buffers without a mean ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
@@ -236,7 +236,7 @@ def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
 
 
 def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tensor) -> str | None:
-    """Return why the mean of a buffer is meaningless; None if it is meaningful.
+    """Say why the mean of a buffer is meaningless; None if it is meaningful.
 
     Args:
         start: The buffer before a forward pass.
@@ -257,7 +257,7 @@ def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tenso
 
 
 def _keeps_length(start: Tensor, still: Tensor, axis: int | None) -> bool:
-    """Return whether a pass changed a buffer, but not its lengths along an axis (None: its length as a whole)."""
+    """Return whether a pass changed a buffer but kept its lengths along an axis (None: its length as a whole)."""
     if (start.shape[axis] if axis is not None else start.numel()) < 2 or float((still - start).norm()) <= 1e-4 * float(
         start.norm()
     ):

@@ -1,9 +1,9 @@
-"""Places where code can keep state. A place remembers its content, finds whether the content has changed, and restores
+"""Places where code can keep state. A place remembers its content, checks whether the content has changed, and restores
 it.
 
     place = Sequence("loss.seen", seen)
     ...                                  the code runs
-    list(place.changed())                the path, if the list is a different one now
+    list(place.changed())                the path, if the list is different now
     place.restore()                      the list holds its first content again
 
 `sumus.training.hidden` finds the places.
@@ -30,13 +30,13 @@ from torch import Tensor
 from sumus.errors import TaskError
 
 LONGEST = 10_000
-"""The content of a longer list, mapping or set is compared as a whole, and only now and then."""
+"""The content of a list, mapping or set longer than this is compared as a whole, and only occasionally."""
 LONGEST_PICKLED = 1_000_000
-"""A list, mapping or set longer than this is compared only by the objects in it, and not by their content."""
+"""A list, mapping or set longer than this is compared only by the identity of its objects, and not by their content."""
 SMALL_BYTES = 2**22
-"""Tensors and arrays of at most this many bytes are compared each time; larger ones now and then."""
+"""Tensors and arrays of at most this many bytes are compared each time; larger ones occasionally."""
 _PICKLED = 2**16
-"""The first bytes of a pickle that are compared."""
+"""The number of bytes at the start of a pickle that are compared."""
 _DEEPEST = 8
 
 PLAIN = (
@@ -61,8 +61,8 @@ class Place:
     """A place where code can keep state.
 
     Attributes:
-        rare: Whether comparing takes long, so that the place is compared only now and then.
-        missed: How many comparisons have been skipped since the last one.
+        rare: Whether comparing takes long, so that the place is compared only occasionally.
+        missed: The number of comparisons that have been skipped since the last one.
     """
 
     rare = False
@@ -88,15 +88,15 @@ class Place:
         """Put back everything that the code only added, if this is a container: it may be a user's log."""
 
     def log(self) -> Any:
-        """What the code added to a container so far; None for other places."""
+        """Return the items that the code has added to a container so far; None for other places."""
         return None
 
     def put_log(self, log: Any) -> None:
-        """Put back what `log` gave, in place of what was added since."""
+        """Put back the items that `log` returned, in place of those that were added since then."""
 
     def _expect_looked_at(self, path: str) -> None:
-        """Refuse a change of a rarely compared place: nobody knows at which client it happened, so some clients began
-        with a changed content.
+        """Refuse a change of a rarely compared place. It is not known at which client the place changed, so some clients
+        have begun with changed content.
 
         From now on the place is compared each time.
         """
@@ -311,7 +311,7 @@ class _PlainPickler(pickle.Pickler):
 
 
 class OneValue(Place):
-    """A place that holds one value under one path, or none."""
+    """A place that holds one value under one path, or no value."""
 
     _path: str
     then: Any
@@ -390,8 +390,8 @@ class Numbers(Place):
     Args:
         path: Its path.
         held: The tensor or array.
-        room: Bytes that may be copied; a larger one cannot be restored.
-        each_time: Bytes that may be compared each time.
+        room: The most bytes to copy. A larger tensor or array cannot be restored.
+        each_time: The most bytes to compare each time.
     """
 
     def __init__(self, path: str, held: Any, room: int, each_time: int = SMALL_BYTES) -> None:
@@ -507,7 +507,7 @@ class RandomGenerator(Place):
 
 
 class Opaque(Place):
-    """An object of an extension, which cannot be restored, but shows in its pickle that it has changed."""
+    """An object of an extension. It cannot be restored, but its pickle shows whether it has changed."""
 
     def __init__(self, path: str, held: Any) -> None:
         self._path, self._held = path, held
@@ -533,7 +533,7 @@ class Opaque(Place):
 
 
 class Iterating(Opaque):
-    """An iterator. It is refused once it moves, and at once if nothing shows its position."""
+    """An iterator. It is refused as soon as it moves; or immediately, if its position cannot be seen."""
 
     def _now(self) -> Any:
         with warnings.catch_warnings():
@@ -558,7 +558,7 @@ class Iterating(Opaque):
 
 
 class _Unseen(Exception):
-    """Nothing shows an iterator's position."""
+    """An iterator's position cannot be seen."""
 
 
 def _standing(value: Any, depth: int) -> Any:
@@ -627,7 +627,7 @@ def _parts_of(held: Tensor) -> tuple[Tensor, ...]:
 
 
 def _bits(held: Any) -> Any:
-    """Return the bytes of a tensor or an array as uint8 `(bytes,)`. They are a view if they lie in order on the CPU."""
+    """Return the bytes of a tensor or an array as uint8 `(bytes,)`. The result is a view if they are contiguous on the CPU."""
     if isinstance(held, Tensor):
         if not held.nelement():
             return np.empty(0, np.uint8)

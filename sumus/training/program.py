@@ -1,4 +1,4 @@
-"""A program: a task bound to torch, with one module that is made once and reused for every client."""
+"""A program: a task bound to torch, with one module that is made once and then reused for every client."""
 
 import copy
 import dataclasses
@@ -39,9 +39,9 @@ class Program:
         buffers: The tensors of shared leaves without a gradient.
         personal: The tensors of the device's own leaves.
         trained: The tensors of all leaves with a gradient.
-        hidden: What the code keeps outside the leaves.
-        moved: The paths there that were found changed, and what a witness found (`sumus.executors.witness`).
-        observed: What the code was seen to do (`sumus.training.observed`); None before the code was tried.
+        hidden: The state that the code keeps outside the leaves.
+        moved: The paths of hidden state that has changed, and the findings of a witness (`sumus.executors.witness`).
+        observed: The observed behaviour of the code (`sumus.training.observed`); None before the code was tried.
     """
 
     def __init__(self, task: Task, device: Any = "cpu", seed: int = 0) -> None:
@@ -103,7 +103,7 @@ class Program:
         return self.tensors_of({name: self.initial[name] for name in self.personal})
 
     def tensors_of(self, tree: Tree) -> dict[str, Tensor]:
-        """Return a tree as tensors on the device: in the precision that the module holds them, widened to the dtype of
+        """Return a tree as tensors on the device: first in the precision of the module, then widened to the dtype of
         their sum."""
         return {name: self.widen(name, self._to_tensor(name, leaf)) for name, leaf in tree.items()}
 
@@ -120,8 +120,8 @@ class Program:
                 tensor.copy_(value)
 
     def look_at(self, name: str, part: object) -> None:
-        """Watch also what the code of a part of the algorithm keeps, under a name in `moved`. It is not restored, since a
-        server calls such code as well."""
+        """Also watch the state of a part of the algorithm, under a name in `moved`. It is not restored, since a server
+        calls such code as well."""
         if (name, id(part)) not in self._parts:
             self._parts[name, id(part)] = part, HiddenState({name: part})
 
@@ -135,12 +135,12 @@ class Program:
         ]
 
     def begin_anew(self, whole: bool = False) -> None:
-        """Restore what the code keeps outside the leaves to its value when this program was made.
+        """Restore the state that the code keeps outside the leaves to its value when this program was made.
 
         Every client and every measurement begins with this call. `moved` gains the paths that had changed.
 
         Args:
-            whole: Whether large arrays and long containers are compared in any case, and not only now and then.
+            whole: Whether large arrays and long containers are compared in any case, and not only occasionally.
 
         Raises:
             TaskError: A frozen parameter has changed, or a change cannot be undone.
@@ -152,7 +152,7 @@ class Program:
                 self.expect_own_tensors()
             finally:
                 self.hidden.restore(whole)
-        if self.hidden.refused is not None:  # also if a device tries again
+        if self.hidden.refused is not None:  # raised again if a device retries
             raise TaskError(str(self.hidden.refused))
         for (name, own), (part, hidden) in self._parts.items():
             if changed := hidden.changed():
@@ -162,11 +162,11 @@ class Program:
         _expect_same_roles(self.tensors, self.leaves)
 
     def end(self) -> None:
-        """Restore it for the last time, so that the next run with the same code begins alike."""
+        """Restore this state for the last time, so that the next run with the same code begins alike."""
         self.hidden.end(logs=self.observed is not None and not self.observed.acts)
 
     def expect_frozen(self, before: Mapping[str, Tensor] | None = None) -> None:
-        """Raise TaskError if the code changed a frozen parameter, compared with values `before`, or else by versions."""
+        """Raise TaskError if the code changed a frozen parameter, compared with the values `before` or, if None, by version."""
         for name, (tensor, version, kept) in self._frozen.items():
             is_same = tensor._version == version or _sum_of(tensor) == kept
             if not (is_same if before is None else _same_numbers(tensor, before[name])):
@@ -179,11 +179,11 @@ class Program:
 
     def widened(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the module's present values of these leaves, detached, in the dtype in which they are summed. They are
-        no copies."""
+        not copies."""
         return {name: self.widen(name, self.tensors[name].detach()) for name in names}
 
     def expect_own_tensors(self) -> None:
-        """Raise TaskError if the module has replaced its leaves by other tensors, since nobody would send these."""
+        """Raise TaskError if the module has replaced its leaves by other tensors, since these would never be sent."""
         state = self.module.state_dict(keep_vars=True)
         for name, tensor in self.tensors.items():
             if state.get(name) is not tensor:
@@ -234,7 +234,7 @@ class Program:
             batch_size: The most examples in one call of the model, the loss and the metrics.
 
         Returns:
-            By name of the metric, or "loss": (sum, count). A sum is NaN if one of its values is.
+            (sum, count) by the name of the metric, or "loss". A sum is NaN if one of its values is NaN.
         """
         totals: dict[str, tuple[float, int]] = {}
         self.begin_anew()
@@ -276,7 +276,7 @@ class Program:
             return self.module(torch.as_tensor(inputs).to(self.device))
 
     def predict(self, inputs: Any) -> Tensor:
-        """Return the outputs as a device would answer: `(B, ...)` on the CPU. Raise TaskError if they are not one tensor."""
+        """Return the outputs as a device would return them: `(B, ...)` on the CPU. Raise TaskError if they are not one tensor."""
         outputs = self.outputs(inputs)
         if not isinstance(outputs, Tensor):
             raise TaskError(
@@ -382,8 +382,8 @@ def _kind(tensor: Tensor) -> str:
 def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
     """Return a copy of a module, also if a callable returns the user's own module.
 
-    If a module cannot be copied, or a copy would lose something, the module is made once more, and must then be a new
-    one.
+    If a module cannot be copied, or a copy would lose something, the module is made once more. The result must then be a
+    new module.
     """
     why, cause = tied_to_itself(module), None
     if why is None:
@@ -413,7 +413,7 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _code_of(task: Task, module: nn.Module) -> dict[str, object]:
-    """Return the user's code that runs as clients train, by its kind."""
+    """Return the user's code that runs while clients train, by its kind."""
     metrics = {f"metric {name}": metric for name, metric in task.metrics.items()}
     return {"model": module, "loss": task.loss, **metrics}
 
@@ -423,7 +423,7 @@ def _name_in(tensors: Mapping[str, Tensor], wanted: Tensor) -> str:
 
 
 def _expect_same_roles(tensors: Mapping[str, Tensor], leaves: Mapping[str, Leaf]) -> None:
-    """Refuse a change of which leaves have a gradient.
+    """Refuse code that changes which leaves have a gradient.
 
     Raises:
         TaskError: The code has changed whether a leaf has a gradient.
@@ -469,10 +469,10 @@ def _expect_finite(name: str, tensor: Tensor) -> None:
 
 
 def expect_gradients(what: str) -> None:
-    """Refuse to train if torch was told to keep no gradients.
+    """Refuse to train if torch is set to compute no gradients.
 
     Args:
-        what: The call that was made.
+        what: The call that needs gradients, for the error.
     """
     if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         raise ExperimentError(
@@ -513,8 +513,8 @@ def seeded(seed: int) -> Generator[None, None, None]:
     """Set torch's global random generators from a seed, and restore them afterwards; also those of GPUs that are in
     use.
 
-    `torch.manual_seed` is not used: for every GPU that is not in use it queues a call with its stack. This is slow, and
-    the queue grows if it is done for every client.
+    `torch.manual_seed` is not used: for every GPU that is not in use, it queues a call together with a stack trace. This
+    is slow, and the queue would grow with every client.
     """
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpus):

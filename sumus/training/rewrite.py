@@ -17,7 +17,7 @@ _aten = torch.ops.aten
 _RESHAPES = (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
 _TRANSPOSES = (_aten.t.default, _aten.transpose.int)
 _VIEWS = (*_RESHAPES, *_TRANSPOSES, _aten.expand.default, _aten.permute.default, _aten.unsqueeze.default)
-"""Views: two of them with the same arguments are merged."""
+"""View operators. Two views with the same arguments are merged."""
 _STATISTICS = (_aten.native_batch_norm.default, _aten.cudnn_batch_norm.default, _aten.miopen_batch_norm.default)
 
 
@@ -80,7 +80,7 @@ def _unchanged(node: Node, source: Node) -> Node | None:
 
 
 def stand_in_noise(graph: Graph, stack: int | None) -> list[NoiseShape]:
-    """Give every random operator a placeholder of noise. Returns the noise of one client for each, in order."""
+    """Give every random operator a placeholder for noise. Return each placeholder's noise for one client, in order."""
     draws: list[NoiseShape] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
@@ -212,7 +212,7 @@ def pool_channels_last(graph: Graph) -> None:
 
 
 def multiply_by_onednn(graph: Graph) -> None:
-    """Compute x·Wᵀ + b by oneDNN's inner product, which on some CPUs is twice as fast as the default."""
+    """Compute x·Wᵀ + b with oneDNN's inner product, which on some CPUs is twice as fast as the default."""
     linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if linear is None:
         raise NotCapturable("this torch has no oneDNN linear")
@@ -349,6 +349,6 @@ def _writes(target: Any) -> bool:
 
 
 def _form(node: Any) -> tuple[tuple[int, ...], torch.dtype]:
-    """Return shape and dtype of a node's value."""
+    """Return the shape and dtype of a node's value."""
     meta = node.meta.get("tensor_meta") or node.meta.get("val")
     return tuple(meta.shape), meta.dtype

@@ -53,8 +53,8 @@ def local_step(
     Args:
         program: The model.
         work: The client's work.
-        values: Those of `step_values`. A `mask` (B,) may be added: rows where it is 0 pad a short batch and do not
-            count. Batch statistics (BatchNorm) still include the padding.
+        values: The values from `step_values`, optionally with a `mask` (B,). Rows whose mask is 0 pad a short batch, and
+            do not count. Batch statistics (BatchNorm) still include the padding.
         functional: Differentiate by `torch.func`, as is needed under `vmap`; otherwise by autograd, which keeps fused
             kernels whole.
     """

@@ -3,8 +3,8 @@
     walk = HiddenWalk({"model": module, "loss": loss}, leaves)
     walk.places                          each remembers its present content, and can restore it
 
-The walk goes from some roots through attributes, containers, enclosed variables, globals and classes. It looks into
-objects and code of users, but not into what libraries keep for themselves.
+The walk goes from some roots through attributes, containers, enclosed variables, globals and classes. It inspects the
+objects and the code of users, but not the internal state of libraries.
 """
 
 import collections
@@ -54,7 +54,7 @@ from sumus.training.places import (
 )
 
 MOST_PLACES = 20_000
-"""The most places. If there are more, the walk ends."""
+"""The most places that are recorded. If there are more, the walk ends."""
 MOST_BYTES = 2**26
 """The most bytes of tensors and arrays that are copied so that they can be restored."""
 _RANDOM = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
@@ -67,7 +67,7 @@ _HOLDERS = {
     *("weakref.WeakKeyDictionary", "weakref.WeakValueDictionary", "_weakrefset.WeakSet"),
     "multiprocessing.sharedctypes.SynchronizedBase",
 }
-"""Python's own classes whose objects often hold state of users."""
+"""Python's own classes whose objects often hold users' state."""
 _SHOW_NOTHING = {"builtins", "_thread", "_weakref", "weakref", "re", "_abc", "_contextvars"}
 _LIBRARIES = {"torch", "numpy", "sumus", "torchvision"}
 _OF_MODULES = {
@@ -88,7 +88,7 @@ MEMBERS = {"_parameters", "_buffers", "_modules"}
 
 @functools.lru_cache(1024)
 def users(module: object) -> bool:
-    """Return whether a module, given by its name, is a user's own: neither a part of Python nor an installed package."""
+    """Return whether the module with this name is a user's own: neither a part of Python nor an installed package."""
     if not isinstance(module, str):
         return False
     top = module.partition(".")[0]
@@ -132,8 +132,8 @@ def globals_of(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], t
 
 
 def _imported(name: str, package: str) -> types.ModuleType | None:
-    """Return a module that code imports as it runs. A user's own module is imported now, since it may keep state from
-    then on."""
+    """Return a module that code imports while it runs. A user's own module is imported now, since it may keep state
+    after that."""
     try:
         full = importlib.util.resolve_name(name, package) if name.startswith(".") else name
         if full in sys.modules:
@@ -149,7 +149,7 @@ def _imported(name: str, package: str) -> types.ModuleType | None:
 
 
 class HiddenWalk:
-    """What the code behind some roots keeps outside the leaves, as it is now.
+    """The state that the code behind some roots keeps outside the leaves, as it is now.
 
     Args:
         roots: The objects at which the walk begins, by the name that paths begin with.
@@ -157,7 +157,7 @@ class HiddenWalk:
 
     Attributes:
         places: The places where state can be.
-        tensors: The tensors that were met, each with its path.
+        tensors: The tensors that the walk met, each with its path.
         digest: A hash of the numbers and texts; equal in two processes that begin alike.
     """
 
@@ -183,7 +183,7 @@ class HiddenWalk:
         """Record the places of a value, and go on to the objects that it holds."""
         kind = type(value)
         if isinstance(value, PLAIN) and not (isinstance(value, enum.Enum) and users(kind.__module__)):
-            if "{" not in path:  # of a set: in another order in another process
+            if "{" not in path:  # items of a set: their order depends on the process
                 self._hash.update(f"{path}={value!r}\n".encode())
             return
         if id(value) in self._seen:
@@ -484,7 +484,7 @@ def _cached_names(kind: type) -> frozenset[str]:
 
 @functools.lru_cache(1024)
 def _is_looked_into(kind: type) -> bool:
-    """Return whether objects of a class can hold state of users."""
+    """Return whether objects of a class can hold users' state."""
     named = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
     return users(kind.__module__) or kind.__module__.startswith("sumus.") or bool(named & _HOLDERS)
 

@@ -1,4 +1,4 @@
-"""A network with faults that a seed decides: for tests of programs that must survive a bad network.
+"""A network whose faults a seed decides, for tests of programs that must survive a bad network.
 
 transport = FaultyTransport(inner, Faults(lost=0.1, unanswered=0.1, twice=0.05), generator(seed, "network", device))
 """
@@ -42,7 +42,7 @@ class Faults:
 
 
 def no_time(seconds: float) -> None:
-    """Skip a delay."""
+    """Skip a delay: return at once."""
 
 
 class FaultyTransport:
@@ -51,8 +51,8 @@ class FaultyTransport:
     Args:
         inner: The other transport.
         faults: The probabilities of the faults.
-        rng: Draws the faults.
-        sleep: Called with every delay, in seconds.
+        rng: The generator that draws the faults.
+        sleep: A function that is called with each delay, in seconds.
 
     Attributes:
         met: The number of faults so far, by name.

@@ -1,4 +1,4 @@
-"""Names of hosts in addresses and headers, each brought to one spelling.
+"""Convert the names of hosts in addresses and headers to one spelling.
 
 host_of("LOCALHOST.:8081")                   "localhost"
 host_of("[::ffff:127.0.0.1]:8081")           "127.0.0.1"
@@ -44,7 +44,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen_address(listen: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`, which was given to a command.
+    """Return the host and the port of a command's argument `HOST:PORT`.
 
     Raises:
         UsageError: The text has another form.

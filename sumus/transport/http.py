@@ -1,5 +1,5 @@
-"""Requests over HTTP and HTTPS. Connections to one server are kept open. Its certificate may be checked against one
-authority alone.
+"""Requests over HTTP and HTTPS. Connections to one server are kept open. Its certificate may be checked against a single
+authority.
 
 transport = HttpTransport("https://sumus.example.org:8443", authority=pem)
 """
@@ -30,10 +30,10 @@ class HttpTransport:
 
     Args:
         url: scheme://host:port of the server.
-        authority: Certificates in PEM. The server's certificate must be one of them, or signed by one. The system's
-            certificates are not used then. None means the system's.
-        connections: The number of connections that are kept open for later requests. If more threads ask at once, they
-            open further ones.
+        authority: Certificates in PEM. The server's certificate must be one of them, or signed by one of them. They
+            replace the system's certificates. None to use the system's certificates.
+        connections: The number of connections that are kept open for later requests. If more threads send requests at
+            once, they open further connections.
     """
 
     def __init__(self, url: str, authority: str | None = None, connections: int = 4) -> None:
@@ -77,7 +77,7 @@ class HttpTransport:
                 headers={"Accept-Encoding": "identity", **headers},
                 timeout=urllib3.Timeout(connect=min(CONNECTING, patience), read=patience),
                 redirect=False,
-                assert_same_host=False,  # a proxy is told the whole address
+                assert_same_host=False,  # a proxy gets the whole address
                 retries=False,
                 preload_content=False,
                 decode_content=False,
@@ -99,7 +99,7 @@ class HttpTransport:
             raise Unreachable(f"the answer of {self.url} was cut off: {why_unreached(error)}") from error
         finally:
             if not whole:
-                response.close()  # what is left of it must not be taken for the next answer
+                response.close()  # the rest of it must not be taken for the next answer
             response.release_conn()
         return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, read)
 
@@ -119,8 +119,8 @@ class HttpTransport:
 
 
 def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**16) -> bytes:
-    """Return what an HTTPS server answers under a path, without checking its certificate. The caller must compare the
-    answer with a hash that it knows already."""
+    """Return an HTTPS server's answer for a path, without checking its certificate. The caller must compare the answer
+    with a hash that it already knows."""
     parsed = parse_url(url)
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname = False
@@ -171,7 +171,7 @@ def _speaks_no_tls(error: BaseException) -> bool:
 
 
 def _hung_up(error: BaseException) -> bool:
-    """Return whether the other side ended the connection, or did not answer in HTTP. A TLS port does so if a request
+    """Return whether the other side closed the connection, or did not answer in HTTP. A TLS port behaves so if a request
     comes without TLS."""
     inner = str(getattr(error, "reason", None) or error)
     return isinstance(error, ProtocolError) or "BadStatusLine" in inner or "reset" in inner.lower()

@@ -1,4 +1,4 @@
-"""Requests within a process: an ASGI application runs as on a server, without sockets.
+"""Requests within a process: an ASGI application runs as it does on a server, but without sockets.
 
     with InProcess(app) as transport:
         transport.request("GET", "/healthz")
@@ -23,7 +23,7 @@ App: TypeAlias = Callable[
 ]
 
 GRACE = 1.0
-"""Seconds for which running requests may go on after `close`."""
+"""Seconds for which running requests may continue after `close`."""
 _BLOCK = 2**16
 
 
@@ -31,8 +31,8 @@ class InProcess:
     """A `Transport` to an application. The constructor starts the application's lifespan, and `close` ends it.
 
     Attributes:
-        failures: The exceptions that the application raised while it answered. The caller then gets status 500, as over
-            HTTP.
+        failures: The exceptions that the application raised while it answered. As over HTTP, the caller then gets status
+            500.
     """
 
     def __init__(self, app: App) -> None:
@@ -93,7 +93,7 @@ class InProcess:
         finally:
             self._asking.discard(asking)
             call.gone.set()  # the application learns that the client has left, as from a server
-        if call.answered:  # the application may do more, and nobody waits for it
+        if call.answered:  # the application may continue, but no caller waits for it
             return Answer(call.status, call.headers, bytes(call.body))
         if len(call.body) > most:
             raise Unreachable(f"the application answers with more than {amount(most)}, which is too much here")
@@ -102,7 +102,7 @@ class InProcess:
         return Answer(500, {}, b"Internal Server Error")
 
     def _ended(self, running: asyncio.Future[None]) -> None:
-        """Note that a call of the application has ended."""
+        """Record that a call of the application has ended."""
         self._running.discard(running)
         if not running.cancelled() and isinstance(error := running.exception(), Exception):
             self.failures.append(error)
@@ -176,8 +176,8 @@ class _Call:
         headers: The headers of the answer, by name in lower case.
         body: The body of the answer so far.
         answered: Whether the answer is complete.
-        whole: Set when nothing more will come.
-        gone: Set when the client no longer waits.
+        whole: An event that is set when nothing more will come.
+        gone: An event that is set when the client no longer waits.
     """
 
     def __init__(self, body: bytes, most: int) -> None:
@@ -210,7 +210,7 @@ class _Call:
                 self.whole.set()
 
     def ended(self, task: asyncio.Future[None]) -> None:
-        """Note that the application has returned or raised."""
+        """Record that the application has returned or raised."""
         self.whole.set()
 
 
@@ -235,7 +235,7 @@ class _Lifespan:
             await asyncio.wait([self.task])
 
     async def _phase(self, name: str) -> Message | None:
-        """Send an event, and return what the application answers; None if it ends without an answer."""
+        """Send an event, and return the application's answer; None if it ends without an answer."""
         assert self.task is not None
         await self._said.put({"type": f"lifespan.{name}"})
         answer = asyncio.ensure_future(self._heard.get())

@@ -27,8 +27,8 @@ class Outbound:
         url: scheme://HOST:PORT, without user and password.
         host: Its name or address.
         port: Its port.
-        headers: The headers with user and password, if the proxy needs them.
-        variable: The name of the variable that it came from.
+        headers: The headers with the user and the password, if the proxy needs them.
+        variable: The name of the environment variable that names it.
     """
 
     url: str
@@ -39,10 +39,10 @@ class Outbound:
 
 
 def proxy_to(scheme: str, host: str, port: int, environment: Mapping[str, str] = os.environ) -> Outbound | None:
-    """Return the proxy for requests to a server; None if there is none.
+    """Return the proxy for requests to a server; None if no proxy is used.
 
     Raises:
-        UsageError: The environment names something that is no HTTP proxy.
+        UsageError: The environment names a proxy that is not an HTTP proxy.
     """
     host = host.strip("[]").lower()
     names = [f"{scheme}_proxy", *([] if scheme == "http" else [f"{scheme}_proxy".upper()]), "all_proxy", "ALL_PROXY"]

@@ -4,8 +4,8 @@ one suite of tests.
     answer = transport.request("GET", "/healthz")
     answer.status, answer.headers, answer.body
 
-An answer comes whole or not at all. If none comes, the caller does not know whether the request arrived, so it must be
-safe to send the same request again.
+An answer arrives whole or not at all. If none arrives, the caller does not know whether the request was received, so it
+must be safe to send the same request again.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ MOST = 2**20
 
 
 class Unreachable(SumusError):
-    """No whole answer came: the server is not there, is slow, or its answer is cut off or too long."""
+    """No whole answer arrived: the server is unreachable or slow, or its answer is cut off or too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ _WORDS = (
 
 
 def why_unreached(error: BaseException) -> str:
-    """Return in words why a server cannot be reached. If there are no words for an error, its own first line without
+    """Say in words why a server cannot be reached. An error without such words gives its own first line, without
     Python's wrapping."""
     reason = getattr(error, "reason", None)
     inner = reason if isinstance(reason, BaseException) else error  # the reason of a TLS error is a word
@@ -71,12 +71,12 @@ def why_unreached(error: BaseException) -> str:
 
 
 def why_untrusted(error: BaseException, url: str, pinned: bool) -> str:
-    """Return why a server's certificate is not accepted, and what the user can do.
+    """Say why a server's certificate is not accepted, and what the user can do.
 
     Args:
         error: An error of TLS, or an error around one.
         url: The server's address.
-        pinned: Whether one pinned authority alone is trusted.
+        pinned: Whether only one pinned authority is trusted.
     """
     said, now = " ".join(str(error).split()).lower(), f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if "expired" in said:
@@ -125,10 +125,10 @@ class Transport(Protocol):
             most: The most bytes of the answer's body.
 
         Raises:
-            Unreachable: No whole answer came, or its body is too long.
+            Unreachable: No whole answer arrived, or its body is too long.
         """
         ...
 
     def close(self) -> None:
-        """Release all resources. The transport is not used again."""
+        """Release all resources. The transport must not be used again."""
         ...

@@ -1,4 +1,4 @@
-"""Transforms: what happens to an update between the device and the sum. Each has a device's half and a server's half."""
+"""Transforms change an update between the device and the sum. Each has one half for the device and one for the server."""
 
 from sumus.update.clip import clip_buffers as clip_buffers
 from sumus.update.clip import clip_by_global_norm as clip_by_global_norm

@@ -13,7 +13,7 @@ from sumus.update.transform import Context, Props, Transform
 
 _DEVIATIONS = 4.5
 _LIKELY = 8.0
-"""How many standard deviations above its mean Σ code² may lie. An honest device exceeds this once in e^32 updates."""
+"""The number of standard deviations by which Σ code² may exceed its mean. An honest device exceeds this once in e^32 updates."""
 
 
 @registered("update/quantize")

@@ -5,7 +5,7 @@
 A transform consists of three functions:
 
 - `apply` runs on the device, on one update.
-- `invert` runs on the server, once, on the *sum* of what the devices sent. In a chain, the stages are inverted in
+- `invert` runs on the server, once, on the *sum* of the devices' updates. In a chain, the stages are inverted in
   reverse order. `invert` must be linear. A change that is not linear on a sum (top-k, or a scale for each client)
   cannot be a transform; it is a codec, and is undone before updates are added.
 - `lift` runs on a site, which has already inverted the sums of its devices. From the result, it makes a sum that the
@@ -28,7 +28,7 @@ _GIVES = "it must give a tree of arrays by name, in the shapes of its layout"
 
 @dataclass(frozen=True)
 class Context:
-    """What a transform may know. It knows nothing about other clients; on the server, it knows nothing about any single client.
+    """The information that a transform gets. It says nothing about other clients, and on the server nothing about any one client.
 
     Attributes:
         shapes: The shapes of the leaves before this transform.
@@ -47,7 +47,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Props:
-    """What a transform declares about itself. The rules of `sumus.plan` read only these properties.
+    """The properties that a transform declares. The rules of `sumus.plan` read only these properties.
 
     Attributes:
         clips_to: The L2 norm that the transform guarantees.
@@ -99,7 +99,7 @@ class Transform(Value):
             `props.clips_to` and `props.keeps_norm`.
         unit: (context) → the value, in parameters, of a 1 in the output. This is the factor by which `invert` makes a
             norm larger, if `props.keeps_norm` is False.
-        props: What the transform declares about itself.
+        props: The properties that the transform declares.
         stages: The stages of a chain; None if this is not a chain.
     """
 

@@ -18,7 +18,7 @@ def weight(cap: int, by: Literal["examples"] = "examples") -> Transform:
 
     Args:
         cap: The most examples that count, at least 1.
-        by: What the weight is: the number of examples.
+        by: The quantity to weight by. Only "examples", the number of examples, is possible.
     """
     if cap < 1:
         raise PlanError("positive", f"weight(cap={cap}): the cap must be at least 1")

@@ -1,4 +1,4 @@
-"""Tensors and models at another place: they are sent to a worker, used for computations there, and fetched.
+"""Tensors and models in another place: they are sent to a worker, used for computations there, and fetched.
 
     alice = sumus.virtual.VirtualWorker("alice")                          in this process
     bob = sumus.virtual.connect("http://127.0.0.1:8090", token="…")       another person's device, under its own policy

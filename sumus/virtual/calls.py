@@ -1,11 +1,11 @@
-"""The operations that a caller asks a worker for.
+"""The operations that a caller requests from a worker.
 
     calls = OperationCalls(held)
     calls.do(Call("add", (Ref(1), Ref(2))))            keeps the results, and returns their shapes and dtypes
 
-**What answers tell** about private tensors is known before their numbers are used. Shapes and most errors come from an
+**Answers about private tensors** are fixed before the tensors' numbers are used. Shapes and most errors come from an
 outline without numbers. Other errors come from a trial call with zeros in place of private numbers. If the operation
-itself then fails, private numbers are the cause, so the caller is not told: the result is NaN.
+itself then fails, private numbers are the cause. The caller must not learn this, so the result is NaN.
 """
 
 from collections.abc import Collection
@@ -31,7 +31,7 @@ DEEPEST = 32
 
 
 class OperationCalls:
-    """Does the operations of one caller.
+    """Performs the operations of one caller.
 
     Args:
         held: The caller's tensors.
@@ -42,10 +42,10 @@ class OperationCalls:
         self._outlines: dict[Form, Outline] = {}
 
     def do(self, ask: Call) -> TensorMade | TensorsMade:
-        """Do an operation, and keep its results.
+        """Perform an operation, and keep its results.
 
         Raises:
-            RequestRefused: The operation is not allowed, not possible, or beyond a limit.
+            RequestRefused: The operation is not allowed, is not possible, or exceeds a limit.
         """
         used: dict[int, HeldTensor] = {}
         call = self._bound(ask, used)
@@ -161,7 +161,7 @@ class OperationCalls:
             raise impossible(name, error) from error
 
     def _without_cycle(self, call: BoundCall, outline: Outline) -> None:
-        """Refuse a call that would give a history to a leaf.
+        """Refuse a call that would give a leaf a history.
 
         A leaf is part of the graphs that computed its gradients. If it got a history as well, it could be part of its
         own history, and that memory would never be freed.
@@ -181,7 +181,7 @@ class OperationCalls:
                 )
 
     def _tried(self, call: BoundCall, results: list[OutlineResult]) -> list[OutlineResult]:
-        """Do a call with zeros in place of private and changed tensors, so that an error tells no private number.
+        """Perform a call with zeros in place of private and changed tensors, so that an error reveals no private number.
 
         Returns:
             The results, with the dtypes that the CPU's kernels give. They may differ from those of the device `meta`.
@@ -196,7 +196,7 @@ class OperationCalls:
         ]
 
     def _plainly(self, call: BoundCall) -> list[Tensor]:
-        """Do a call on public tensors."""
+        """Perform a call on public tensors."""
         try:
             with saving(self._held.memories.note):
                 return call.results(closed=False)
@@ -204,7 +204,7 @@ class OperationCalls:
             raise impossible(call.operation.name, error) from error
 
     def _computed(self, call: BoundCall, outline: Outline) -> list[Tensor]:
-        """Do a call on private tensors. It is never refused, since only private numbers can make it fail now."""
+        """Perform a call on private tensors. It is never refused, since only private numbers can make it fail now."""
         try:
             with saving(self._held.memories.note):
                 results = call.results(closed=True)

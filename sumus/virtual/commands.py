@@ -67,7 +67,7 @@ def worker(
 
 
 def load_tensors(file: str) -> tuple[Mapping[str, Any], "Policy"]:
-    """Load an owner's file: `tensors`, or what is under the name after the colon, and `policy` if there is one."""
+    """Load an owner's file: its `tensors` (or the name after the colon), and its `policy` if it has one."""
     from sumus.virtual.policy import Policy
 
     module, name = load(file)
@@ -83,7 +83,7 @@ def load_tensors(file: str) -> tuple[Mapping[str, Any], "Policy"]:
 
 
 def token_of(file: str | None, environment: Mapping[str, str]) -> str:
-    """Read the token from a file, standard input or the environment. A file that is not there is made, with a new token."""
+    """Read the token from a file, standard input or the environment. A missing file is made, with a new token."""
     from sumus.storage.files import write_whole
     from sumus.virtual.remote import read_token
 

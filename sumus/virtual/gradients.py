@@ -10,7 +10,7 @@ from sumus.virtual.refusal import RequestRefused, first_line
 
 
 def backward(held: HeldTensors, ask: Backward) -> EmptyAnswer:
-    """Compute the gradients of all leaves that a tensor was computed from."""
+    """Compute the gradients of all leaves from which a tensor was computed."""
     root = held.of(ask.id).tensor
     gradient = None if ask.gradient is None else held.of(ask.gradient).tensor
     found = survey(root)
@@ -32,7 +32,7 @@ def backward(held: HeldTensors, ask: Backward) -> EmptyAnswer:
 
 
 def gradient_of(held: HeldTensors, ask: Gradient) -> TensorMade | EmptyAnswer:
-    """Return a leaf's gradient, if it has one. The same tensor is returned until the gradient is a different one."""
+    """Return a leaf's gradient, if it has one. The same tensor is returned until the gradient is replaced."""
     kept = held.of(ask.id)
     if not kept.tensor.is_leaf or kept.tensor.grad is None:
         return EmptyAnswer()

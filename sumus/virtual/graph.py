@@ -1,8 +1,8 @@
-"""Autograd's graph at a worker: what it keeps, and what a backward pass through it will use and cost.
+"""Autograd's graph at a worker: the memory that it keeps, and the memory and time that a backward pass will take.
 
 Every tensor that autograd saves goes through `saving`, which saves an alias. The alias shares the tensor's memory and
 version counter, but has no history. So no tensor keeps itself alive through its own history, and a graph is freed as
-soon as nobody refers to it.
+soon as nothing refers to it.
 """
 
 import heapq
@@ -17,10 +17,10 @@ from torch import Tensor
 from sumus.virtual.outline import Outline, bytes_of
 
 STEP_BYTES = 2048
-"""Bytes that one operation in a graph counts for, besides the tensors that it saves."""
+"""Bytes that are counted for one operation in a graph, in addition to the tensors that it saves."""
 BACKWARD = 3
-"""How much longer the backward pass of an operation may take than the operation itself: two matrix products, and one
-addition."""
+"""The most by which an operation's backward pass may take longer than the operation, as a factor: two matrix products and
+one addition."""
 
 
 class GraphBytes:
@@ -43,7 +43,7 @@ class GraphStep:
 
 
 def record(results: list[Tensor], step: Callable[[], GraphStep]) -> None:
-    """Attach a step to the nodes of the graph that made these results, if there are any."""
+    """Attach a step to the nodes of the graph that made these results, if such nodes exist."""
     nodes = {result.grad_fn for result in results} - {None}
     if nodes:
         made = step()
@@ -53,7 +53,7 @@ def record(results: list[Tensor], step: Callable[[], GraphStep]) -> None:
 
 @contextmanager
 def saving(note: Callable[[Tensor], Any]) -> Iterator[None]:
-    """In the block, tensors that autograd saves are first noted, and saved as an alias without history."""
+    """In the block, pass each tensor that autograd saves to `note`, and save it as an alias without history."""
 
     def pack(tensor: Tensor) -> tuple[Tensor, int]:
         note(tensor)
@@ -74,7 +74,7 @@ def _unpack(saved: tuple[Tensor, int]) -> Tensor:
 
 @dataclass
 class Survey:
-    """A backward pass, before it is done.
+    """The cost of a backward pass, before it is done.
 
     Attributes:
         leaves: The leaves that get a gradient.

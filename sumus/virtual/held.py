@@ -33,7 +33,7 @@ class HeldTensor:
 
     Attributes:
         tensor: The tensor.
-        sent: Whether the caller sent it.
+        sent: Whether the tensor came from the caller.
         gradient: The number under which its gradient was last kept.
     """
 
@@ -47,7 +47,7 @@ class HeldTensors:
 
     Args:
         offered: The owner's tensors, by name. They are never changed.
-        policy: What the owner allows.
+        policy: The owner's policy.
     """
 
     def __init__(self, offered: Mapping[str, Tensor], policy: Policy) -> None:
@@ -85,7 +85,7 @@ class HeldTensors:
 
         Args:
             results: The results.
-            same: For tensors that are kept already, their number by `id()`.
+            same: The numbers of tensors that are already kept, by `id()`.
         """
         made: list[TensorMade] = []
         try:
@@ -108,7 +108,7 @@ class HeldTensors:
         return self.memories.is_private(tensor)
 
     def bytes_in_use(self) -> int:
-        """Count the bytes of the caller's tensors and of what autograd keeps for them."""
+        """Count the bytes of the caller's tensors and of the memory that autograd keeps for them."""
         return self.memories.in_use() + self.graphs.bytes
 
     # ── limits ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -146,7 +146,7 @@ class HeldTensors:
             )
 
     def check_form(self, shape: Sequence[int], dtype: torch.dtype) -> None:
-        """Refuse a tensor that is too large, or of a dtype that cannot be sent."""
+        """Refuse a tensor that is too large, or whose dtype cannot be sent."""
         self.check_size(bytes_of(shape, dtype))
         if dtype not in DTYPE_NAMES:
             raise RequestRefused("impossible", f"the result would be of {dtype}, which does not travel")
@@ -157,7 +157,7 @@ class HeldTensors:
 
 
 def made_of(number: int, tensor: Tensor) -> TensorMade:
-    """Describe a tensor for the caller: its number, shape and dtype, and what autograd knows about it."""
+    """Describe a tensor for the caller: its number, its shape and dtype, and its state in autograd."""
     return TensorMade(
         number, tuple(tensor.shape), cast(Any, DTYPE_NAMES[tensor.dtype]), tensor.requires_grad, tensor.is_leaf
     )

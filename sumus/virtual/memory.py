@@ -4,8 +4,8 @@
     memories.make_private([result])
     memories.is_private(result.view(-1))            True: a view uses the memory of its base
 
-Privacy is a property of memory (of torch's storages) and of nothing else. Two handles, a view, a gradient, a tensor
-that only autograd's graph holds: if they share a storage, they are private together, as long as the storage exists.
+Privacy is a property of memory only, that is, of torch's storages. Two handles, a view, a gradient, or a tensor that
+only autograd's graph holds: if they share a storage, they are private together, as long as the storage exists.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -27,7 +27,7 @@ class _Memory:
     Attributes:
         alive: A weak reference that shows whether the storage still exists. While this record is kept, no other storage
             gets the same address.
-        bytes: Its size in bytes; 0 for the owner's.
+        bytes: Its size in bytes; 0 for the owner's memory.
         private: Whether its numbers depend on the owner's data.
         learned: Whether a leaf in it has ever required a gradient.
     """
@@ -39,7 +39,7 @@ class _Memory:
 
 
 class Memories:
-    """All storages of a caller's tensors, of their gradients, and of what autograd has saved for a backward pass.
+    """All storages of a caller's tensors, of their gradients, and of tensors that autograd has saved for a backward pass.
 
     Args:
         offered: The owner's tensors, by name. Their memory is the owner's: it is never changed, and does not count.
@@ -58,7 +58,7 @@ class Memories:
         self._sweep()
 
     def note(self, tensor: Tensor) -> _Memory:
-        """Give the record of a tensor's storage; it is made if it is new."""
+        """Return the record of a tensor's storage, and make it if the storage is new."""
         found = self._known.get(storage_of(tensor))
         if found is None:
             if len(self._known) >= self._next_sweep:
@@ -70,7 +70,7 @@ class Memories:
         return found
 
     def is_private(self, tensor: Tensor) -> bool:
-        """Tell whether the numbers of a tensor depend on the owner's data."""
+        """Return whether the numbers of a tensor depend on the owner's data."""
         found = self._known.get(storage_of(tensor))
         return found is not None and found.private
 
@@ -80,15 +80,15 @@ class Memories:
             self.note(tensor).private = True
 
     def is_owned(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor lies in memory of the owner's."""
+        """Return whether a tensor lies in the owner's memory."""
         return storage_of(tensor) in self._owned
 
     def fits(self, more: int, limit: int) -> bool:
-        """Tell whether so many bytes more are within a limit. Storages are swept only if the answer would be no."""
+        """Return whether `more` further bytes fit within the limit. Storages are swept only if the answer would be no."""
         return self._bytes + more <= limit or self.in_use() + more <= limit
 
     def in_use(self) -> int:
-        """Return the bytes of all storages that exist, without the owner's."""
+        """Return the total bytes of all existing storages except the owner's."""
         self._sweep()
         return self._bytes
 

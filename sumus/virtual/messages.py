@@ -111,7 +111,7 @@ class Items(msgspec.Struct, frozen=True, tag="items"):
 
     Attributes:
         items: The values.
-        as_list: Whether they are a list; as an index a list is different from a tuple.
+        as_list: Whether they are a list. As an index, a list differs from a tuple.
     """
 
     items: tuple["Value", ...]
@@ -134,13 +134,13 @@ class SendTensor(msgspec.Struct, frozen=True, tag="send"):
 
 
 class UseOffered(msgspec.Struct, frozen=True, tag="offered"):
-    """Use a tensor of the owner."""
+    """Use one of the owner's tensors."""
 
     name: Name
 
 
 class Call(msgspec.Struct, frozen=True, tag="call"):
-    """Do an operation.
+    """Perform an operation.
 
     Attributes:
         operation: The operation's registered name.
@@ -156,7 +156,7 @@ class Call(msgspec.Struct, frozen=True, tag="call"):
 
 
 class Backward(msgspec.Struct, frozen=True, tag="backward"):
-    """Compute the gradients of a tensor, and add them to the gradients of the leaves that it was computed from."""
+    """Compute the gradients of a tensor, and add them to the gradients of the leaves from which it was computed."""
 
     id: Id
     gradient: Id | None = None
@@ -190,7 +190,7 @@ class FetchTensor(msgspec.Struct, frozen=True, tag="fetch"):
 
 
 class CountHeld(msgspec.Struct, frozen=True, tag="count"):
-    """Count what the caller holds."""
+    """Count the tensors and bytes that the caller holds."""
 
 
 Ask: TypeAlias = (
@@ -202,9 +202,9 @@ class WorkerRequest(msgspec.Struct, frozen=True):
     """A request of a caller.
 
     Attributes:
-        serial: Grows with each request. The same one again gets the same answer, and is done once.
-        ask: What is asked.
-        forget: Tensors that the caller has no pointer to any more; they are deleted first.
+        serial: A number that grows with each request. A repeated request gets the same answer, and is done once.
+        ask: The request itself.
+        forget: Tensors to which the caller no longer has a pointer; they are deleted first.
     """
 
     serial: Id
@@ -220,7 +220,7 @@ class BeginRequest(msgspec.Struct, frozen=True):
 
 
 class TensorMade(msgspec.Struct, frozen=True, tag="made"):
-    """A tensor that is at the worker now.
+    """A tensor that is now at the worker.
 
     Attributes:
         id: Its number there.
@@ -254,11 +254,11 @@ class FetchAnswer(msgspec.Struct, frozen=True, tag="fetched"):
 
 
 class HeldAnswer(msgspec.Struct, frozen=True, tag="held"):
-    """How much a caller holds.
+    """The number of tensors and bytes that a caller holds.
 
     Attributes:
         tensors: The number of tensors.
-        bytes: The most bytes that these and what autograd keeps for them may have.
+        bytes: An upper bound of the bytes of these tensors and of the memory that autograd keeps for them.
     """
 
     tensors: Id
@@ -266,10 +266,10 @@ class HeldAnswer(msgspec.Struct, frozen=True, tag="held"):
 
 
 class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
-    """A new caller is let in.
+    """A new caller is admitted.
 
     Attributes:
-        caller: A secret that every request has to show.
+        caller: A secret that every request must contain.
         worker: The worker's name.
         names: The names of the tensors that the owner offers.
     """
@@ -280,7 +280,7 @@ class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class EmptyAnswer(msgspec.Struct, frozen=True, tag="nothing"):
-    """The request is done, and there is nothing to tell."""
+    """The request is done. The answer has no content."""
 
 
 class RefusalAnswer(msgspec.Struct, frozen=True, tag="refusal"):
@@ -299,7 +299,7 @@ class WorkerAnswer(msgspec.Struct, frozen=True):
     """An answer of a worker.
 
     Attributes:
-        answer: What is answered.
+        answer: The answer itself.
     """
 
     answer: TensorMade | TensorsMade | FetchAnswer | HeldAnswer | BeginAnswer | EmptyAnswer | RefusalAnswer
@@ -323,7 +323,7 @@ def write(message: Any, tensor: Array | None = None) -> bytes:
 
 
 def read(form: type[M], body: bytes) -> tuple[M, bytes]:
-    """Read a message from bytes, and give what follows it. ParticipantError is raised if the bytes have another form."""
+    """Read a message from bytes. Return it with the bytes that follow it. Raise ParticipantError if the form is different."""
     if body[: len(MAGIC)] != MAGIC or len(body) < len(MAGIC) + 4:
         raise ParticipantError(
             None, "this is not what sumus workers say to each other: is it another program, or version?"
@@ -339,7 +339,7 @@ def read(form: type[M], body: bytes) -> tuple[M, bytes]:
 
 
 def read_tensor(behind: bytes) -> Array:
-    """Read the tensor behind a message: an array of its own, which may be written to."""
+    """Read the tensor behind a message. The result is a separate array, which may be written to."""
     tree = decode_tree(behind)
     if tree.keys() != {LEAF}:
         raise ParticipantError(None, f"behind a message is one tensor, not {len(tree)}")
@@ -355,7 +355,7 @@ DTYPE_NAMES: tuple[str, ...] = DtypeName.__args__  # pyright: ignore[reportAttri
 
 
 def number(value: float) -> float | NotFinite:
-    """Give a float as a value that travels."""
+    """Return a float in the form in which it is sent."""
     if math.isfinite(value):
         return value
     return NotFinite("nan" if math.isnan(value) else "inf" if value > 0 else "-inf")

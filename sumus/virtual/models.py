@@ -1,4 +1,4 @@
-"""Sending, fetching and moving of tensors, and of models whose parameters are then at a worker.
+"""Send, fetch and move tensors, and models whose parameters are then at a worker.
 
     there = send(model, alice)                     a model of the same class; the original is unchanged
     optimizer = torch.optim.SGD(there.parameters(), lr=0.1)
@@ -6,7 +6,7 @@
     loss.backward(); optimizer.step()
     model = get(there)
 
-The code of a model runs in this process, and each of its operations at the worker: no code is sent.
+The code of a model runs in this process, but each of its operations runs at the worker. No code is sent.
 """
 
 import copy
@@ -63,7 +63,7 @@ def move(what: Any, worker: Worker) -> Any:
 
 
 def _replaced(model: M, change: Callable[[Tensor], Tensor], otherwise: str, there: bool) -> M:
-    """Copy a model with other tensors; parameters that are one tensor in the model stay one."""
+    """Copy a model with other tensors. Parameters that share one tensor in the model share one in the copy."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     if any(isinstance(tensor, Pointer) is not there for tensor in tensors.values()):
         raise PointerError(f"this model, or a part of it, {otherwise}")

@@ -2,7 +2,7 @@
 arguments, and the arguments that it changes. No other operation works, neither at a worker nor on a pointer.
 
     OPERATIONS["linear"].function(inputs, weight, bias)
-    SPELLINGS[torch.Tensor.__rsub__].name == "rsub"           the functions that callers use
+    SPELLINGS[torch.Tensor.__rsub__].name == "rsub"           finds an operation by the function that callers use
 
 The functions draw no random numbers. The shape of their results never depends on numbers in a tensor, only on shapes.
 """
@@ -32,16 +32,16 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation, and what is known about it before it is computed.
+    """One operation, and its properties that are known before it is computed.
 
     Attributes:
         name: The registered name, which is sent.
-        function: Computes it, if all tensors are public.
-        closed: Computes it if a tensor is private: the same bits, but numbers in tensors cause no errors.
+        function: The function that computes it if all tensors are public.
+        closed: The function that computes it if a tensor is private: the same bits, but numbers in tensors cause no errors.
         takes: The names of its arguments, in order.
-        named: The names of further arguments, which are given by name only.
+        named: The names of keyword-only arguments.
         tensors: The names of the arguments that may be tensors.
-        changes: The positions in `takes` of the arguments that it writes to.
+        changes: The positions in `takes` of the arguments to which it writes.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Operation:
 
 
 def tensors_in(arguments: Any) -> Iterator[Tensor]:
-    """Yield the tensors among arguments, and in their lists."""
+    """Yield the tensors among arguments, including those in lists."""
     for each in arguments:
         if isinstance(each, Tensor):
             yield each
@@ -108,7 +108,7 @@ def _setitem(input: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def _where(condition: Tensor, input: Any, other: Any) -> Tensor:
-    """Choose by a condition, with three arguments. With one argument, the shape of the result would depend on numbers."""
+    """Choose entries by a condition. Three arguments are required: with one, the result's shape would depend on numbers."""
     return torch.where(condition, input, other)
 
 
@@ -141,11 +141,11 @@ def _batch_norm(
     return outputs
 
 
-# ── for private tensors: no error tells numbers; the result is NaN instead, and so is its gradient ───────────────────────
+# ── for private tensors: no error shows numbers; the result is NaN instead, and so is its gradient ───────────────────────
 
 
 def _in_range(indices: Tensor, size: int, ignored: int | None = None) -> tuple[Tensor, Tensor]:
-    """Replace wrong indices by one that never fails.
+    """Replace wrong indices by an index that never fails.
 
     Args:
         indices: Integers.
@@ -205,9 +205,9 @@ def _closed_setitem(input: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def _as_number_of(input: Tensor, value: Any) -> Any:
-    """Give a number as a tensor of the dtype of `input`.
+    """Convert a number to a tensor with the dtype of `input`.
 
-    torch makes a Python number of a tensor with one element, and then fails if the number is too large for that dtype; a
+    torch turns a tensor with one element into a Python number, and then fails if the number is too large for that dtype. A
     conversion of the tensor does not fail.
     """
     return value.to(input.dtype) if isinstance(value, Tensor) else value
@@ -217,7 +217,7 @@ def _as_number_of(input: Tensor, value: Any) -> Any:
 
 OPERATIONS: dict[str, Operation] = {}
 SPELLINGS: dict[Any, Operation] = {}
-"""Operations by the functions that torch calls when it meets a pointer."""
+"""The operation for each function that torch calls when it meets a pointer."""
 
 
 TENSORS = frozenset({
@@ -241,12 +241,12 @@ def _add(
 
     Args:
         name: The registered name.
-        function: Computes it.
-        takes: Its arguments in order; those after a star are given by name only.
+        function: The function that computes it.
+        takes: Its arguments in order; those after a star are keyword-only.
         spelt: Further names that torch has for it.
-        changes: Positions of the arguments that it writes to.
-        closed: Computes it if a tensor is private; None means `function`.
-        tensors: Arguments that may be tensors here, in addition to `TENSORS`.
+        changes: The positions of the arguments to which it writes.
+        closed: The function that computes it if a tensor is private; None to use `function`.
+        tensors: The arguments that may be tensors here, in addition to `TENSORS`.
     """
     ordered, _, named = takes.partition("*")
     names = frozenset(ordered.split()) | frozenset(named.split())
@@ -435,8 +435,8 @@ TELLS = {
     "floor_divide": "other",
     "remainder": "other",
 }
-"""Operations that fail because of integers in a tensor (an index out of range, a division by zero), and which argument
-this tensor is. The failure would reveal those numbers, so the argument may not be private."""
+"""Operations that can fail because of integers in a tensor (an index out of range, a division by zero), with the argument
+that holds this tensor. The failure would reveal those numbers, so the argument may not be private."""
 
 EVERYTHING = frozenset(OPERATIONS)
 """All operations that a worker can do, by registered name."""

@@ -1,13 +1,13 @@
-"""The results and the cost of a call, computed from shapes alone before any number is computed.
+"""The results and the cost of a call, derived from shapes alone before any number is computed.
 
     call = BoundCall(OPERATIONS["add"], (x, y), {}, graph=True)
     outline = outline_of(call, closed=True)
     outline.results[0].shape, outline.bytes, outline.steps
 
-The call is done with tensors on torch's device `meta`, which have shapes but no numbers. For every operation of torch
-in the call, three things are counted: the memory of its results, the memory that its kernel takes for itself, and its
-steps. So the shape of a result cannot depend on numbers, and a call beyond the limits is refused before it uses memory
-or time.
+The call runs with tensors on torch's device `meta`, which have shapes but no numbers. For every operation of torch in
+the call, three things are counted: the memory of its results, the memory that its kernel needs internally, and its
+steps. So the shape of a result cannot depend on numbers, and a call that exceeds the limits is refused before it uses
+memory or time.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sumus.virtual.operations import Operation, tensors_in
 
 STEPS_A_SECOND = 2e8
-"""Steps that the slowest kernel does in a second on one core (measured: `pow` of float64 does 1.9e8). One element of a
-tensor is one step, and so is one product in a sum of products."""
+"""The steps per second of the slowest kernel on one core (measured: 1.9e8 for `pow` of float64). One element of a tensor is
+one step, and so is one product in a sum of products."""
 PRODUCTS_A_STEP = 16
-"""The number of products of two float matrices that count as one step: 3.5e10 and more are measured in a second."""
+"""In a product of two float matrices, this many multiplications count as one step (measured: at least 3.5e10 per second)."""
 STEPS_OF_HALF = 10_000
 """Steps of one product in a convolution of float16 with groups. Its kernel may take minutes for a few million products."""
 LONGEST_FORM = 4096
-"""The most letters in the description of a call whose outline is kept."""
+"""The most characters in the description of a call whose outline is kept."""
 
 Aten: Any = torch.ops.aten
 _PRODUCTS = (Aten.mm, Aten.bmm, Aten.mv, Aten.dot, Aten.addmm, Aten.baddbmm, Aten.addmv)
@@ -60,18 +60,18 @@ class BoundCall:
         return list(tensors_in((*self.arguments, *self.named.values())))
 
     def changed(self) -> list[Tensor]:
-        """List the tensors that the operation writes to."""
+        """List the tensors to which the operation writes."""
         takes = self.operation.takes
         bound = (*self.arguments, *(self.named.get(name) for name in takes[len(self.arguments) :]))
         return list(tensors_in(bound[at] for at in self.operation.changes))
 
     def replaced(self, replace: Callable[[Tensor], Tensor]) -> "BoundCall":
-        """Give the same call with other tensors."""
+        """Return the same call with other tensors."""
         named = {name: _replaced(value, replace) for name, value in self.named.items()}
         return BoundCall(self.operation, _replaced(self.arguments, replace), named, self.graph)
 
     def results(self, closed: bool) -> list[Tensor]:
-        """Do the call. If `closed`, the form for private tensors is used."""
+        """Perform the call. With `closed`, the function for private tensors is used."""
         function = self.operation.closed if closed else self.operation.function
         with torch.set_grad_enabled(self.graph):
             found = list(tensors_in([function(*self.arguments, **self.named)]))
@@ -84,7 +84,7 @@ class BoundCall:
         ]
 
     def form(self, private: Collection[int]) -> Form | None:
-        """Give all that the call's outline depends on; None if this is too long to be kept.
+        """Return everything on which the call's outline depends; None if this is too long to be kept.
 
         Args:
             private: The `id()` of each private tensor.
@@ -126,10 +126,10 @@ class Outline:
     """The results of a call, and its cost.
 
     Attributes:
-        results: The tensors that it gives, in the order of the operation.
-        bytes: The most bytes of results and of all that is needed on the way.
+        results: The tensors that it returns, in the order of the operation.
+        bytes: The most bytes of the results and of all intermediate memory.
         steps: The steps that it takes, see `STEPS_A_SECOND`.
-        tried: Whether the call was done once with blanks in the place of private tensors.
+        tried: Whether the call was tried once with blanks in place of private tensors.
     """
 
     results: list[OutlineResult]
@@ -139,14 +139,14 @@ class Outline:
 
 
 def outline_of(call: BoundCall, closed: bool) -> Outline:
-    """Draw the outline of a call.
+    """Compute the outline of a call.
 
     Args:
         call: The call.
-        closed: Whether the form for private tensors is used.
+        closed: Whether the function for private tensors is used.
 
     Raises:
-        Exception: Whatever torch raises for these shapes and dtypes.
+        Exception: Any exception that torch raises for these shapes and dtypes.
     """
     there = call.replaced(_Hollow())
     given = [id(tensor) for tensor in there.tensors()]
@@ -162,14 +162,14 @@ def outline_of(call: BoundCall, closed: bool) -> Outline:
 
 
 class _Twins:
-    """Makes tensors of the same geometry as given ones. The copies of tensors that share memory also share memory."""
+    """Makes tensors with the same geometry as given ones. Copies of tensors that share memory also share memory."""
 
     def __init__(self, device: str) -> None:
         self._device = device
         self._storages: dict[int, torch.UntypedStorage] = {}
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of the same geometry, without history and with arbitrary numbers."""
+        """Return a tensor with the same geometry, without history and with arbitrary numbers."""
         at = storage_of(tensor)
         if at not in self._storages:
             self._storages[at] = torch.UntypedStorage(tensor.untyped_storage().nbytes(), device=self._device)
@@ -208,7 +208,7 @@ class _Hollow:
 
 
 def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
-    """Give the same call without autograd, with zeros in the place of hidden tensors and of those that it would change."""
+    """Return the same call without autograd, with zeros in place of hidden tensors and of tensors that it would change."""
     twins = _Twins("cpu")
     changed = {storage_of(tensor) for tensor in call.changed()}
 
@@ -220,17 +220,17 @@ def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Give the address of a tensor's storage. No other storage has it while anything refers to this one, be it weakly."""
+    """Return the address of a tensor's storage. It stays unique while any reference to the storage exists, even a weak one."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def bytes_of(shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Return the bytes of a tensor of this shape. `numel()` would overflow for shapes that no memory holds."""
+    """Return the size in bytes of a tensor with this shape. `numel()` would overflow for shapes that no memory can hold."""
     return math.prod(shape) * dtype.itemsize
 
 
 class _Counting(TorchDispatchMode):
-    """Counts what is done with tensors while the mode is entered.
+    """A mode that counts the cost of operations on tensors.
 
     Attributes:
         bytes: As in `Outline`.
@@ -256,10 +256,10 @@ def _new_bytes(taken: list[Tensor], given: list[Tensor]) -> int:
 
 
 def _kernel_bytes(func: Any, args: Sequence[Any], taken: list[Tensor], given: list[Tensor]) -> int:
-    """Reckon what a kernel takes for itself.
+    """Estimate the memory that a kernel needs internally, in bytes.
 
-    That is the columns of a convolution; else as much as all operands in the widest dtype (measured). Kernels convert operands,
-    lay them out anew, or have intermediate results of their size.
+    For a convolution, these are its columns; for other kernels, as much as all operands in the widest dtype (measured).
+    Kernels convert operands, change their layout, or have intermediate results of their size.
     """
     widest = max((tensor.dtype.itemsize for tensor in (*taken, *given)), default=0)
     if func.overloadpacket is Aten.convolution:
@@ -289,7 +289,7 @@ def _geometry(tensor: Tensor) -> tuple[torch.dtype, int, tuple[int, ...], tuple[
 
 
 def _history(tensor: Tensor) -> tuple[Any, ...]:
-    """Give what autograd knows of a tensor that may make an operation fail, or its result require a gradient."""
+    """Return the autograd state of a tensor that may make an operation fail, or make its result require a gradient."""
     base = tensor._base if tensor._is_view() else None
     if base is None or not base.requires_grad:
         return tensor.requires_grad, tensor.is_leaf

@@ -4,9 +4,9 @@
     y = torch.nn.functional.linear(x, w)            computed at alice, since w is there too; a pointer to the result
     y.get()                                         the numbers
 
-torch asks every subclass of Tensor what a function means for it (`__torch_function__`), so nothing of torch is
-replaced. Each operation is one request; shape and dtype are known here. If a pointer is freed, its tensor at the worker
-is deleted with the next request.
+torch asks every subclass of Tensor what a function means for it (`__torch_function__`), so no part of torch is
+replaced. Each operation is one request; shape and dtype are known here. When a pointer is freed, its tensor at the
+worker is deleted with the next request.
 """
 
 import operator
@@ -46,13 +46,13 @@ _KNOWN_HERE = frozenset({
     "is_floating_point", "is_complex", "is_signed", "get_device", "is_same_size",
 })  # fmt: skip
 _SEVERAL_SIZES = frozenset({"view", "reshape", "expand", "repeat", "permute"})
-"""Functions that take a shape, or its numbers one by one."""
+"""Functions that take a shape, either whole or as separate numbers."""
 _NO_MATTER = frozenset({"_stacklevel", "memory_format", "norm_type", "non_blocking"})
-"""Arguments that change no number, or change none without another argument that is not accepted here."""
+"""Arguments that do not change any number, or do so only with another argument that is not accepted here."""
 
 
 class PointerError(UsageError):
-    """Tensors are at different places, or numbers are needed that a pointer does not have."""
+    """Tensors are in different places, or an operation needs numbers, which a pointer does not have."""
 
 
 class ValuesAndIndices(NamedTuple):
@@ -63,7 +63,7 @@ class ValuesAndIndices(NamedTuple):
 
 
 class _TensorHandle:
-    """The claim of a pointer to a tensor at a worker. If the pointer is freed, so is this object, and the tensor may be
+    """A pointer's hold on a tensor at a worker. When the pointer is freed, so is this object, and the tensor may be
     deleted."""
 
     def __init__(self, worker: "Worker", number: int) -> None:
@@ -104,7 +104,7 @@ class Pointer(Tensor):
         super().__init__()
 
     def now(self, made: TensorMade) -> None:
-        """Record what autograd at the worker knows about the tensor now."""
+        """Record the tensor's present autograd state at the worker."""
         self._learns, self._leaf = made.learns, made.leaf
 
     @classmethod
@@ -128,7 +128,7 @@ class Pointer(Tensor):
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def get(self) -> Tensor:
-        """Fetch the numbers as a tensor here; the one at the worker stays. WorkerRefused is raised if the policy keeps them."""
+        """Fetch the numbers as a tensor; the worker keeps its tensor. Raise WorkerRefused if the policy does not allow this."""
         return self.worker.fetch(self)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -161,7 +161,7 @@ class Pointer(Tensor):
     def backward(
         self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
     ) -> None:
-        """Compute the gradients of all leaves at the worker that this tensor was computed from."""
+        """Compute the gradients of all leaves at the worker from which this tensor was computed."""
         if create_graph or inputs is not None:
             raise PointerError("backward() at a worker takes gradient and retain_graph alone")
         if gradient is not None:
@@ -171,7 +171,7 @@ class Pointer(Tensor):
 
     @property
     def grad(self) -> Any:
-        """A pointer to the gradient: the same pointer until there may be another gradient."""
+        """A pointer to the gradient. It is the same pointer until the gradient may have changed."""
         if not self._learns or not self._leaf:
             return None
         if self._gradient[0] != self.worker.gradients_changed:
@@ -213,7 +213,7 @@ class Pointer(Tensor):
 
     @property
     def grad_fn(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """None: the graph is at the worker."""
+        """Always None, since the graph is at the worker."""
         return None
 
     @property
@@ -227,7 +227,7 @@ class Pointer(Tensor):
             "the data of a pointer are not exchanged: change them in place, with copy_() under no_grad()"
         )
 
-    # ── what is spelt otherwise ──────────────────────────────────────────────────────────────────────────────────────
+    # ── other spellings ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def T(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -258,7 +258,7 @@ _NEED_NUMBERS = {
     "__bool__": "bool",
     "__contains__": "in",
 }
-"""Methods of a tensor that return numbers, which a pointer does not have, and how messages name them."""
+"""Methods of a tensor that return numbers, which a pointer does not have, with their names in messages."""
 _CONVERSIONS = {
     "cpu": None,
     "float": torch.float32,
@@ -268,11 +268,11 @@ _CONVERSIONS = {
     "long": torch.int64,
     "bool": torch.bool,
 }
-"""Methods that are short for `to`, and their dtypes; None keeps the tensor's dtype."""
+"""Methods that are short forms of `to`, with their dtypes; None keeps the tensor's dtype."""
 
 
 def _refusing(what: str) -> Callable[..., NoReturn]:
-    """Return a method that refuses to give numbers."""
+    """Return a method that refuses to return numbers."""
 
     def method(self: Pointer, *args: Any, **kwargs: Any) -> NoReturn:
         _no_numbers(self, what)
@@ -296,7 +296,7 @@ for _name, _dtype in _CONVERSIONS.items():
 
 
 def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Do an operation at the worker where its pointers are.
+    """Perform an operation at the worker where its pointers are.
 
     Raises:
         PointerError: The pointers are at different workers, or an argument cannot be sent.
@@ -329,7 +329,7 @@ def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _value(worker: "Worker", given: Any) -> Value:
-    """Give an argument as it travels."""
+    """Return an argument in the form in which it is sent."""
     match given:
         case Tensor():
             return Ref(_same_place(worker, given).id)
@@ -355,7 +355,7 @@ def _value(worker: "Worker", given: Any) -> Value:
 
 
 def _same_place(worker: "Worker", tensor: Any) -> Pointer:
-    """Return a tensor if it is a pointer at this worker, and refuse any other one."""
+    """Return a tensor if it is a pointer at this worker; refuse any other tensor."""
     if not isinstance(tensor, Pointer):
         raise PointerError(
             f"a tensor that is here meets one that is at {worker.name!r}: send it first, with sumus.virtual.send(tensor, worker)"
@@ -369,7 +369,7 @@ def _same_place(worker: "Worker", tensor: Any) -> Pointer:
 
 
 def _name_of(function: Any) -> str:
-    """Give torch's name of a function; of a property its own name."""
+    """Return torch's name for a function; for a property, the property's name."""
     name = getattr(function, "__name__", repr(function))
     return getattr(function.__self__, "__name__", name) if name in ("__get__", "__set__") else name
 

@@ -1,4 +1,4 @@
-"""The policy of a worker: what its owner lets callers do."""
+"""The policy of a worker: the rules that its owner sets for callers."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sumus.virtual.operations import EVERYTHING
 
 @dataclass(frozen=True)
 class Policy:
-    """What callers may compute, how much, and which results they may fetch.
+    """The limits on what callers may compute, how much they may use, and which results they may fetch.
 
     With fetch="none", no answer contains a number that depends on private data. "parameters" protects against mistakes
     of honest programs. It does not stop a caller who wants the data, since a caller may choose what its parameters
@@ -20,15 +20,15 @@ class Policy:
         operations: Names from `sumus.virtual.EVERYTHING`; `ARITHMETIC` is a smaller set.
         largest: The most bytes of one tensor.
         tensors: The most tensors that one caller may have at once.
-        held: The most bytes that one caller may have at once, with gradients, with what autograd keeps, and with what
-            an operation needs while it is computed.
+        held: The most bytes that one caller may have at once, including gradients, the memory that autograd keeps, and
+            the memory that an operation needs while it is computed.
         seconds: The most seconds for one request. They are estimated from shapes before anything is computed, for one
             slow core.
         callers: The most callers at once.
         idle_s: Seconds without a request after which a caller is forgotten, with its tensors.
-        fetch: What may be fetched of tensors that depend on the owner's tensors, and are therefore private. "none":
-            nothing. "parameters": tensors that the caller sent and that private ones have changed in place, which is a
-            trained model. "all": everything, even the owner's tensors.
+        fetch: Which tensors may be fetched among those that depend on the owner's tensors and are therefore private.
+            "none": no tensor. "parameters": tensors that the caller sent and that private ones have changed in place,
+            such as a trained model. "all": every tensor, even the owner's own.
         public: The names of the owner's tensors that are not private.
     """
 

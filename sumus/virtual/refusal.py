@@ -5,7 +5,7 @@ from sumus.virtual.messages import Code
 
 
 class RequestRefused(Exception):
-    """A request is answered with a refusal.
+    """A refused request; the worker answers with the refusal.
 
     Args:
         code: One of the closed list of codes.

@@ -29,7 +29,7 @@ def connect(
     patience: float = PATIENCE,
     transport: Transport | None = None,
 ) -> "RemoteWorker":
-    """Connect to the worker at an address, as `sumus worker` prints it. What is sent there stays until the worker is closed here.
+    """Connect to the worker at an address, as `sumus worker` prints it. Tensors sent there stay until the connection is closed.
 
     Args:
         url: The address.
@@ -37,7 +37,7 @@ def connect(
         authority: Certificates in PEM that the worker's own must come from; None for those of the system.
         insecure: Whether http:// to another machine is allowed.
         patience: The seconds that an operation may take.
-        transport: Carries the requests in place of HTTP.
+        transport: A transport for the requests, in place of HTTP.
     """
     server = read_link(url, insecure).server
     if not server:
@@ -47,7 +47,7 @@ def connect(
 
 
 def read_token(file: Path) -> str:
-    """Read a token from a file that is its owner's alone."""
+    """Read a token from a file that only its owner may read."""
     try:
         if file.stat().st_mode & 0o077:
             raise ExperimentError(f"{file} holds a secret, and others may read it: chmod 600 {file}")

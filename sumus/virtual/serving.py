@@ -52,7 +52,7 @@ from sumus.virtual.worker import offered
 from sumus.wire.messages import Refused as NotRead
 
 LEAST_TOKEN = 16
-"""The least letters of a token."""
+"""The fewest characters of a token."""
 BEGIN, ASK, END = "/v1/begin", "/v1/ask", "/v1/end"
 CALLER = "sumus-caller"
 """The header with the secret that `begin` returned."""
@@ -71,19 +71,19 @@ def serve(
     insecure: bool = False,
     ready: Callable[[str], None] = lambda url: echo(url),
 ) -> None:
-    """Serve a worker until the process is told to stop.
+    """Serve a worker until the process is asked to stop.
 
     Args:
         tensors: The tensors that are offered, by name.
-        policy: What callers may do; the usual policy if None.
-        token: The token that callers have to show: 16 letters or more, and never from a command line.
+        policy: The policy for callers; None for the default policy.
+        token: The token that callers must send: at least 16 characters, and never from a command line.
         name: The worker's name.
         host: The address where it listens. Other machines reach it only with `tls` or `insecure`.
         port: The port, 0 for any.
-        tls: The files of a certificate's chain and of its key, PEM.
-        names: What callers call this machine, besides host.
-        insecure: Whether others may reach it without TLS.
-        ready: Is told the URL once the worker answers.
+        tls: The files of the certificate chain and of its key, in PEM.
+        names: Further host names that callers use for this machine.
+        insecure: Whether other machines may reach it without TLS.
+        ready: A function that is called with the URL as soon as the worker answers.
     """
     app = worker_app(name, tensors, policy or Policy(), token, names=(host, *names))
     if not is_loopback(host) and tls is None and not insecure:
@@ -125,12 +125,12 @@ class _Caller:
 
 
 class Callers:
-    """Those who have begun, by the hash of a secret.
+    """The admitted callers, by the hash of their secret.
 
     Args:
         tensors: The tensors that are offered, by name.
-        policy: What callers may do.
-        clock: Gives seconds, which never go back.
+        policy: The policy for callers.
+        clock: Returns the time in seconds, which never goes back.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Callers:
         self._lock = threading.Lock()
 
     def begin(self) -> str:
-        """Let a new caller in, and give the caller's secret. RequestRefused is raised if there are too many (`busy`)."""
+        """Admit a new caller, and return its secret. Raise RequestRefused (`busy`) if there are too many callers."""
         self.sweep()
         secret = secrets.token_urlsafe(32)
         with self._lock:
@@ -154,7 +154,7 @@ class Callers:
         return secret
 
     def bench(self, secret: str) -> Workbench:
-        """Find a caller's workbench. RequestRefused is raised for a secret that nobody has (`unknown_caller`)."""
+        """Return a caller's workbench. Raise RequestRefused (`unknown_caller`) for an unknown secret."""
         self.sweep()
         with self._lock:
             caller = self._callers.get(_hash(secret))
@@ -197,15 +197,15 @@ def worker_app(
     clock: Callable[[], float] = time.monotonic,
     names: Sequence[str] = (),
 ) -> Starlette:
-    """Make a worker as an ASGI application; its `state.callers` are those who have begun.
+    """Make a worker as an ASGI application. Its `state.callers` holds the admitted callers.
 
     Args:
         name: The worker's name.
         tensors: The tensors that are offered, by name.
-        policy: What callers may do.
-        token: The token that callers have to show.
-        clock: Gives seconds, which never go back.
-        names: Hosts that callers call it by.
+        policy: The policy for callers.
+        token: The token that callers must send.
+        clock: Returns the time in seconds, which never goes back.
+        names: The host names that callers use for it.
     """
     if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(f"the token has {LEAST_TOKEN} letters or more, ASCII, without blanks: make a longer one")
@@ -242,7 +242,7 @@ class _Plane:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="benches")
 
     async def begin(self, request: Request) -> bytes:
-        """Let a new caller in."""
+        """Admit a new caller."""
         read(BeginRequest, await self._body(request, 2**10))
         return write(WorkerAnswer(BeginAnswer(self._callers.begin(), self._name, self._names)))
 
@@ -254,7 +254,7 @@ class _Plane:
         return await asyncio.get_running_loop().run_in_executor(self._pool, bench.answer, body)
 
     async def end(self, request: Request) -> bytes:
-        """Let a caller go."""
+        """Forget a caller at the caller's request."""
         await self._body(request, 2**10)
         self._callers.end(request.headers.get(CALLER, ""))
         return write(WorkerAnswer(EmptyAnswer()))
@@ -279,7 +279,7 @@ class _Plane:
 
 def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoint:
     """Return an endpoint for a function that answers in bytes. If a request fails, the answer is a refusal with a code
-    of the closed list."""
+    from the closed list."""
 
     async def respond(request: Request) -> Response:
         return Response(await answer(request), media_type="application/octet-stream")
@@ -288,7 +288,7 @@ def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoi
 
 
 def _turned_away(status: int, code: str, detail: str) -> Response:
-    """Answer a browser; no caller of a worker reads this."""
+    """Return an answer for browsers; callers of a worker never read it."""
     return PlainTextResponse(detail, status)
 
 

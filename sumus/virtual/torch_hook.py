@@ -1,4 +1,4 @@
-"""The spelling of PySyft 0.2, on request only: `tensor.send(worker)`, `model.send(worker)`, in place.
+"""The interface of PySyft 0.2, only on request: `tensor.send(worker)` and `model.send(worker)`, in place.
 
     hook = sumus.virtual.TorchHook(torch)
     bob = sumus.virtual.VirtualWorker(hook, id="bob")
@@ -34,8 +34,8 @@ _before: dict[tuple[type, str], Any] = {}
 
 
 class TorchHook:
-    """Adds `send`, `get`, `move` and `location` to tensors and modules, until `unhook`. A second hook meanwhile changes
-    nothing.
+    """Adds `send`, `get`, `move` and `location` to tensors and modules, until `unhook`. A second hook in the meantime has
+    no effect.
 
     Args:
         module: torch.
@@ -65,22 +65,22 @@ class TorchHook:
 
 
 def _send_tensor(self: Tensor, *workers: Worker) -> Pointer:
-    """Send a copy of this tensor to a worker, and give a pointer to it."""
+    """Send a copy of this tensor to a worker, and return a pointer to it."""
     return models.send(self, _one(workers))
 
 
 def _get_tensor(self: Tensor) -> Tensor:
-    """Fetch the numbers; only a pointer has any to fetch."""
+    """Fetch the numbers. Only a pointer has numbers to fetch."""
     return models.get(self)
 
 
 def _move_tensor(self: Tensor, *workers: Worker) -> Pointer:
-    """Send a tensor to another worker, by way of this process."""
+    """Send a tensor to another worker, through this process."""
     return models.move(self, _one(workers))
 
 
 def _location_of_tensor(self: Tensor) -> Worker:
-    """The worker that this tensor is at."""
+    """Return the worker where this tensor is."""
     if not isinstance(self, Pointer):
         raise PointerError("this tensor is here, and at no worker: it has no location")
     return self.worker
@@ -118,13 +118,13 @@ def _get_module(self: nn.Module) -> nn.Module:
 
 
 def _move_module(self: nn.Module, *workers: Worker) -> nn.Module:
-    """Send a module to another worker, by way of this process."""
+    """Send a module to another worker, through this process."""
     worker = _one(workers)
     return _send_module(_get_module(self), worker)
 
 
 def _location_of_module(self: nn.Module) -> Worker:
-    """The worker that this module is at."""
+    """Return the worker where this module is."""
     worker = next((_away(tensor).worker for tensor in _tensors(self)), None)
     if worker is None:
         raise PointerError("this model has no parameters, and is at no worker")
@@ -132,8 +132,8 @@ def _location_of_module(self: nn.Module) -> Worker:
 
 
 class _Spelling:
-    """A method, or with `called` a property, of a class of torch. An attribute of the object with the same name has
-    precedence: a part of a model may be called `location`."""
+    """A method (or, with `called`, a property) of a class of torch. An attribute of the object with the same name takes
+    precedence, since a part of a model may be called `location`."""
 
     def __init__(self, function: Callable[..., Any], called: bool = False) -> None:
         self._function, self._called = function, called
@@ -152,7 +152,7 @@ class _Spelling:
 
 
 def _spelt(send: Any, get: Any, move: Any, location: Any) -> dict[str, _Spelling]:
-    """Give the four names with what they mean for one class."""
+    """Return the four names with their meanings for one class."""
     made = {"send": _Spelling(send), "get": _Spelling(get), "move": _Spelling(move)}
     made["location"] = _Spelling(location, called=True)
     for name, spelling in made.items():
@@ -198,7 +198,7 @@ def _come_back(pointer: Pointer, numbers: Tensor, gradient: Tensor | None) -> No
 
 
 def _fetched_gradient(pointer: Pointer) -> Tensor | None:
-    """Fetch the gradient of a parameter; None if there is none, or if its worker keeps it."""
+    """Fetch the gradient of a parameter; None if it has no gradient, or if the worker's policy keeps it."""
     gradient = pointer.grad
     if gradient is None:
         return None

@@ -1,17 +1,17 @@
-"""The requests of one caller at a worker, from bytes to bytes. Each request is done once.
+"""Answer the requests of one caller at a worker, from bytes to bytes. Each request is done once.
 
     bench = Workbench({"inputs": inputs}, policy)
     answer = bench.answer(body)                    the forms of both are in sumus/virtual/messages.py
 
-The worker in this process and the worker behind a socket both consist of this class and nothing else.
+Both the worker in this process and the worker behind a socket consist of this class only.
 
     held.py        the caller's tensors, and the limits of the policy
     calls.py       operations on them
     gradients.py   backward passes
 
-**What is private.** The owner's tensors are private, and so is everything computed from them: results, gradients, and
-tensors that either is written into. Privacy is a property of memory (`Memories`). The header of `calls.py` says what
-answers tell about private tensors.
+**Privacy.** The owner's tensors are private, and so is everything computed from them: results, gradients, and tensors
+into which either is written. Privacy is a property of memory (`Memories`). The header of `calls.py` says what answers
+reveal about private tensors.
 """
 
 import threading
@@ -61,7 +61,7 @@ class Workbench:
 
     Args:
         tensors: The owner's tensors, by name; they are never changed.
-        policy: What the owner allows.
+        policy: The owner's policy.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], policy: Policy) -> None:
@@ -118,7 +118,7 @@ def _use(held: HeldTensors, ask: UseOffered) -> TensorMade:
 
 
 def _fetch(held: HeldTensors, ask: FetchTensor) -> tuple[WorkerAnswer, Array]:
-    """Give the caller the numbers of a tensor, if the policy allows it."""
+    """Return the numbers of a tensor to the caller, if the policy allows it."""
     kept = held.of(ask.id)
     fetch = held.policy.fetch
     if held.is_private(kept.tensor) and not (fetch == "all" or (fetch == "parameters" and kept.sent)):
@@ -132,7 +132,7 @@ def _fetch(held: HeldTensors, ask: FetchTensor) -> tuple[WorkerAnswer, Array]:
 
 
 def _count(held: HeldTensors) -> HeldAnswer:
-    """Count what the caller holds."""
+    """Count the tensors and bytes that the caller holds."""
     return HeldAnswer(len(held.tensors), held.bytes_in_use())
 
 
@@ -146,8 +146,8 @@ _DOES: dict[type, Callable[[Workbench, Any, bytes], Any]] = {
     SetRequiresGrad: lambda bench, ask, body: set_requires_grad(bench.held, ask),
     CountHeld: lambda bench, ask, body: _count(bench.held),
 }
-"""The function for each request. The table is no attribute of a workbench: an object that holds its own methods is part
-of a reference cycle, and would not be freed at once."""
+"""The function for each request. The table is not an attribute of a workbench: an object that holds its own methods is
+part of a reference cycle, and would not be freed at once."""
 
 
 def as_tensor(array: Array) -> Tensor:

@@ -78,15 +78,15 @@ class Worker:
         self._serial = 0
         self._one_at_a_time = threading.RLock()
         self.gradients_changed = 0
-        """Grows with each request that may change a gradient at the worker, so that pointers know when theirs is out of
-        date."""
+        """A number that grows with each request that may change a gradient at the worker, so that pointers know when theirs
+        is out of date."""
 
     def __repr__(self) -> str:
         return f"<worker {self.name!r}>"
 
     @property
     def id(self) -> str:
-        """The worker's name, as PySyft 0.2 calls it."""
+        """The worker's name, under the attribute that PySyft 0.2 uses."""
         return self.name
 
     def __enter__(self) -> "Worker":
@@ -100,12 +100,12 @@ class Worker:
         raise NotImplementedError
 
     def _exchange(self, body: bytes, most: int) -> bytes:
-        """Send a request, and return the bytes of the answer. most: the most bytes of the answer."""
+        """Send a request, and return the bytes of the answer, at most `most` bytes."""
         raise NotImplementedError
 
     def send(self, tensor: Tensor) -> Pointer:
         """Send a tensor, and return a pointer. The tensor at the worker is a leaf. It requires a gradient if the given
-        one does."""
+        tensor does."""
         return self.pointer(self.ask(SendTensor(tensor.requires_grad), TensorMade, as_array(tensor)))
 
     def __getitem__(self, name: str) -> Pointer:
@@ -127,7 +127,7 @@ class Worker:
         return self.ask(CountHeld(), HeldAnswer)
 
     def ask(self, ask: Ask, wanted: type[A] | tuple[type[A], ...], tensor: Any = None) -> A:
-        """Send a request, and return its answer, which must be of a wanted class.
+        """Send a request, and return its answer, which must be an instance of a wanted class.
 
         Raises:
             WorkerRefused: The answer is a refusal.
@@ -137,7 +137,7 @@ class Worker:
         return self._checked(said, wanted)
 
     def pointer(self, made: TensorMade) -> Pointer:
-        """Return the pointer to a tensor at the worker. If there is one already, the same one is returned."""
+        """Return the pointer to a tensor at the worker. If a pointer already exists, the same pointer is returned."""
         found = self._pointers.get(made.id)
         if found is None:
             found = Pointer(self, made)
@@ -147,8 +147,8 @@ class Worker:
         return found
 
     def call_by(self, pointer: Pointer | None, number: int | None = None) -> None:
-        """Make a pointer the one that stands for its tensor at the worker. With None and the tensor's number, the next
-        call makes a new pointer."""
+        """Make this pointer the one for its tensor at the worker. With None and the tensor's number, the next call makes a
+        new pointer."""
         if pointer is not None:
             self._pointers[pointer.id] = pointer
         elif number is not None:
@@ -185,14 +185,14 @@ class Worker:
 
 
 class VirtualWorker(Worker):
-    """A worker in this process. It has the same kind of policy, and gets the same bytes, as one on another machine.
+    """A worker in this process. It has the same kind of policy, and gets the same bytes, as a worker on another machine.
 
     Args:
         name: Its name; or a `TorchHook`, as in PySyft 0.2, and then `id` is the name.
-        tensors: Tensors of its own, which are private like those of a device. What a caller sends belongs to the
+        tensors: Its own tensors, which are private like those of a device. Tensors that a caller sends belong to the
             caller.
-        policy: What callers may do.
-        id: Its name, after a hook.
+        policy: The policy for callers.
+        id: Its name, if the first argument is a hook.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class VirtualWorker(Worker):
 
 
 def _name_of(name: object, other: str | None) -> str:
-    """Give a worker's name from the arguments, with or without a hook before it."""
+    """Return a worker's name from the arguments, with or without a hook before it."""
     if callable(getattr(name, "unhook", None)):
         name, other = other, None
     if not isinstance(name, str) or other is not None:
@@ -249,7 +249,7 @@ def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[st
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two storages have a byte in common."""
+    """Return whether two storages have a byte in common."""
     (begin, end), (first, last) = (
         (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
         for storage in (one.untyped_storage(), other.untyped_storage())
@@ -258,7 +258,7 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def as_array(tensor: Tensor) -> Any:
-    """Give a tensor as it travels."""
+    """Return a tensor in the form in which it is sent."""
     if isinstance(tensor, Pointer):
         raise PointerError(f"this is at {tensor.worker.name!r} already: use sumus.virtual.move(pointer, worker)")
     if tensor.dtype not in DTYPE_NAMES:

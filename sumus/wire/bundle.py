@@ -1,6 +1,6 @@
-"""A bundle: a plan with its first model, all that a server needs to run the plan without the code of the task.
+"""A bundle: a plan with its first model. A server needs nothing else to run the plan, not even the code of the task.
 
-It is a zip file. Nothing in it is compressed and all dates are fixed, so equal content gives equal bytes. It holds
+It is a zip file. Its members are not compressed and all dates are fixed, so equal content gives equal bytes. It holds
     plan.json             canonical JSON; its SHA-256 is the plan's id
     model.safetensors     the initial values of every leaf: shared, personal and frozen
 """
@@ -26,7 +26,7 @@ NOT_A_ZIP = (
     ValueError,
     IndexError,
 )
-"""The errors that `zipfile` raises for bytes that are no archive: for example, ValueError for impossible offsets and
+"""The errors that `zipfile` raises for bytes that are not an archive: for example, ValueError for impossible offsets and
 names, and IndexError for an encrypted member without a name."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
@@ -34,7 +34,7 @@ _UNIX = 3
 
 @dataclass(frozen=True)
 class Bundle:
-    """A plan and the model that it starts from."""
+    """A plan and its first model."""
 
     plan: Plan
     model: Tree
@@ -57,7 +57,7 @@ class Bundle:
         """Read a bundle from the bytes of a file.
 
         Raises:
-            UsageError: The bytes are no bundle, or the model's leaves are not exactly those of the plan.
+            UsageError: The bytes are not a bundle, or the model's leaves are not exactly those of the plan.
         """
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:

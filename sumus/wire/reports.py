@@ -1,4 +1,4 @@
-"""Reports as bytes: what a device sends after training, or an edge after adding. One signature covers the whole body.
+"""Reports as bytes: a device sends one after training, an edge after adding. One signature covers the whole body.
 
     body   = encode_report(update)                     on the device
     update = decode_report(body, device, hop)          at the first hop; any other form is refused
@@ -8,8 +8,8 @@
 
 A report is a safetensors file with the names `part/PART/LEAF`, `examples` (int64) and `metric/NAME` (float64: sum and
 count). A sum has the slots of an aggregate. Its `sum/PART/LEAF` has the narrowest of int8, int16, int32 and int64 that
-can hold every possible sum of so many reports. Its `sessions` lists the sessions in the sum as ASCII in int8, one
-`DEVICE/SESSION` in each line.
+can hold every possible sum of that number of reports. Its `sessions` lists the sessions in the sum as ASCII in int8,
+one `DEVICE/SESSION` per line.
 """
 
 import re
@@ -28,7 +28,7 @@ MOST_EXAMPLES = 2**53
 """The largest integer up to which JavaScript's numbers are exact."""
 _SESSIONS = "sessions"
 _NAME = 65
-"""The most letters of a device's id, or of a session's id, with the one character that follows it."""
+"""The most characters of a device's id, or of a session's id, including the one character that follows it."""
 _SESSION = re.compile(r"[0-9a-f]{64}/[A-Za-z0-9_-]{1,64}")
 
 
@@ -53,7 +53,7 @@ def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Up
         hop: The plan's first hop.
 
     Raises:
-        ParticipantError: The bytes are no report of this plan.
+        ParticipantError: The bytes are not a report for this plan.
     """
     try:
         if len(body) > most_bytes(hop):
@@ -104,10 +104,10 @@ def decode_sum(
         least: The smallest weight that a site's sum may have, if it names more sessions; None for an edge that only adds.
 
     Returns:
-        The sessions that the sum is of, and the sum.
+        The sessions in the sum, and the sum.
 
     Raises:
-        ParticipantError: The bytes are no sum of this plan.
+        ParticipantError: The bytes are not a sum for this plan.
     """
     try:
         slots = view_tree(body)

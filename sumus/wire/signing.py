@@ -1,11 +1,11 @@
-"""Identity of a device and its signatures: an Ed25519 key, the key's hash, and signatures over `messages.signed_text`.
+"""A device's identity and signatures: an Ed25519 key, the key's hash, and signatures over `messages.signed_text`.
 
     device = device_id(public_key_of(seed))                       64 hexadecimal digits, the device's id everywhere
-    signature = sign(seed, text)                                  64 bytes; the same text always gives the same ones
+    signature = sign(seed, text)                                  64 bytes; the same text always gives the same bytes
     verify(public_key, signature, text)                           False for any other signature
 
-No random numbers are drawn here: the owner supplies the 32 bytes of a private key. Ed25519 is that of RFC 8032,
-verified without the cofactor, as OpenSSL does. Bytes are sent as base64url without padding (RFC 4648, 5). Each has
+No random numbers are drawn here: the owner supplies the 32 bytes of a private key. Ed25519 is used as in RFC 8032,
+and verified without the cofactor, as in OpenSSL. Bytes are sent as base64url without padding (RFC 4648, 5). Each has
 exactly one spelling.
 """
 
@@ -36,7 +36,7 @@ def from_base64url(text: str) -> bytes:
     """Decode base64url.
 
     Raises:
-        ParticipantError: `to_base64url` never makes this text: it is padded, in another alphabet, or has bits left
+        ParticipantError: `to_base64url` never makes this text: it is padded, uses another alphabet, or has bits left
             over.
     """
     try:
@@ -52,7 +52,7 @@ def read_public_key(text: str) -> bytes:
     """Decode a public key (32 bytes) from base64url.
 
     Raises:
-        ParticipantError: The text is no key that `verify` would accept.
+        ParticipantError: The text is not a key that `verify` would accept.
     """
     key = from_base64url(text)
     if not _usable(key):
@@ -66,19 +66,19 @@ def device_id(public_key: bytes) -> str:
 
 
 def public_key_of(seed: bytes) -> bytes:
-    """Return the public key (32 bytes) of a private one. seed: 32 secret bytes, the private key of RFC 8032."""
+    """Return the public key (32 bytes) that belongs to `seed`: 32 secret bytes, the private key of RFC 8032."""
     return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def sign(seed: bytes, text: bytes) -> bytes:
-    """Sign a text. The signature has 64 bytes; the same key and text always give the same one."""
+    """Sign a text. The signature has 64 bytes; the same key and text always give the same signature."""
     return Ed25519PrivateKey.from_private_bytes(seed).sign(text)
 
 
 def verify(public_key: bytes, signature: bytes, text: bytes) -> bool:
     """Return whether this key's owner signed this text.
 
-    No input makes this function raise. Keys of small order, and keys in a second spelling, verify nothing.
+    No input makes this function raise. Keys of small order, and keys in a second spelling, verify no signature.
     """
     if not _usable(public_key) or len(signature) != SIGNATURE:
         return False
@@ -90,7 +90,7 @@ def verify(public_key: bytes, signature: bytes, text: bytes) -> bool:
 
 
 def _usable(key: bytes) -> bool:
-    """Return whether these are 32 bytes of a y below p that is not of small order. `verify` then finds whether a point
+    """Return whether these 32 bytes are a y below p that is not of small order. `verify` then finds out whether a point
     with this y exists."""
     y = int.from_bytes(key, "little") & (2**255 - 1)
     return len(key) == KEY and y < _P and y not in _SMALL_ORDER

@@ -69,7 +69,7 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
         expected: For each leaf, the dtype's name and the shape. None accepts any leaves.
 
     Raises:
-        ParticipantError: The bytes are no safetensors, or the leaves are not the expected ones.
+        ParticipantError: The bytes are not safetensors, or the leaves are not the expected ones.
     """
     _check_header(body)
     try:
@@ -91,8 +91,8 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
 def view_tree(body: bytes | memoryview) -> dict[str, Array]:
     """Decode a tree without a copy: the arrays are read-only views of the body, and keep it alive.
 
-    This function is stricter than `decode_tree`: it takes signed integers and floats only, no metadata, and no name
-    twice.
+    This function is stricter than `decode_tree`: it accepts only signed integers and floats, and neither metadata nor a
+    repeated name.
 
     Raises:
         ParticipantError: The bytes have another form.

@@ -20,12 +20,12 @@ VERSION_TABLE = "sumus_version"
 _LOCK = 0x73756D7573
 """The number of PostgreSQL's advisory lock for `alone`: "sumus" in ASCII."""
 _ONE = Lock()
-"""Lets one thread at a time run steps, since alembic's `op` is global."""
+"""A lock with which only one thread at a time runs steps, since alembic's `op` is global."""
 
 
 def alone(connection: Connection) -> None:
-    """Wait for other transactions that have called this, and make later ones wait. In SQLite a writing transaction is
-    always alone."""
+    """Wait for other transactions that have called this function, and make later ones wait. In SQLite, a writing
+    transaction is always alone."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
@@ -34,7 +34,7 @@ def bring_up_to_date(connection: Connection) -> None:
     """Make or upgrade the tables, within the connection's transaction.
 
     Raises:
-        ExperimentError: The database is of a newer version of sumus, or holds other tables of these names.
+        ExperimentError: The database belongs to a newer version of sumus, or holds other tables with these names.
     """
     alone(connection)
     there = set(inspect(connection).get_table_names())

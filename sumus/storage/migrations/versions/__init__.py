@@ -1,1 +1,1 @@
-"""The steps: one file for each."""
+"""The migration steps, one file for each."""

@@ -1,4 +1,4 @@
-"""Places: since when a session has held one, how long a device rests after a lapse, and how long work takes."""
+"""Places: when a session took its place, how long a device rests after a lapse, and how long work takes."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Double

@@ -1,4 +1,4 @@
-"""The edge that a device checks in through, and the link that a device enrolled with."""
+"""The edge through which a device checks in, and the link with which a device enrolled."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Double, String

@@ -1,4 +1,4 @@
-"""The number of sums that have become a model: of a run, and at the moment when a device was last counted."""
+"""The number of sums that have become a model: in a run so far, and when a device was last counted."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, text
