@@ -25,6 +25,7 @@ _PUBLIC = {
     "sgd": "sumus.work",
     "adam": "sumus.work",
     "adamw": "sumus.work",
+    "client": "sumus.work",
     # what happens to its update on the way?
     "Transform": "sumus.update",
     "chain": "sumus.update",

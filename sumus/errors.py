@@ -226,13 +226,10 @@ class DivergedError(ParticipantError):
 
     code = "not_finite"
 
-    def __init__(self, client: object, part: str, leaf: str) -> None:
+    def __init__(self, client: object, part: str, leaf: str, remedy: str = "") -> None:
         own = f", or mend the {leaf}: it may divide by zero" if part == "metrics" else ""
-        super().__init__(
-            client,
-            f"the update is not finite at `{part}[{leaf}]`: its training diverged; lower the learning rate, or pass "
-            f"clip_norm= to the client's optimizer{own}",
-        )
+        remedy = remedy or f"lower the learning rate, or pass clip_norm= to the client's optimizer{own}"
+        super().__init__(client, f"the update is not finite at `{part}[{leaf}]`: its training diverged; {remedy}")
 
 
 class BeyondBoundError(ParticipantError):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sumus.errors import ExperimentError, expect
+from sumus.errors import ExperimentError, PlanError, expect
 from sumus.fleet import PERFECT, Fleet
 from sumus.plan import Plan
 from sumus.types import hold_plain_numbers, plain_number
@@ -135,6 +135,7 @@ class Experiment:
                     f"edge_groups={self.edge_groups}: give from 1 to {len(self.population)}, as many as there are clients, or "
                     "a function of a client's id"
                 )
+        self._expect_whole_work()
         if self.plan.edges.rounds > 1 and not self.edge_groups:
             raise ExperimentError(
                 f"the plan lets edges do {self.plan.edges.rounds} rounds of their own, and there are none: give edge_groups= "
@@ -144,4 +145,22 @@ class Experiment:
             raise ExperimentError(
                 f"a cohort of {self.plan.pacing.cohort} is larger than the population of {len(self.population)}: "
                 "lower Pacing(cohort=), or add clients"
+            )
+
+    def _expect_whole_work(self) -> None:
+        """Raise PlanError if a client's own code would have to stop after some of its steps."""
+        loop = self.plan.algorithm.client.loop
+        if loop is None:
+            return
+        if self.fleet.stragglers and self.fleet.partial_work:
+            raise PlanError(
+                "own-loop",
+                f"stragglers take some of their steps, and `{loop.train}` takes its steps in code of its own: give "
+                "Fleet(partial_work=False), so that a straggler is not counted, or train by sgd(), adam() or adamw()",
+            )
+        if loop.evaluate is not None and self.evaluate.batch_size is not None:
+            raise PlanError(
+                "own-loop",
+                f"Evaluation(batch_size=) is for the task's metrics, and `{loop.evaluate}` measures all examples of a client "
+                "at once: leave batch_size= out",
             )

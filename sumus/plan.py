@@ -387,6 +387,12 @@ def _too_few_people(plan: Plan) -> str | None:
 
 def _cannot_travel(plan: Plan) -> str | None:
     algorithm = plan.algorithm
+    if (loop := algorithm.client.loop) is not None and is_custom(algorithm.client):
+        return (
+            f"the plan names a client's own code, so that devices find it in their own files, and `{loop.train}`"
+            f"{f' or `{loop.evaluate}`' if loop.evaluate else ''} is a lambda, a method, an object, or inside another function: "
+            "define it at the top of a module, with def"
+        )
     for value in (algorithm.client, algorithm.update, algorithm.aggregator, algorithm.server):
         if found := is_custom(value):
             return f"{found[0]} has no registered name, and code does not travel: decorate its factory with @sumus.registered"
@@ -556,5 +562,5 @@ RULES: tuple[Rule, ...] = (
 """The rules that are checked when a plan is built or deployed.
 
 Further rules are checked where a value itself is made: sum-overflow, parts-match, quantize-last, epochs-or-steps,
-part-words, pacing-buffer, positive.
+part-words, pacing-buffer, positive, own-loop.
 """

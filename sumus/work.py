@@ -14,6 +14,9 @@ handles running statistics.
 
 The rules use only operators that numpy and torch share, so one definition can be looped over clients, vectorized, and traced
 into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
+
+`client(train=...)` is client work whose steps are code of the user's own (`sumus.own_loop`): state dict in, state dict out. It
+has no rules and no steps that sumus knows.
 """
 
 import fnmatch
@@ -26,10 +29,11 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from sumus.errors import PlanError, UsageError, expect, expect_number, own_code
-from sumus.schedules import Schedule, as_schedule
-from sumus.spec import Value, registered
+from sumus.own_loop import OwnFunction, OwnLoop, offer, parameters_of
+from sumus.schedules import Schedule, as_schedule, constant
+from sumus.spec import Spec, Value, registered, to_json
 from sumus.tree import tree_map
-from sumus.types import Tensors, hold_plain_numbers, plain_number
+from sumus.types import Json, Tensors, hold_plain_numbers, plain_number
 
 _BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -153,6 +157,7 @@ class ClientWork(Value):
             batch takes all of them as one batch.
         groups: Leaves with optimizer settings of their own. A plan refuses patterns that match one leaf twice.
         rules: The algorithm's changes to local training.
+        loop: The user's own code that trains, in place of all of these fields (`client`); None if sumus takes the steps.
     """
 
     optimizer: LeafRule
@@ -164,9 +169,11 @@ class ClientWork(Value):
     drop_last: bool = False
     groups: tuple[LeafGroup, ...] = ()
     rules: ClientRules = ClientRules()
+    loop: OwnLoop | None = None
 
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
+        self._expect_no_steps()
         if self.epochs is not None and self.steps is not None:
             raise PlanError("epochs-or-steps", "give either epochs= or steps=, not both")
         for name in ("epochs", "steps", "batch_size", "clip_norm"):
@@ -176,6 +183,34 @@ class ClientWork(Value):
         expect(self.drop_last, bool, "drop_last=")
         if self.drop_last and self.batch_size is None:
             raise PlanError("positive", "drop_last=True needs batch_size=: without it, all examples are one batch")
+
+    def _expect_no_steps(self) -> None:
+        """Raise PlanError if the user's own code trains and a field says something about steps: it would have no effect."""
+        if self.loop is None:
+            return
+        amount = {name: getattr(self, name) for name in ("epochs", "steps", "batch_size", "clip_norm", "groups")}
+        said = [name for name, value in amount.items() if value] + ["drop_last"] * self.drop_last
+        if self.rules != ClientRules():
+            said.append("rules")
+        if said:
+            raise PlanError(
+                "own-loop",
+                f"{', '.join(said)} of client work are for steps that sumus takes, and here the code of "
+                f"`{self.loop.train}` takes them: leave them out and do it in that code, or train by sgd(), adam() or adamw()",
+            )
+
+    def expect_steps(self, what: str) -> None:
+        """Raise PlanError if the user's own code trains, so that nothing is known of its steps.
+
+        Args:
+            what: What needs the steps, such as "a program for a phone".
+        """
+        if self.loop is not None:
+            raise PlanError(
+                "own-loop",
+                f"{what} needs the gradient and the number of a client's steps, and {self!r} takes them in code of its own: "
+                "train by sgd(), adam() or adamw()",
+            )
 
     def group_of(self, leaf: str) -> LeafGroup | None:
         """Return the group of a leaf; None if the leaf is in no group."""
@@ -202,7 +237,7 @@ class ClientWork(Value):
         return self.rules.init is not no_state
 
     def step_count(self, examples: int) -> int:
-        """Return the number of steps in one round for a client with this number of examples."""
+        """Return the number of steps in one round for a client with this number of examples; 1 for code of the user's own."""
         return self.steps or (self.epochs or 1) * self._batches_a_pass(examples)
 
     def batches(self, examples: int, rng: np.random.Generator, most: int | None = None) -> Iterator[Any]:
@@ -211,6 +246,7 @@ class ClientWork(Value):
         Each pass visits every example once, in a new order; with `drop_last`, it leaves out those that do not fill a batch.
         most: the number of steps that the client has time for; None for all.
         """
+        self.expect_steps("a training by batches")
         size, order = self._batch(examples), None
         steps = self.step_count(examples)
         for number in range(steps if most is None else min(steps, most)):
@@ -228,7 +264,15 @@ class ClientWork(Value):
 
 
 def expect_plain(client: ClientWork, by: str) -> None:
-    """Refuse client work that another algorithm has changed already: `by` would undo or misread that change."""
+    """Refuse client work that another algorithm has changed already: `by` would undo or misread that change. Refuse the user's
+    own code too: `by` could not change its steps.
+    """
+    if client.loop is not None:
+        raise PlanError(
+            "own-loop",
+            f"{by} changes or counts each local step of a client, and {client!r} takes its steps in code of its own: take "
+            "fedavg, with any server optimizer, or fedbuff; or let sumus take the steps, by sgd(), adam() or adamw()",
+        )
     if not client.rules.are_plain:
         raise PlanError(
             "client-changed-twice", f"{by} takes plain client work such as sgd(), as it is, and not {client!r}"
@@ -261,6 +305,7 @@ def apply_gradients(
     Returns:
         The new leaves, and the optimizer's new state of each.
     """
+    work.expect_steps("a local step")
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
     with own_code("correct", work, "it must give a gradient for every gradient that it is given"):
         corrected = dict(work.rules.correct(shared, params, broadcast, client_state))
@@ -485,3 +530,60 @@ def adamw(
     """Return client work by local AdamW: weight decay is applied apart from the gradient. The other arguments are as in `sgd`."""
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay, decoupled=True), weight_decay, leaves, *amount)
+
+
+# ── code of the user's own ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _no_steps(grad: Any, state: LeafState, param: Any, lr: Any, step: Any) -> tuple[Any, LeafState]:
+    """Stand in the place of an optimizer, for code that has an optimizer of its own. It is never called."""
+    raise PlanError("own-loop", "the client's own code trains: no rule can take its steps")
+
+
+def _own_work(loop: OwnLoop) -> ClientWork:
+    return ClientWork(optimizer=LeafRule(init=lambda param: (), update=_no_steps), lr=constant(0.0), loop=loop)
+
+
+@registered("client/client")
+def _read_client(train: str, evaluate: str | None = None) -> ClientWork:
+    """Return the client work of a plan that was read from JSON. Its functions are looked up where a client trains."""
+    return _own_work(OwnLoop(train, evaluate))
+
+
+def client(train: OwnFunction, evaluate: OwnFunction | None = None) -> ClientWork:
+    """Return client work by a training loop of your own. What it does inside is unknown to sumus.
+
+    Torch's, numpy's and Python's generators are seeded for each client and round before `train`, and put back after it. The
+    functions may be called in other processes, in any order of clients.
+
+    Args:
+        train: (state, examples) → (state, count, metrics). `state`: the model's state dict, tensors of the client's own.
+            `examples`: the client's (inputs, targets), prepared, tensors with one row for each example. It returns all leaves
+            of the state dict after training, as tensors or arrays; the number of examples that it trained on, which weighs the
+            client; and the mean of "loss" and of any of the task's metrics over these, such as {"loss": 0.3}. Without "loss",
+            the task's loss of the trained model is measured.
+        evaluate: (state, examples) → (count, metrics), with the mean of "loss" and of every metric of the task; it measures
+            clients and central data. None to measure by the task's loss and metrics.
+
+    Both may take a third argument without a default, a `ClientRound`: `client`, `number` (the round, from 0) and `seed`.
+    Devices need functions that are defined at the top of a module: a plan holds their names.
+
+    Raises:
+        PlanError: A function cannot be called with these arguments.
+    """
+    given = {"train": train, "evaluate": evaluate}
+    names: dict[str, str] = {}
+    params: dict[str, Json] = {"train": None, "evaluate": None}
+    for which, function in given.items():
+        if function is not None:
+            parameters_of(function)
+            names[which] = str(getattr(function, "__qualname__", type(function).__name__))
+            params[which] = offer(function) or to_json(function)
+    if names["train"] == names.get("evaluate"):
+        raise PlanError(
+            "own-loop", f"train= and evaluate= are both called `{names['train']}`: give them names of their own"
+        )
+    functions = {name: function for which, name in names.items() if (function := given[which]) is not None}
+    work = _own_work(OwnLoop(names["train"], names.get("evaluate"), functions))
+    object.__setattr__(work, "spec", Spec("client/client", params))
+    return work

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rng", "spec"),
     ("figures", "metrics", "schedules", "staleness", "optimizers", "pacing", "fleet", "columns", "preparation"),
     ("update",),
-    ("task", "work", "aggregate", "fixed_point", "first_hop", "robust", "algorithm", "evaluation", "influence", "site", "plan",
+    ("task", "own_loop", "work", "aggregate", "fixed_point", "first_hop", "robust", "algorithm", "evaluation", "influence", "site", "plan",
      "experiment"),
     ("algorithms",),
     ("wire",),

@@ -34,6 +34,7 @@ from sumus.device.compute import (
 from sumus.errors import TaskError
 from sumus.executors.choice import AUTOGRAD, SEQUENTIAL, SHORT, ExecutorChoice, RunLength, checked
 from sumus.executors.executor import ClientAssignment, Executor
+from sumus.executors.own_loop import measured_by
 from sumus.executors.witness import Witness
 from sumus.plan import Plan
 from sumus.task import Task
@@ -139,9 +140,16 @@ class Training:
         return TensorExamples(*self.program.reader.convert(client, loaded(client, examples)))
 
     def plan(self, sha256: str, body: Callable[[], bytes]) -> Plan:
-        """Return the plan with this hash; its JSON is fetched if the plan is not known yet."""
+        """Return the plan with this hash; its JSON is fetched if the plan is not known yet.
+
+        Raises:
+            PlanError: The JSON is not a plan, or names code of the owner's that this process does not offer.
+        """
         with self._one_at_a_time:
-            return self._plans.get(sha256, body)
+            plan = self._plans.get(sha256, body)
+            if (loop := plan.algorithm.client.loop) is not None:
+                loop.expect_offered(self.program.task)
+            return plan
 
     def memory(self, plan: Plan, examples: TensorExamples) -> int:
         """Return the fewest bytes that a local step of a plan can take."""
@@ -181,8 +189,12 @@ class Training:
         """Measure the plan's metrics on the client's examples, with its personal leaves."""
         with self._one_at_a_time, _one_thread():
             self._load({**broadcast["params"], **broadcast.get(BUFFERS, {})}, job.state)
+            loop, inputs, targets = plan.algorithm.client.loop, job.examples.inputs, job.examples.targets
             try:
-                measured = self.program.evaluate(job.examples.inputs, job.examples.targets)
+                if loop is None or loop.evaluate is None:
+                    measured = self.program.evaluate(inputs, targets)
+                else:
+                    measured = measured_by(self.program, loop, job.client, inputs, targets)
             except TaskError as error:
                 raise TaskError(f"client {job.client!r}: {error}") from error
         return evaluation_result(plan, job, measured)
@@ -217,7 +229,7 @@ class Training:
         return self._executors[repr(work)]
 
     def _choice(self, work: ClientWork, broadcast: Broadcast, first: ClientAssignment) -> ExecutorChoice:
-        wanted = self._wanted
+        wanted = AUTOGRAD if work.loop is not None else self._wanted
         if wanted is None:
             short = RunLength.of(self.program, work, first, clients=ROUNDS).seconds < SHORT
             wanted = AUTOGRAD if short else SEQUENTIAL

@@ -21,6 +21,7 @@ import numpy as np
 
 from sumus.errors import ExperimentError, SumusError
 from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.own_loop import OwnLoopExecutor
 from sumus.executors.recall import Recall, where_of
 from sumus.executors.sequential import SequentialExecutor
 from sumus.executors.vectorized import VectorizedExecutor
@@ -85,7 +86,9 @@ class ExecutorChoice:
         )
 
     def executor(self, program: Program, work: ClientWork) -> Executor:
-        """Create the executor for a program."""
+        """Create the executor for a program. Code of the user's own runs as it is, whatever the choice."""
+        if work.loop is not None:
+            return OwnLoopExecutor(program, work)
         if self.kind == "vectorized":
             return VectorizedExecutor(program, work, self.stack)
         return SequentialExecutor(
@@ -93,6 +96,8 @@ class ExecutorChoice:
         )
 
 
+OWN_CODE = "clients train by code of their own"
+"""The reason for the plain executor if the user's own code trains."""
 AUTOGRAD, SEQUENTIAL = ExecutorChoice("autograd"), ExecutorChoice("sequential")
 
 
@@ -160,6 +165,8 @@ def choose(
         run: The length of the run.
         recall: Earlier choices on this machine.
     """
+    if work.loop is not None:
+        return ExecutorChosen(AUTOGRAD, OWN_CODE)
     if run.seconds < SHORT:
         return ExecutorChosen(AUTOGRAD, "the run is too short to probe")
     where = where_of(program, work, *clients(1))
@@ -184,6 +191,8 @@ def checked(
     broadcast: Broadcast,
 ) -> ExecutorChosen:
     """Return the requested executor; if it cannot train the model, return another one, with the reason."""
+    if work.loop is not None:
+        return ExecutorChosen(AUTOGRAD, f"not {choice}: {OWN_CODE}")
     probe = _Probe(program, work, clients, broadcast, 0.0)
     if (refused := probe.refused(choice)) is None:
         return ExecutorChosen(choice, "as asked for")

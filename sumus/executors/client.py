@@ -64,7 +64,8 @@ class LocalTraining:
         self.work = work
         self.unkeyed: str | None = None
         self._seen: Observed | None = None
-        program.look_at("work", work)
+        if work.loop is None:
+            program.look_at("work", work)
 
     def begin(self, broadcast: Broadcast, round_number: int) -> RoundTensors:
         """Return the round's broadcast as tensors on the device."""

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from sumus.errors import SumusError
 from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.own_loop import OwnLoopExecutor
 from sumus.executors.sequential import SequentialExecutor
 from sumus.training import observed
 from sumus.training.hidden import generators, put_generators
@@ -137,7 +138,8 @@ class Witness:
 
 def _runs_the_code(executor: Executor) -> bool:
     """Return whether the Python code of a task runs at each step of each client."""
-    return isinstance(executor, SequentialExecutor) and not executor.is_captured
+    plain = isinstance(executor, SequentialExecutor) and not executor.is_captured
+    return plain or isinstance(executor, OwnLoopExecutor)
 
 
 def digest_of(trained: Trained) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 
 from sumus.aggregate import BUFFERS
 from sumus.errors import DivergedError, ExperimentError, at_client, expect
+from sumus.executors.choice import AUTOGRAD
 from sumus.executors.executor import ClientAssignment, Trained
-from sumus.executors.sequential import SequentialExecutor
 from sumus.experiment import Examples, seed_of
 from sumus.influence import Influence
 from sumus.plan import Plan
@@ -188,7 +188,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         data = program.learn_schema(client, inputs, targets)
         with at_client(client):
             expect_means(program, inputs, targets)
-        executor = SequentialExecutor(program, plan.algorithm.client)
+        executor = AUTOGRAD.executor(program, plan.algorithm.client)
         broadcast = plan.algorithm.start(program.initial_shared, program.description).broadcast
         assignment = ClientAssignment(client, inputs, targets, {}, key(seed, "check", client, "training"))
         (trained,) = executor.run(broadcast, 0, [assignment])

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from sumus.errors import ExperimentError, TaskError, at_client
+from sumus.executors.own_loop import measured_by
 from sumus.experiment import Evaluation
 from sumus.figures import figure_names, figure_of
 from sumus.metrics import Spread, is_lower_better, pooled, sums_of
+from sumus.own_loop import OwnLoop
 from sumus.rng import generator
 from sumus.simulator.populations.population import Population, as_population, sample
 from sumus.simulator.records import RoundRecord
@@ -36,13 +38,21 @@ class Evaluator:
         program: The model.
         seed: The seed that draws the training clients to measure on.
         present: Positions of the training clients that may be drawn; None for all.
+        loop: The user's own code that trains clients; if it evaluates too, it measures.
     """
 
     def __init__(
-        self, wanted: Evaluation, population: Population, program: Program, seed: int, present: Array | None = None
+        self,
+        wanted: Evaluation,
+        population: Population,
+        program: Program,
+        seed: int,
+        present: Array | None = None,
+        loop: OwnLoop | None = None,
     ) -> None:
         self.notes: dict[str, None] = {}
         self._program = program
+        self._loop = loop if loop is not None and loop.evaluate is not None else None
         self._batch_size = wanted.batch_size or EVALUATION_BATCH
         self._central = (
             program.reader.convert("central held-out data", wanted.central) if wanted.central is not None else None
@@ -89,7 +99,7 @@ class Evaluator:
         if self._central is not None:
             program.load(unpersonal)
             try:
-                measured = program.evaluate(*self._central, self._batch_size)
+                measured = self._by_code("central held-out data", *self._central)
             except TaskError as error:
                 raise TaskError(f"Evaluation(central=): {error}") from error
             self._note_nan("the central held-out data", measured)
@@ -123,9 +133,15 @@ class Evaluator:
         """Return the module's measurements on a client, as the module is loaded."""
         program = self._program
         with at_client(client):
-            measured = program.evaluate(*program.reader.read(population, client), self._batch_size)
+            measured = self._by_code(client, *program.reader.read(population, client))
         self._note_nan(f"client {client!r}", measured)
         return measured
+
+    def _by_code(self, client: Any, inputs: Any, targets: Any) -> Measured:
+        """Return the sums of the loss and the metrics over examples, by the task's code or by the user's own."""
+        if self._loop is None:
+            return self._program.evaluate(inputs, targets, self._batch_size)
+        return measured_by(self._program, self._loop, client, inputs, targets)
 
     def _note_nan(self, where: str, measured: Measured) -> None:
         """Note which clients make a mean NaN or infinite; only the first few are named."""

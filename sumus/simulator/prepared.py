@@ -72,7 +72,12 @@ class PreparedRun:
         return identity
 
     def observe(self) -> None:
-        """Try the model on the first client's examples, as in training, to refuse an unsuitable model before the first round."""
+        """Try the model on the first client's examples, as in training, to refuse an unsuitable model before the first round.
+
+        Code of the user's own trains by a loss that is not seen here, and is not tried.
+        """
+        if self.plan.algorithm.client.loop is not None:
+            return
         client = self.population.pick(self.setting.first)
         with at_client(client):
             if self.program.observed is None:

@@ -56,7 +56,8 @@ class Simulation:
         self._turnout = Turnout(prepared, sum(nbytes(tree) for tree in self.at.state.broadcast.values()))
         wanted, population = self._experiment.evaluate, prepared.population
         there = present_at(prepared.joined, 0, len(population))
-        self._evaluation = Evaluator(wanted, population, self._program, self._experiment.seed, there)
+        loop = self._plan.algorithm.client.loop
+        self._evaluation = Evaluator(wanted, population, self._program, self._experiment.seed, there, loop)
         self._stopping = Stopping(wanted, self._evaluation.is_lower_better)
         self._stopping.check_names(self._evaluation.figures)
         if (earlier := folder.earlier()) is not None:

@@ -34,7 +34,12 @@ class Cost:
 
 
 def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor) -> Cost:
-    """Count the memory of one step on a batch of these examples. The batch has the size that the work sets."""
+    """Count the memory of one step on a batch of these examples. The batch has the size that the work sets.
+
+    Of code of the user's own, only the model is known.
+    """
+    if work.loop is not None:
+        return Cost(_bytes(*program.tensors.values()), 0, 0, 0)
     size = min(work.batch_size or len(inputs), len(inputs))
     own = {tensor.data_ptr() for tensor in program.tensors.values()}
     kept: dict[int, int] = {}

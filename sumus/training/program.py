@@ -6,7 +6,7 @@ import math
 import re
 import zlib
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import numpy as np
@@ -87,6 +87,7 @@ class Program:
         }
         self.hidden = HiddenState(_code_of(task, self.module), self.tensors.values())
         self._parts: dict[tuple[str, int], tuple[object, HiddenState]] = {}
+        self._restoring: set[tuple[str, int]] = set()
         self.moved: dict[str, None] = {}
         self.observed: Any = None
         floating = next((t.dtype for t in self.trained.values()), torch.get_default_dtype())
@@ -119,11 +120,19 @@ class Program:
             for tensor, value in self._restored:
                 tensor.copy_(value)
 
-    def look_at(self, name: str, part: object) -> None:
-        """Also watch the state of a part of the algorithm, under a name in `moved`. It is not restored, since a server
-        calls such code as well."""
+    def look_at(self, name: str, part: object, restores: bool = False) -> None:
+        """Also watch the state of a part of the algorithm, under a name in `moved`.
+
+        Args:
+            name: The name.
+            part: The part.
+            restores: Whether the state is restored before each client, as that of the model's code is. False for code that a
+                server calls as well.
+        """
         if (name, id(part)) not in self._parts:
-            self._parts[name, id(part)] = part, HiddenState({name: part})
+            self._parts[name, id(part)] = part, HiddenState({name: part}, self.tensors.values() if restores else ())
+            if restores:
+                self._restoring.add((name, id(part)))
 
     def changed(self) -> list[str]:
         """Return the paths outside the leaves that have changed since this program was made, or since the last
@@ -155,14 +164,22 @@ class Program:
         if self.hidden.refused is not None:  # raised again if a device retries
             raise TaskError(str(self.hidden.refused))
         for (name, own), (part, hidden) in self._parts.items():
-            if changed := hidden.changed():
+            restores = (name, own) in self._restoring
+            if changed := hidden.changed(whole or not restores):
                 self.moved |= dict.fromkeys(changed)
-                self._parts[name, own] = part, HiddenState({name: part})
+                if restores:
+                    with suppress(TaskError):  # the rest is restored, and the witness sees what is not
+                        hidden.restore(whole)
+                else:
+                    self._parts[name, own] = part, HiddenState({name: part})
         self.expect_frozen()
         _expect_same_roles(self.tensors, self.leaves)
 
     def end(self) -> None:
         """Restore this state for the last time, so that the next run with the same code begins alike."""
+        for own in self._restoring:
+            with suppress(TaskError):
+                self._parts[own][1].end()
         self.hidden.end(logs=self.observed is not None and not self.observed.acts)
 
     def expect_frozen(self, before: Mapping[str, Tensor] | None = None) -> None:

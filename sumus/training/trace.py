@@ -58,8 +58,10 @@ def trace_step(program: Program, work: ClientWork, inputs: Tensor, targets: Tens
     """Trace the graph of one step for batches of this shape.
 
     Raises:
+        PlanError: The client trains by code of its own.
         TaskError: The step does more than a graph can hold.
     """
+    work.expect_steps("a program for a phone")
     seen = observe(program, inputs, targets)
     if seen.alone is not None:
         raise TaskError(f"the step cannot be traced: {seen.alone}")

@@ -1,0 +1,137 @@
+"""A client's training by code of the user's own: the names under which a plan knows that code, and where it is found.
+
+    def train(state, examples): ...                  your own loop, at the top of a module
+    work = sumus.client(train=train)                 client work; `work.loop` is an `OwnLoop`
+
+Code never travels. A plan holds only the names of the functions. A device finds a function of that name among those that its
+own file has given to `sumus.client`; no other function of its file can be called by a plan. So a server cannot choose code
+that the owner of the device did not offer.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any, TypeAlias
+
+from sumus.errors import PlanError
+from sumus.task import Task
+
+OwnFunction: TypeAlias = Callable[..., Any]
+
+_offered: dict[str, dict[str, OwnFunction]] = {}
+"""The functions that this process has given to `sumus.client`: name → module → function."""
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """What an own function may know of the work that it does, as its third argument.
+
+    Attributes:
+        client: The client's id; on a device, the device's name.
+        number: The round, from 0; None when a model is measured.
+        seed: A number from 0 to 2³² − 1, for libraries that seed themselves. It is another one for each client and round.
+    """
+
+    client: Any
+    number: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class OwnLoop:
+    """The user's functions that train a client, and measure a model on its examples.
+
+    Attributes:
+        train: The name of the function that trains.
+        evaluate: The name of the function that measures; None to measure by the task's loss and metrics.
+        functions: The functions by name. Empty in a plan that was read from JSON.
+    """
+
+    train: str
+    evaluate: str | None = None
+    functions: Mapping[str, OwnFunction] = field(default_factory=dict[str, OwnFunction], compare=False, repr=False)
+
+    def function(self, name: str, task: Task) -> OwnFunction:
+        """Return a function by its name.
+
+        Args:
+            name: The name of the function, `train` or `evaluate` of this value.
+            task: The task for which it is called. If several modules offer the name, the task's own module decides.
+
+        Raises:
+            PlanError: This process has not offered a function of that name, or has offered several.
+        """
+        if name in self.functions:
+            return self.functions[name]
+        found = _offered.get(name, {})
+        if len(found) > 1:
+            own = set(_modules_of(task))
+            found = {module: function for module, function in found.items() if module in own} or found
+        if len(found) == 1:
+            return next(iter(found.values()))
+        if found:
+            raise PlanError(
+                "own-loop",
+                f"the plan trains by a function `{name}`, and {' and '.join(sorted(found))} have one each: rename one, in the "
+                "plan too",
+            )
+        raise PlanError(
+            "own-loop",
+            f"the plan trains by a function `{name}` of the owner's, and this process offers none of that name: define it at "
+            f"the top of the file that defines the task, and add the line sumus.client(train={name}) there, with evaluate= if "
+            "the plan has one",
+        )
+
+    def expect_offered(self, task: Task) -> None:
+        """Raise PlanError if this process does not offer the functions."""
+        for name in (self.train, self.evaluate):
+            if name is not None:
+                self.function(name, task)
+
+
+def offer(function: OwnFunction) -> str | None:
+    """Remember a function, so that plans may name it.
+
+    Returns:
+        Its name; None if no plan can name it, because it is a lambda, a method, an object, or inside another function.
+    """
+    name = getattr(function, "__qualname__", "<")
+    if not isinstance(function, FunctionType) or "<" in name:
+        return None
+    _offered.setdefault(name, {})[function.__module__] = function
+    return name
+
+
+def parameters_of(function: OwnFunction) -> int:
+    """Return how many arguments a function takes from sumus: two, or three if it cannot be called without a `ClientRound`.
+
+    Raises:
+        PlanError: It takes neither.
+    """
+    if not callable(function):
+        raise PlanError("own-loop", f"client() takes functions, not {function!r:.80}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of an extension module, which does not say
+        return 2
+    for count in (2, 3):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count
+    name = getattr(function, "__qualname__", type(function).__name__)
+    raise PlanError(
+        "own-loop",
+        f"`{name}` takes {signature}, and is called with (state, examples), or with (state, examples, round): let it take "
+        "these, and give everything else a default",
+    )
+
+
+def _modules_of(task: Task) -> Iterator[str]:
+    """Yield the names of the modules in which the code of a task is defined."""
+    for part in (task.model, task.loss, task.prepare, *task.metrics.values()):
+        for value in (part, type(part)):
+            if isinstance(module := getattr(value, "__module__", None), str):
+                yield module
