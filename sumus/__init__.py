@@ -117,6 +117,7 @@ _PUBLIC = {
 }
 
 _MODULES = {
+    "adapters": "sumus.adapters",
     "attacks": "sumus.simulator.populations.attacks",
     "losses": "sumus.training.losses",
     "metrics": "sumus.metrics",

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from sumus.errors import PlanError
 from sumus.task import Task
@@ -131,7 +131,8 @@ def parameters_of(function: OwnFunction) -> int:
 
 def _modules_of(task: Task) -> Iterator[str]:
     """Yield the names of the modules in which the code of a task is defined."""
-    for part in (task.model, task.loss, task.prepare, *task.metrics.values()):
-        for value in (part, type(part)):
+    parts: tuple[object, ...] = (task.model, task.loss, task.prepare, *task.metrics.values())
+    for part in parts:
+        for value in (part, cast(object, type(part))):
             if isinstance(module := getattr(value, "__module__", None), str):
                 yield module

@@ -1,0 +1,202 @@
+"""Adapters: client code that was written for another framework, as client work of sumus.
+
+    sumus.adapters.flower(client_fn)                    Flower's NumPyClient
+    sumus.adapters.flower(train, evaluate)              the functions of Flower's ClientApp
+
+The code stays as it is. Flower is imported only for the functions of a ClientApp, which need its messages themselves.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias, cast
+
+from sumus.errors import PlanError, UsageError
+from sumus.own_loop import ClientRound, OwnFunction
+from sumus.work import ClientWork, client
+
+Config: TypeAlias = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_LOSSES = ("loss", "train_loss", "train-loss", "eval_loss", "eval-loss")
+"""The names under which Flower's templates give a loss."""
+
+
+@dataclass
+class FlowerContext:
+    """What a `client_fn` reads of Flower's Context, without Flower.
+
+    Attributes:
+        node_config: "partition-id" is the client's id.
+        run_config: As given to `flower`.
+        examples: The client's (inputs, targets), prepared. Flower has none: its clients load their own.
+        state: Empty, and kept nowhere.
+    """
+
+    node_config: dict[str, Any]
+    run_config: dict[str, Any]
+    examples: tuple[Any, Any]
+    state: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def flower(
+    train: OwnFunction,
+    evaluate: OwnFunction | None = None,
+    *,
+    config: Config = _NOTHING,
+    metrics: Mapping[str, str] = MappingProxyType({}),
+    run_config: Mapping[str, Any] = _NOTHING,
+) -> ClientWork:
+    """Return client work by code that was written for Flower 1.42: a NumPyClient, or the functions of a ClientApp.
+
+    Args:
+        train: (context) → NumPyClient, Flower's `client_fn`; `context.examples` are the client's examples. Or (message,
+            context) → message, the train function of a ClientApp.
+        evaluate: The same `client_fn`, to measure by its clients' `evaluate`; or the evaluate function of the ClientApp. None to
+            measure by the task's loss and metrics.
+        config: What Flower's strategy sends as the config; or a function of the round, from 1. "server-round" is added.
+        metrics: The task's metric → the name under which Flower's code gives it. Its other numbers are left out. A loss is
+            found under "loss", "train_loss" and "eval_loss".
+        run_config: What `context.run_config` holds.
+
+    Returns:
+        Client work, opaque as that of `sumus.client`. The weight of a client is its number of examples, as in Flower's FedAvg.
+
+    Raises:
+        PlanError: A function takes neither (context) nor (message, context).
+    """
+    setting = _Setting(config, dict(metrics), dict(run_config))
+    training = _named(train, _adapted(train, setting, "fit"), "fit")
+    if evaluate is None:
+        return client(training)
+    return client(training, _named(evaluate, _adapted(evaluate, setting, "evaluate"), "evaluate"))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """The arguments of `flower` that its code sees."""
+
+    config: Config
+    metrics: Mapping[str, str]
+    run_config: Mapping[str, Any]
+
+    def config_of(self, about: ClientRound) -> dict[str, Any]:
+        number = 1 + (about.number or 0)
+        given = self.config(number) if callable(self.config) else self.config
+        return {"server-round": number, **given}
+
+    def node_config(self, about: ClientRound) -> dict[str, Any]:
+        return {"partition-id": about.client}
+
+    def means(self, given: Mapping[str, Any], loss: float | None = None) -> dict[str, float]:
+        """Return the metrics that the task has, by its names."""
+        found = {name: given[own] for name, own in self.metrics.items() if own in given}
+        if "loss" not in found:
+            losses = [given[name] for name in _LOSSES if name in given] if loss is None else [loss]
+            found |= {"loss": losses[0]} if losses else {}
+        return found
+
+
+def _adapted(function: OwnFunction, setting: _Setting, which: str) -> OwnFunction:
+    """Return a function as `sumus.client` takes it. which: "fit" or "evaluate"."""
+    try:
+        given = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    except (TypeError, ValueError):
+        given = []
+    if len(given) == 1:
+        return functools.partial(_call_numpy_client, function, setting, which)
+    if len(given) == 2:
+        return functools.partial(_call_client_app, function, setting, "train" if which == "fit" else "evaluate")
+    raise PlanError(
+        "own-loop",
+        f"flower() takes a function of (context) that makes a NumPyClient, or a function of (message, context) as those of a "
+        f"ClientApp, not {function!r:.80}: for a NumPyClient that exists, write a client_fn that makes it",
+    )
+
+
+def _named(function: OwnFunction, adapted: OwnFunction, which: str) -> OwnFunction:
+    """Return a function with the name and the module of the user's own, so that a plan can name it."""
+
+    def call(state: Any, examples: Any, about: ClientRound) -> Any:
+        return adapted(state, examples, about)
+
+    call.__module__ = getattr(function, "__module__", __name__)
+    call.__qualname__ = f"{getattr(function, '__qualname__', '<object>')}.{which}"
+    return call
+
+
+def _call_numpy_client(
+    client_fn: OwnFunction, setting: _Setting, which: str, state: Any, examples: Any, about: ClientRound
+) -> Any:
+    """Train or measure by a NumPyClient: its parameters are the values of the state dict, in their order."""
+    context = FlowerContext(setting.node_config(about), dict(setting.run_config), examples)
+    made = client_fn(context)
+    own = getattr(made, "numpy_client", made)  # what `to_client()` makes holds the NumPyClient
+    method = getattr(own, which, None)
+    if not callable(method):
+        raise UsageError(
+            f"client_fn made a {type(own).__name__}, which has no `{which}`: let it make a NumPyClient, or leave evaluate= out"
+        )
+    parameters = [leaf.cpu().numpy() for leaf in state.values()]
+    given = method(parameters, setting.config_of(about))
+    _expect_nothing_kept(context.state)
+    if not isinstance(given, tuple) or len(cast(tuple[Any, ...], given)) != 3:
+        raise UsageError(f"`{which}` of the NumPyClient gave no three values: let it give what Flower asks of it")
+    first, count, metrics = cast(tuple[Any, Any, Mapping[str, Any]], given)
+    if which == "evaluate":
+        return count, setting.means(metrics, float(first))
+    leaves = cast(Sequence[Any], first)
+    if len(leaves) != len(state):
+        raise UsageError(
+            f"`fit` of the NumPyClient gave {len(leaves)} arrays, and the model's state dict has {len(state)} entries "
+            f"({', '.join(state)}): let it give all of them in that order, [leaf.numpy() for leaf in net.state_dict().values()]"
+        )
+    return dict(zip(state, leaves, strict=True)), count, setting.means(metrics)
+
+
+def _call_client_app(
+    function: OwnFunction, setting: _Setting, kind: str, state: Any, examples: Any, about: ClientRound
+) -> Any:
+    """Train or measure by a function of a ClientApp."""
+    try:
+        from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict  # pyright: ignore
+        from flwr.app.metadata import Metadata  # pyright: ignore
+        from flwr.supercore.date import now  # pyright: ignore
+    except ImportError as error:
+        raise UsageError(
+            f"the functions of a ClientApp need flwr, and it cannot be imported here ({error}): pip install flwr, or give a "
+            "client_fn that makes a NumPyClient"
+        ) from error
+    content = RecordDict({"arrays": ArrayRecord(state), "config": ConfigRecord(setting.config_of(about))})
+    # a Message without metadata can only be made inside a task of Flower's own runtime
+    metadata = Metadata(0, "", 1, 1, "", "", now().timestamp(), 3600.0, kind, None, None)
+    message: Any = Message(content, metadata=metadata)
+    context: Any = Context(0, 1, setting.node_config(about), RecordDict(), dict(setting.run_config))
+    context.examples = examples
+    reply: Any = function(message, context)
+    _expect_nothing_kept(context.state)
+    if reply.has_error():
+        raise UsageError(f"its reply is an error: {reply.error}")
+    records: Any = reply.content
+    metrics: dict[str, Any] = {
+        name: value for record in records.metric_records.values() for name, value in record.items()
+    }
+    if "num-examples" not in metrics:
+        raise UsageError('its reply has no metric "num-examples", which Flower\'s FedAvg asks for: add it')
+    count = int(metrics["num-examples"])
+    if kind == "evaluate":
+        return count, setting.means(metrics)
+    arrays = list(records.array_records.values())
+    if len(arrays) != 1:
+        raise UsageError(f"its reply has {len(arrays)} ArrayRecords: reply with one, of the model's state dict")
+    return arrays[0].to_torch_state_dict(), count, setting.means(metrics)
+
+
+def _expect_nothing_kept(state: Any) -> None:
+    """Refuse code that keeps a state at the client, which no client work of this kind keeps."""
+    if len(state):
+        raise UsageError(
+            f"it keeps {', '.join(map(str, state))} in context.state, and client work by code of your own keeps nothing between "
+            'rounds: make it a leaf of the model that is "personal" in leaves= of the task'
+        )

@@ -1,0 +1,106 @@
+"""Flower's clients in sumus: its own FedAvg weights with flwr 1.42 in an environment of its own, and clients without flwr."""
+
+import json
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+import sumus
+from benchmarks.peers.environments import KEPT, Environment, EnvironmentAbsent, prepare
+
+ROOT = Path(__file__).parents[1]
+FLOWER = Environment("flower-adapter", ("flwr==1.42.0",), False, ("flwr",), loosened=("certifi",))
+"""flwr without Ray; torch and what sumus needs are those of this environment."""
+
+
+def test_it_gives_the_weights_of_flowers_own_fedavg(tmp_path: Path) -> None:
+    try:
+        python = prepare(FLOWER, KEPT, print)
+    except (EnvironmentAbsent, OSError) as error:
+        pytest.skip(f"flwr 1.42 cannot be installed here: {error}")
+    command = [str(python), "-m", "tests.flower_peer", sysconfig.get_paths()["purelib"]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found["differences"]) == {"app", "app on devices", "NumPyClient"}
+    assert max(found["differences"].values()) < 1e-6
+    assert found["measured"] == {"loss": 0.25, "accuracy": 0.75}
+    assert found["spec"]["with"] == {"train": "train.fit", "evaluate": "evaluate.evaluate"}
+
+
+def person(number: int) -> tuple[Any, Any]:
+    inputs = np.random.default_rng(number).normal(size=(10, 4)).astype("float32")
+    return inputs, (inputs[:, 0] > 0).astype("int64")
+
+
+class Shifting:
+    """Like a NumPyClient: it adds one, and measures nothing."""
+
+    def __init__(self, context: Any) -> None:
+        self.inputs, self.context = context.examples[0], context
+
+    def fit(self, parameters: Any, config: Any) -> Any:
+        return [leaf + config["step"] for leaf in parameters], len(self.inputs), {"train_loss": 0.5, "other": 7}
+
+    def evaluate(self, parameters: Any, config: Any) -> Any:
+        return 0.125, 10, {"acc": 0.5}
+
+
+def shifting(context: Any) -> Any:
+    return SimpleNamespace(numpy_client=Shifting(context))  # what `to_client()` gives
+
+
+def simulated(work: sumus.ClientWork) -> sumus.History:
+    task = sumus.Task(nn.Linear(4, 2), sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy})
+    people = sumus.Population(range(3), load=person)
+    unseen = sumus.Evaluation(unseen=sumus.Population([9], load=person))
+    return sumus.simulate(task, sumus.fedavg(work), people, rounds=2, evaluate=unseen)
+
+
+def test_a_numpy_client_needs_no_flower() -> None:
+    work = sumus.adapters.flower(
+        shifting, shifting, config=lambda number: {"step": number}, metrics={"accuracy": "acc"}
+    )
+    assert work.spec.to_json()["with"] == {"train": "shifting.fit", "evaluate": "shifting.evaluate"}
+    history = simulated(work)
+    assert history.metrics == {"loss": 0.125, "accuracy": 0.5}
+    assert [record.loss for record in history.rounds] == [0.5, 0.5]
+
+
+WRONG = {
+    "too few arrays": ({"fit": lambda parameters, config: (parameters[:1], 3, {})}, "gave 1 arrays, and the model"),
+    "no values": ({"fit": lambda parameters, config: None}, "gave no three values"),
+    "no method": ({}, "which has no `fit`: let it make a NumPyClient"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_error_names_the_client_and_a_remedy(what: str) -> None:
+    methods, message = WRONG[what]
+    with pytest.raises(sumus.UsageError, match=rf"client \d: .*{message}"):
+        simulated(sumus.adapters.flower(lambda context: SimpleNamespace(**methods)))
+
+
+def test_a_state_that_would_be_lost_is_refused() -> None:
+    def keeping(context: Any) -> Any:
+        context.state["head"] = 1
+        return Shifting(context)
+
+    with pytest.raises(sumus.UsageError, match=r"client \d: it keeps head in context.state.*personal"):
+        simulated(sumus.adapters.flower(keeping, config={"step": 1}))
+
+
+def test_another_function_is_refused_at_once() -> None:
+    with pytest.raises(sumus.PlanError, match=r"takes a function of \(context\)"):
+        sumus.adapters.flower(lambda: None)
+
+
+def test_a_client_app_without_flower_says_what_to_install() -> None:
+    with pytest.raises(sumus.UsageError, match=r"client \d: .*need flwr, .*pip install flwr"):
+        simulated(sumus.adapters.flower(lambda message, context: message))
