@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sumus.experiment import Evaluation
+from sumus.metrics import IGNORED
 from sumus.plan import Plan
 from sumus.simulator.populations.attacks import AttackedPopulation
 from sumus.simulator.populations.population import Population
@@ -46,7 +47,7 @@ def notes_on_personal(evaluate: Evaluation, description: Description) -> Iterato
 def notes_on_held_out(targets: Any) -> Iterator[str]:
     """Yield a note if central held-out data are of one class. targets: a tensor, as the model gets it."""
     is_classes = targets.dim() == 1 and not targets.is_floating_point() and len(targets) > 1
-    if is_classes and bool((targets == targets[0]).all()):
+    if is_classes and int(targets[0]) != IGNORED and bool((targets == targets[0]).all()):
         yield (
             f"all {len(targets)} targets of Evaluation(central=) are {int(targets[0])}, so its figures are of one class: if the "
             "data are sorted by class, shuffle them before you hold some out"

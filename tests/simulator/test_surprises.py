@@ -166,6 +166,8 @@ def test_central_data_of_one_class_are_noted() -> None:
     assert "shuffle" in note
     assert notes(evaluate=sumus.Evaluation(central=(inputs, targets))) == ()
     assert notes(evaluate=sumus.Evaluation(central=(inputs[:1], targets[:1]))) == ()
+    padded = sumus.Evaluation(central=(inputs, np.full(len(inputs), -100)))
+    assert not [note for note in notes(evaluate=padded) if "one class" in note]
 
 
 def test_an_attack_by_nobody_is_noted() -> None:
