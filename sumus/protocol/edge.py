@@ -41,7 +41,7 @@ time at which the last work came (the round lingers once more); and ends of sess
 sessions lapse, too). `round_at` returns the state of a round after a crash.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -49,6 +49,7 @@ from typing import Any, TypeAlias
 from sumus.pacing import Pacing
 from sumus.protocol.round import ComeLater, DeviceRow, Facts, Round, Session, State, Tick, lets_go_at
 from sumus.protocol.rows import changed
+from sumus.protocol.table import EventTable
 
 MOST = 1_000_000
 """The number of devices that an edge's round waits for, unless the server above sets another number."""
@@ -526,8 +527,8 @@ def _more_work(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
     if event.same or event.again:
         return EdgeDecision(facts.round, (SayEnded((event.session,)),))
     ending = changed(facts.round, state=EdgeState.FINISHING, full=True)
-    out = (*said(event.out, BY_EDGE), DropSessions(event.out)) if event.out else ()
-    return EdgeDecision(ending, (*given_back(facts.unfetched), *out, LetTimePass(), ConsiderAgain()))
+    ended = (*given_back(facts.unfetched), *end_sessions(event.out))
+    return EdgeDecision(ending, (*ended, LetTimePass(), ConsiderAgain()))
 
 
 def work_too_late(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
@@ -560,7 +561,7 @@ def _keep_out(facts: EdgeFacts, event: DeviceKeptOut) -> EdgeDecision:
 
 def _dropped(facts: EdgeFacts, event: SessionsDropped) -> EdgeDecision:
     """Tell the server above that these devices will not report."""
-    return EdgeDecision(facts.round, said(event.sessions, event.reason))
+    return EdgeDecision(facts.round, say_ended(event.sessions, event.reason))
 
 
 def forget_work(facts: EdgeFacts, event: OtherWorkAsked) -> EdgeDecision:
@@ -568,7 +569,7 @@ def forget_work(facts: EdgeFacts, event: OtherWorkAsked) -> EdgeDecision:
 
     The server above ends them when it receives the check-in, and would refuse a whole sum that holds one of their reports.
     """
-    return EdgeDecision(facts.round, (DropSessions(event.sessions),) if event.sessions else ())
+    return EdgeDecision(facts.round, drop_sessions(event.sessions))
 
 
 def _look(facts: EdgeFacts, event: Tick) -> EdgeDecision:
@@ -593,14 +594,13 @@ def _cancel(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
 
 def _close(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
     """Send the sum up, and tell the server above that all sessions outside it have ended. After a crash, do this again."""
-    late = (*said(event.out), DropSessions(event.out)) if event.out else ()
     going_up = changed(facts.round, state=EdgeState.GOING_UP)
-    return EdgeDecision(going_up, (*given_back(facts.unfetched), *late, SendSum()))
+    return EdgeDecision(going_up, (*given_back(facts.unfetched), *end_sessions(event.out), SendSum()))
 
 
 def _abandon(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
     """Tell the server above that no session of the round will report, so that it can free their places."""
-    actions = [*given_back(facts.unfetched), *ended_out(event.out), *said(event.counted)]
+    actions = [*given_back(facts.unfetched), *end_sessions(event.out, "other"), *say_ended(event.counted)]
     if facts.round.state is EdgeState.GOING_UP:
         actions.insert(0, WithdrawSum())
     return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), tuple(actions))
@@ -608,7 +608,7 @@ def _abandon(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
 
 def _abandon_again(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
     """Tell the server above once more that the open sessions will not report, since a crash may have prevented this before."""
-    return EdgeDecision(facts.round, ended_out(event.out))
+    return EdgeDecision(facts.round, end_sessions(event.out, "other"))
 
 
 def _counted(facts: EdgeFacts, event: SumCounted) -> EdgeDecision:
@@ -618,7 +618,7 @@ def _counted(facts: EdgeFacts, event: SumCounted) -> EdgeDecision:
 
 def _refused(facts: EdgeFacts, event: SumRefused) -> EdgeDecision:
     """End the round without a result, and tell the server above that the sessions in its sum will not report."""
-    return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), (*said(event.counted), CancelRound()))
+    return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), (*say_ended(event.counted), CancelRound()))
 
 
 def end_all(facts: EdgeFacts, event: AllWorkEnds) -> EdgeDecision:
@@ -644,72 +644,54 @@ def given_back(waiting: Sequence[WaitingWork], reason: str = BY_EDGE) -> tuple[E
     return RemoveWork(devices), SayEnded(tuple(work.session for work in waiting), reason)
 
 
-def said(sessions: tuple[str, ...], reason: str = BY_EDGE) -> tuple[EdgeAction, ...]:
+def say_ended(sessions: tuple[str, ...], reason: str = BY_EDGE) -> tuple[EdgeAction, ...]:
     """Return the actions that tell the server above that these sessions have ended."""
     return (SayEnded(sessions, reason),) if sessions else ()
 
 
-def ended_out(out: tuple[str, ...]) -> tuple[EdgeAction, ...]:
-    """Return the actions that end the sessions of an abandoned round which could still have reported."""
-    return (*said(out, "other"), DropSessions(out)) if out else ()
+def drop_sessions(sessions: tuple[str, ...]) -> tuple[EdgeAction, ...]:
+    """Return the actions that let the round table end these sessions."""
+    return (DropSessions(sessions),) if sessions else ()
+
+
+def end_sessions(sessions: tuple[str, ...], reason: str = BY_EDGE) -> tuple[EdgeAction, ...]:
+    """Return the actions that end these sessions here and at the server above."""
+    return (*say_ended(sessions, reason), *drop_sessions(sessions))
 
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class EdgeEntry:
-    """The effect of an event in a state.
-
-    Attributes:
-        rule: The function that decides.
-        to: The other states to which it may lead.
-    """
-
-    rule: Callable[[EdgeFacts, Any], EdgeDecision]
-    to: tuple[EdgeState, ...] = ()
-
-
-def _entries() -> dict[tuple[EdgeState, type], EdgeEntry]:
-    s = EdgeState
-    table: dict[tuple[EdgeState, type], EdgeEntry] = {}
-
-    def on(
-        states: tuple[EdgeState, ...], event: type, rule: Callable[[EdgeFacts, Any], EdgeDecision], *to: EdgeState
-    ) -> None:
-        for state in states:
-            table[state, event] = EdgeEntry(rule, tuple(other for other in to if other is not state))
-
-    at_work = (s.GATHERING, s.FINISHING)
-    running = (s.WAITING, *at_work, s.GOING_UP)
-    on((s.WAITING, *at_work), DeviceAsks, _asks)
-    on((s.GOING_UP,), DeviceAsks, _asks_too_late)
-    on((s.WAITING,), WorkArrived, _begin, s.GATHERING)
-    on(at_work, WorkArrived, _more_work, s.GATHERING, s.FINISHING)
-    on((s.GOING_UP,), WorkArrived, work_too_late)
-    on(at_work, WorkFetched, _fetched)
-    on(at_work, NoWorkAbove, _no_more, s.FINISHING)
-    on((s.WAITING, s.GOING_UP), NoWorkAbove, _ignore)
-    on(running, DeviceKeptOut, _keep_out)
-    on(running, SessionsDropped, _dropped)
-    on(running, OtherWorkAsked, forget_work)
-    on(running, Tick, _look)
-    on(at_work, Tick, _look, *at_work)
-    on((s.WAITING,), RoundClosed, _cancel)
-    on((*at_work, s.GOING_UP), RoundClosed, _close, s.GOING_UP)
-    on(running, RoundAbandoned, _abandon, s.SETTLED)
-    on((s.SETTLED,), RoundAbandoned, _abandon_again)
-    on((s.GOING_UP,), SumCounted, _counted, s.SETTLED)
-    on((s.GOING_UP,), SumRefused, _refused, s.SETTLED)
-    on(running, AllWorkEnds, end_all)
-    return table
-
-
-TABLE: Mapping[tuple[EdgeState, type], EdgeEntry] = _entries()
+_s = EdgeState
+_AT_WORK = (_s.GATHERING, _s.FINISHING)
+_RUNNING = (_s.WAITING, *_AT_WORK, _s.GOING_UP)
+TABLE = (
+    EventTable[EdgeState, EdgeFacts, EdgeDecision]({})
+    .on((_s.WAITING, *_AT_WORK), DeviceAsks, _asks)
+    .on((_s.GOING_UP,), DeviceAsks, _asks_too_late)
+    .on((_s.WAITING,), WorkArrived, _begin, _s.GATHERING)
+    .on(_AT_WORK, WorkArrived, _more_work, _s.GATHERING, _s.FINISHING)
+    .on((_s.GOING_UP,), WorkArrived, work_too_late)
+    .on(_AT_WORK, WorkFetched, _fetched)
+    .on(_AT_WORK, NoWorkAbove, _no_more, _s.FINISHING)
+    .on((_s.WAITING, _s.GOING_UP), NoWorkAbove, _ignore)
+    .on(_RUNNING, DeviceKeptOut, _keep_out)
+    .on(_RUNNING, SessionsDropped, _dropped)
+    .on(_RUNNING, OtherWorkAsked, forget_work)
+    .on(_RUNNING, Tick, _look)
+    .on(_AT_WORK, Tick, _look, *_AT_WORK)
+    .on((_s.WAITING,), RoundClosed, _cancel)
+    .on((*_AT_WORK, _s.GOING_UP), RoundClosed, _close, _s.GOING_UP)
+    .on(_RUNNING, RoundAbandoned, _abandon, _s.SETTLED)
+    .on((_s.SETTLED,), RoundAbandoned, _abandon_again)
+    .on((_s.GOING_UP,), SumCounted, _counted, _s.SETTLED)
+    .on((_s.GOING_UP,), SumRefused, _refused, _s.SETTLED)
+    .on(_RUNNING, AllWorkEnds, end_all)
+)
 """(state, event) → entry. An event that the table does not allow changes nothing, and the caller counts it."""
 
 
 def decide(facts: EdgeFacts, event: EdgeEvent) -> EdgeDecision:
     """Return the decision about an event: the new round, and the actions."""
-    entry = TABLE.get((facts.round.state, type(event)))
-    return EdgeDecision(facts.round) if entry is None else entry.rule(facts, event)
+    rule = TABLE.rule(facts.round.state, event)
+    return EdgeDecision(facts.round) if rule is None else rule(facts, event)

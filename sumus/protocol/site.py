@@ -28,7 +28,6 @@ sum. After a crash, a site that is going up computes the same bytes again. The s
 derives it from the note.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -40,7 +39,6 @@ from sumus.protocol.edge import (
     CancelRound,
     DeviceAsks,
     DeviceKeptOut,
-    DropSessions,
     EdgeAction,
     EdgeEvent,
     EdgeFacts,
@@ -56,15 +54,17 @@ from sumus.protocol.edge import (
     SumRefused,
     WorkArrived,
     WorkFetched,
+    drop_sessions,
+    end_sessions,
     forget_work,
     given_back,
-    said,
     work_too_late,
 )
 from sumus.protocol.edge import TABLE as EDGE_TABLE
 from sumus.protocol.edge import decide as decide_for_edge
 from sumus.protocol.round import ComeLater, Session, Tick
 from sumus.protocol.rows import changed
+from sumus.protocol.table import Entry, EventTable
 
 
 class SiteState(StrEnum):
@@ -196,8 +196,7 @@ def _close_first(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
     """Move the model, and go on with the devices that reported. A sum of too few devices goes up like an edge's sum."""
     if facts.edge.round.state is EdgeState.WAITING or event.count < facts.least:
         return _as_edge(facts, event)
-    late = (*said(event.out), DropSessions(event.out)) if event.out else ()
-    return _moved(facts, 1, late)
+    return _moved(facts, 1, end_sessions(event.out))
 
 
 def _close_own(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
@@ -205,7 +204,7 @@ def _close_own(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
     assert facts.own is not None, "an own round comes after a first one"
     if event.count < facts.least:
         return _stays(facts, CancelRound())
-    return _moved(facts, facts.own.done + 1, (DropSessions(event.out),) if event.out else ())
+    return _moved(facts, facts.own.done + 1, drop_sessions(event.out))
 
 
 def _moved(facts: SiteFacts, done: int, late: tuple[EdgeAction, ...]) -> SiteDecision:
@@ -224,15 +223,15 @@ def _abandon_own(facts: SiteFacts, event: RoundAbandoned) -> SiteDecision:
     """
     assert facts.own is not None, "an own round comes after a first one"
     if facts.edge.row.number <= facts.own.last:
-        return _stays(facts, *_dropped(event.out))
+        return _stays(facts, *drop_sessions(event.out))
     settled = changed(facts.edge.round, state=EdgeState.SETTLED)
-    return SiteDecision(SiteState.GOING_UP, settled, (*_dropped(event.out), EndOwnRounds(), SendMove()))
+    return SiteDecision(SiteState.GOING_UP, settled, (*drop_sessions(event.out), EndOwnRounds(), SendMove()))
 
 
 def _abandon_unused(facts: SiteFacts, event: RoundAbandoned) -> SiteDecision:
     """End the sessions of a round that was open while the sum went up."""
     settled = changed(facts.edge.round, state=EdgeState.SETTLED)
-    return SiteDecision(SiteState.GOING_UP, settled, _dropped(event.out))
+    return SiteDecision(SiteState.GOING_UP, settled, drop_sessions(event.out))
 
 
 def _cancel_unused(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
@@ -300,64 +299,38 @@ def _end_all(facts: SiteFacts, event: AllWorkEnds) -> SiteDecision:
     return SiteDecision(SiteState.FIRST_ROUND, facts.edge.round, ended)
 
 
-def _dropped(out: tuple[str, ...]) -> tuple[EdgeAction, ...]:
-    return (DropSessions(out),) if out else ()
-
-
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class SiteEntry:
-    """The effect of an event in a state.
-
-    Attributes:
-        rule: The function that decides.
-        to: The other states to which it may lead.
-    """
-
-    rule: Callable[[SiteFacts, Any], SiteDecision]
-    to: tuple[SiteState, ...] = ()
-
-
-def _entries() -> dict[tuple[SiteState, type], SiteEntry]:
-    s = SiteState
-    table: dict[tuple[SiteState, type], SiteEntry] = {}
-
-    def on(
-        states: tuple[SiteState, ...], event: type, rule: Callable[[SiteFacts, Any], SiteDecision], *to: SiteState
-    ) -> None:
-        table.update({(state, event): SiteEntry(rule, to) for state in states})
-
-    for event in {event for _, event in EDGE_TABLE}:
-        on((s.FIRST_ROUND,), event, _as_edge)
-    later = (s.OWN_ROUND, s.GOING_UP)
-    on((s.FIRST_ROUND,), RoundClosed, _close_first, s.OWN_ROUND, s.GOING_UP)
-    on(later, DeviceAsks, _asks)
-    on(later, WorkArrived, _give_back)
-    on((s.OWN_ROUND,), WorkFetched, _fetched)
-    on(later, NoWorkAbove, _ignore)
-    on(later, DeviceKeptOut, _ignore)
-    on(later, SessionsDropped, _ignore)
-    on(later, OtherWorkAsked, _forget_work)
-    on((s.OWN_ROUND,), Tick, _as_edge)
-    on((s.GOING_UP,), Tick, _try_again)
-    on((s.OWN_ROUND,), RoundClosed, _close_own, s.GOING_UP)
-    on((s.GOING_UP,), RoundClosed, _cancel_unused)
-    on((s.OWN_ROUND,), RoundAbandoned, _abandon_own, s.GOING_UP)
-    on((s.GOING_UP,), RoundAbandoned, _abandon_unused)
-    on((s.GOING_UP,), SumCounted, _counted, s.FIRST_ROUND)
-    on((s.GOING_UP,), SumRefused, _not_counted, s.FIRST_ROUND)
-    on((s.GOING_UP,), MoveUnusable, _not_counted, s.FIRST_ROUND)
-    on(later, AllWorkEnds, _end_all, s.FIRST_ROUND)
-    return table
-
-
-TABLE: Mapping[tuple[SiteState, type], SiteEntry] = _entries()
+_s = SiteState
+_LATER = (_s.OWN_ROUND, _s.GOING_UP)
+TABLE = (
+    EventTable[SiteState, SiteFacts, SiteDecision](
+        {(_s.FIRST_ROUND, event): Entry(_as_edge) for _, event in EDGE_TABLE}
+    )
+    .on((_s.FIRST_ROUND,), RoundClosed, _close_first, _s.OWN_ROUND, _s.GOING_UP)
+    .on(_LATER, DeviceAsks, _asks)
+    .on(_LATER, WorkArrived, _give_back)
+    .on((_s.OWN_ROUND,), WorkFetched, _fetched)
+    .on(_LATER, NoWorkAbove, _ignore)
+    .on(_LATER, DeviceKeptOut, _ignore)
+    .on(_LATER, SessionsDropped, _ignore)
+    .on(_LATER, OtherWorkAsked, _forget_work)
+    .on((_s.OWN_ROUND,), Tick, _as_edge)
+    .on((_s.GOING_UP,), Tick, _try_again)
+    .on((_s.OWN_ROUND,), RoundClosed, _close_own, _s.GOING_UP)
+    .on((_s.GOING_UP,), RoundClosed, _cancel_unused)
+    .on((_s.OWN_ROUND,), RoundAbandoned, _abandon_own, _s.GOING_UP)
+    .on((_s.GOING_UP,), RoundAbandoned, _abandon_unused)
+    .on((_s.GOING_UP,), SumCounted, _counted, _s.FIRST_ROUND)
+    .on((_s.GOING_UP,), SumRefused, _not_counted, _s.FIRST_ROUND)
+    .on((_s.GOING_UP,), MoveUnusable, _not_counted, _s.FIRST_ROUND)
+    .on(_LATER, AllWorkEnds, _end_all, _s.FIRST_ROUND)
+)
 """(state, event) → entry. In the first round, the edge's table, too, must allow the event."""
 
 
 def decide(facts: SiteFacts, event: SiteEvent) -> SiteDecision:
     """Return the decision about an event: the site's new state, and the actions."""
-    entry = TABLE.get((state_of(facts.own), type(event)))
-    return _stays(facts) if entry is None else entry.rule(facts, event)
+    rule = TABLE.rule(state_of(facts.own), event)
+    return _stays(facts) if rule is None else rule(facts, event)
