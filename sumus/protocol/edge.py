@@ -1,41 +1,41 @@
-"""An edge's round, as a table: from the first work that arrives to the server above's answer about the sum.
+"""An edge's round, as a table: from the first work that arrives to the answer of the server above about the sum.
 
     decision = decide(facts, event)
 
-The function is pure. `sumus/edge/edge_rounds.py` reads the facts, calls it and keeps `decision.round` in memory;
-`sumus/edge/edge_run.py` carries out `decision.actions`. A site's table (`protocol/site.py`) uses the rules of this one for its
-first round.
+The function is pure. `sumus/edge/edge_rounds.py` reads the facts, calls the function and keeps `decision.round` in memory;
+`sumus/edge/edge_run.py` carries out `decision.actions`. The table of a site (`protocol/site.py`) uses the rules of this table
+for the site's first round. A *session* is the work of one device for one round.
 
 Theory of operation
 ===================
 
-Two tables run a round of an edge. To its devices, an edge is a server: `protocol/round.py` gives places, counts
-reports and closes the round, on rows in the edge's own store. To the server above, an edge speaks for its devices: this table
-decides which check-ins go up, how arriving work is used, how long the round waits for more devices, and what the server above
-is told about each session. The two meet in three places only: this table chooses the pacing by which the round table closes
+Two tables run a round of an edge. To its devices, an edge is a server: `protocol/round.py` gives places, counts reports and
+closes the round, on rows in the edge's own store. To the server above, an edge speaks for its devices: this table decides which
+check-ins are passed on, how arriving work is used, how long the round waits for more devices, and what the server above is told
+about each session. The two meet in three places only: this table chooses the pacing by which the round table closes
 (`pacing_of`); the round table says when the round was closed or abandoned (`RoundClosed`, `RoundAbandoned`); and this table may
 cancel or publish the round.
 
-**States.** A round is *waiting* until the first work arrives for it. Then it is *gathering*: its devices train and report,
-and more devices are awaited. When no work has come for `linger` seconds, or the server above has said that it has no more work,
-the round is *finishing*: devices that still get work may join, but further devices are not awaited. The round closes when the
-sessions of all devices with work have ended, or after four fifths of the server above's time limit. Then its sum is *going up*:
-the same bytes are sent until the server above answers. After the answer, or if the round was abandoned, the round is
-*settled*, and the next round is waiting.
+**States.** A round is *waiting* until the first work arrives for it. Then it is *gathering*: its devices train and report, and
+more devices are awaited. When no work has come for `linger` seconds, or the server above has said that it has no more work, the
+round is *finishing*: devices that still get work may join, but further devices are not awaited. The round closes when the
+sessions of all devices with work have ended, or after four fifths of the time limit that the server above has set. Then its sum
+is *going up*: the same bytes are sent until the server above answers. After the answer, or if the round was abandoned, the
+round is *settled*, and the next round is waiting.
 
 **Who acts.** Devices ask (`DeviceAsks`), fetch work (`WorkFetched`), give up, leave, or exceed their time (`SessionsDropped`).
-The server above gives work (`WorkArrived`), has none (`NoWorkAbove`), and answers for the sum (`SumCounted`, `SumRefused`).
+The server above gives work (`WorkArrived`), has none (`NoWorkAbove`), and answers about the sum (`SumCounted`, `SumRefused`).
 Time passes (`Tick`). The administrator of the edge may cancel a round, which arrives here as `RoundAbandoned`. A new plan or a
 lost key ends all work (`AllWorkEnds`).
 
-**Nothing is lost.** Every session that comes down ends in exactly one of three ways: its report is in a sum that is counted
-above; or the server above is told that no report will come (`SayEnded`); or the same device asks again with a newer check-in,
-which the server above takes as the end of the earlier session. A session whose report is in a sum must never end in the third
-way: the server above would refuse the whole sum. So while a device's report is in an unsent sum, its check-ins are not passed
-on.
+**Nothing is lost.** Every session that the server above gives ends in exactly one of three ways: its report is in a sum that
+this server counts; or the server above is told that no report will come (`SayEnded`); or the same device asks again with a
+newer check-in, which the server above takes as the end of the earlier session. A session whose report is in a sum must never
+end in the third way: the server above would refuse the whole sum. So while a device's report is in an unsent sum, its check-ins
+are not passed on.
 
 **What survives a crash.** The rows and notes survive: the round's state, its sessions, its work, and the time by which its sum
-must go up. If the row of a round is closing, the round is going up again, with the same bytes. Three things are lost with the
+must be sent. If the row of a round is closing, the round is going up again, with the same bytes. Three things are lost with the
 memory, and no promise depends on them: unfetched work (its device asks again, or the server above lets the session lapse); the
 time at which the last work came (the round lingers once more); and ends of sessions that had not been reported yet (these
 sessions lapse, too). `round_at` returns the state of a round after a crash.
@@ -54,7 +54,7 @@ from sumus.protocol.table import EventTable
 MOST = 1_000_000
 """The number of devices that an edge's round waits for, unless the server above sets another number."""
 ASKING = (0.3, 1.0)
-"""The retry window, in seconds, of a device whose check-in is on its way up."""
+"""The retry window, in seconds, of a device whose check-in is on its way to the server above."""
 NOT_NOW = ComeLater(ASKING, "asking")
 """The answer to a device whose check-in is on its way up."""
 PICK_UP = 60.0
@@ -62,7 +62,7 @@ PICK_UP = 60.0
 MOMENT = 1e-3
 """The shortest deadline of a round, in seconds: with it, the round ends at the next tick."""
 NO_MORE = frozenset({"full", "closed"})
-"""The server above's reasons for giving no work which mean that its present sum takes no more devices."""
+"""The reasons of the server above for giving no work if its present sum takes no more devices."""
 BY_EDGE = "edge"
 """The reason for the end of a session that its device did not cause."""
 
@@ -77,7 +77,7 @@ class EdgeState(StrEnum):
     SETTLED = "settled"
 
 
-# ── what is known ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── facts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +190,8 @@ class WorkArrived:
         session: The session's id.
         same: Whether the work is for the same sum of the server above as this round's work.
         fetched: Whether the device has already fetched work of this session, since it asked twice.
-        out: The sessions of the round that may still report; needed only if the work is not the same.
-        again: Whether this is the second decision about the work, after the previous round was asked to end.
+        out: The sessions of the round that may still report; needed only if the work is for another sum.
+        again: Whether this is the second decision about the work, after the previous round was told to end.
     """
 
     session: str
@@ -232,7 +232,11 @@ class SessionsDropped:
 
 @dataclass(frozen=True, slots=True)
 class OtherWorkAsked:
-    """A device asks for work other than its work in this run. sessions: its sessions in this run that may still report."""
+    """A device that has work in this run asks for other work.
+
+    Attributes:
+        sessions: The device's sessions in this run that may still report.
+    """
 
     sessions: tuple[str, ...]
 
@@ -270,7 +274,11 @@ class SumCounted:
 
 @dataclass(frozen=True, slots=True)
 class SumRefused:
-    """The server above has refused the sum for good. counted: the sessions whose reports are in it."""
+    """The server above has refused the sum for good.
+
+    Attributes:
+        counted: The sessions whose reports are in the sum.
+    """
 
     counted: tuple[str, ...] = ()
 
@@ -328,7 +336,12 @@ class RemoveWork:
 
 @dataclass(frozen=True, slots=True)
 class SayEnded:
-    """Tell the server above that these sessions will not report. reason: "edge" if their devices did not cause this."""
+    """Tell the server above that these sessions will not report.
+
+    Attributes:
+        sessions: The ids of the sessions.
+        reason: Why they will not report; "edge" if their devices did not cause this.
+    """
 
     sessions: tuple[str, ...]
     reason: str = BY_EDGE
@@ -360,7 +373,7 @@ class ConsiderAgain:
 
 @dataclass(frozen=True, slots=True)
 class SendSum:
-    """Send the round's sum up."""
+    """Send the round's sum to the server above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +383,7 @@ class WithdrawSum:
 
 @dataclass(frozen=True, slots=True)
 class PublishRound:
-    """End the round: its sum is counted above."""
+    """End the round: the server above has counted its sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +432,7 @@ def expected(facts: EdgeFacts) -> int:
 
 
 def has_room(facts: EdgeFacts) -> bool:
-    """Return whether the sum can hold one more report than there is work given out."""
+    """Return whether the sum has room for the report of one more device."""
     return facts.row.given - facts.row.dropped + facts.waiting < facts.most
 
 
@@ -448,10 +461,10 @@ def pacing_of(facts: EdgeFacts, pacing: Pacing) -> Pacing:
     if facts.round.state not in (EdgeState.GATHERING, EdgeState.FINISHING):
         return pacing
     gathering, count = facts.round.state is EdgeState.GATHERING, expected(facts)
-    cohort = min(facts.most, max(1, count, facts.devices if gathering else 0))  # more would be refused above
+    cohort = min(facts.most, max(1, count, facts.devices if gathering else 0))  # the server above would refuse more
     began = facts.row.since if facts.row.state is State.OPEN else facts.now
     deadline = None if facts.ends is None else max(MOMENT, facts.ends - began)
-    if facts.row.given and not count and not gathering:  # all have ended without a report, and nobody else is awaited
+    if facts.row.given and not count and not gathering:  # no session has reported, and no device is awaited
         deadline = MOMENT
     return replace(pacing, cohort=cohort, deadline=deadline)
 
@@ -551,7 +564,8 @@ def _no_more(facts: EdgeFacts, event: NoWorkAbove) -> EdgeDecision:
 def _keep_out(facts: EdgeFacts, event: DeviceKeptOut) -> EdgeDecision:
     """Give back the work of this device. If no other device has work, end the round.
 
-    The server above is asked again a little later: it may have begun another sum, in which the device may take part.
+    The device's check-in is passed on again a little later: by then the server above may have begun another sum, in which the
+    device may take part.
     """
     mine = tuple(work for work in facts.unfetched if work.device == event.device)
     empty = facts.row.state is State.OPEN and facts.row.given == facts.row.dropped and not facts.lapsed
@@ -565,9 +579,9 @@ def _dropped(facts: EdgeFacts, event: SessionsDropped) -> EdgeDecision:
 
 
 def forget_work(facts: EdgeFacts, event: OtherWorkAsked) -> EdgeDecision:
-    """Count no further report of these sessions, beginning before the device's check-in goes up.
+    """Count no further report of these sessions, even before the device's check-in is passed on.
 
-    The server above ends them when it receives the check-in, and would refuse a whole sum that holds one of their reports.
+    The server above ends the sessions when it receives the check-in. It would refuse any sum that holds one of their reports.
     """
     return EdgeDecision(facts.round, drop_sessions(event.sessions))
 
@@ -575,8 +589,8 @@ def forget_work(facts: EdgeFacts, event: OtherWorkAsked) -> EdgeDecision:
 def _look(facts: EdgeFacts, event: Tick) -> EdgeDecision:
     """Give back work that no device has fetched in time, and decide whether more devices are awaited.
 
-    They are awaited for `linger` seconds after the last work has arrived. If no device has work or has reported, they are
-    awaited longer, since a sum without reports is useless.
+    More devices are awaited for `linger` seconds after the last work has arrived. If no device has work or has reported, the
+    round waits longer, since a sum without reports is useless.
     """
     old = tuple(work for work in facts.unfetched if facts.now - work.since > PICK_UP)
     state = facts.round.state
@@ -593,7 +607,7 @@ def _cancel(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
 
 
 def _close(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
-    """Send the sum up, and tell the server above that all sessions outside it have ended. After a crash, do this again."""
+    """Send the sum up, and tell the server above which sessions have ended without a report. After a crash, do this again."""
     going_up = changed(facts.round, state=EdgeState.GOING_UP)
     return EdgeDecision(going_up, (*given_back(facts.unfetched), *end_sessions(event.out), SendSum()))
 
