@@ -76,8 +76,9 @@ def register(app: typer.Typer) -> None:
         """Add what devices report, and send one sum to the server above, until Ctrl-C."""
         from sumus.device.link import given
         from sumus.edge.edge import open_edge
+        from sumus.operations.policy import ServerPolicy
         from sumus.operations.serve import keep
-        from sumus.operations.service import ServerPolicy, Storage
+        from sumus.operations.stores import Storage
 
         links.check()
         link = given(above.upstream, above.link_file, os.environ, listen.insecure, above.authority)
