@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sumus.device.commands import Authority
+from sumus.device.commands import Authority, secret_file
 from sumus.operations.options import LinkOptions, ListenOptions, Memory, OutputOptions
 from sumus.options import TlsCommand, with_option_groups
 
@@ -21,10 +21,7 @@ class UpstreamOptions:
     ] = None
     link_file: Annotated[
         str | None,
-        typer.Option(
-            help="File with the edge's token or link, - for standard input; else SUMUS_TOKEN may hold it. The server above "
-            "makes one with `sumus admin token --edge`."
-        ),
+        secret_file("the edge's token or link", "The server above makes one with `sumus admin token --edge`."),
     ] = None
     authority: Authority = None
 
