@@ -285,7 +285,7 @@ def test_api_lists_every_command_and_option() -> None:
 
 
 def test_api_lists_every_demo() -> None:
-    from sumus.cli import Demo
+    from sumus.demos.commands import Demo
 
     (row,) = (line for line in section(API, "Command line").splitlines() if line.startswith("| `sumus demo"))
     for name in Demo:

@@ -104,7 +104,7 @@ def prepare(experiment: Experiment, device: str, skips: bool) -> PreparedRun:
     with at_client(client):
         expect_means(program, *examples)
     plan = experiment.plan.with_data(data)
-    joined = joined_of(population, experiment)
+    joined = joined_of(population.participation, population.ids, experiment)
     setting = RunSetting(plan, population, experiment.seed, AUTOGRAD.executor, skips, first)
     trainer = Trainer(setting, program)
     notes = dict.fromkeys(_notes(experiment, population, program, client, examples))
