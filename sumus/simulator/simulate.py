@@ -68,7 +68,7 @@ def simulate(
     expect_population(population)
     seed, compute = seed_of(seed), as_compute(compute)
     pacing = pacing or Pacing(cohort=max(1, min(len(population), _COHORT)))
-    least = max(2, min(10, pacing.cohort)) if compute.through == "wire" else 10  # a server requires at least 2
+    least = max(2, min(10, pacing.cohort)) if compute.through == "wire" else 10  # a server enforces it
     with seeded(seed):  # Plan may build the model
         plan = Plan(task, algorithm, pacing, least)
     return run(Experiment(plan, population, rounds, evaluate or Evaluation(), seed), compute, out, after_round)

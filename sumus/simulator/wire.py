@@ -231,8 +231,8 @@ def check_for_wire(experiment: Experiment, skips: bool) -> None:
     pacing = experiment.plan.pacing
     if experiment.fleet != PERFECT or pacing.buffered or pacing.chosen != pacing.cohort or pacing.every is not None:
         raise ExperimentError(
-            "through the wire, all chosen devices finish, one after the other: leave out fleet=, over_select=, concurrency= and "
-            "every=, or simulate without through="
+            "through the wire, devices train one after the other, and each of them finishes: leave out fleet=, over_select=, "
+            "concurrency= and every=, or simulate without through="
         )
     if experiment.plan.edges.rounds > 1:
         raise ExperimentError(
