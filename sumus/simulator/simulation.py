@@ -109,7 +109,7 @@ class Simulation:
         except Exception as error:
             with undisturbed():
                 checkpoint = self._checkpoint()
-                with suppress(SumusError, AttributeError):  # the model cannot be released, or the error takes no attributes
+                with suppress(SumusError, AttributeError):  # no model yet, or a read-only error
                     vars(error).update(history=self._history(participants, "error"), checkpoint=checkpoint)
                 self._folder.write(checkpoint)
                 self._folder.note(self.at.rounds, "error")

@@ -33,7 +33,9 @@ class Stopping:
         for what, names in (("the target", self.wanted.target), ("best=", best)):
             for name in names:
                 if name not in known:
-                    raise ExperimentError(f"{what} names {name!r}, which is not measured; give one of {', '.join(known)}")
+                    raise ExperimentError(
+                        f"{what} names {name!r}, which is not measured; give one of {', '.join(known)}"
+                    )
 
     def is_due(self, record: RoundRecord) -> bool:
         """Return whether a record holds a scheduled measurement.

@@ -279,7 +279,9 @@ def _key(name: str) -> str:
         UsageError: The name is not a SHA-256 in hexadecimal. A name may come from a request.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r:.80} is not the name of a blob: a name is a SHA-256 in hexadecimal, 64 digits in lower case")
+        raise UsageError(
+            f"{name!r:.80} is not the name of a blob: a name is a SHA-256 in hexadecimal, 64 digits in lower case"
+        )
     return f"{name[:2]}/{name}"
 
 

@@ -131,7 +131,9 @@ class DirectoryClientStates:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ExperimentError(f"client states cannot be kept in {folder}: {error.strerror}; give another folder") from error
+            raise ExperimentError(
+                f"client states cannot be kept in {folder}: {error.strerror}; give another folder"
+            ) from error
         self._kept: dict[str, int] = {}
         self._pending: dict[str, int] = {}
         self._next = 0

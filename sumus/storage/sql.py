@@ -244,7 +244,9 @@ class SqlStore:
                     "sumus needs transactions: set pool_mode = transaction"
                 ) from error
             kind = StorageAway if engine is not None and _is_away(engine, error) else ExperimentError
-            raise kind(f"the database cannot be opened ({reason}): check that it exists, and that you may write to it") from error
+            raise kind(
+                f"the database cannot be opened ({reason}): check that it exists, and that you may write to it"
+            ) from error
 
     def transaction(self) -> AbstractContextManager[Rows]:
         return self._transaction()

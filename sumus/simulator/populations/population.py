@@ -47,7 +47,9 @@ class Population(Mapping[Any, Examples]):
         try:
             self._known = frozenset(self._ids)
         except TypeError as error:
-            raise ExperimentError(f"ids hold a value that cannot be hashed ({error}): give numbers or strings") from error
+            raise ExperimentError(
+                f"ids hold a value that cannot be hashed ({error}): give numbers or strings"
+            ) from error
         if min(len(set(texts)), len(self._known)) < len(self._ids):
             seen: set[Any] = set()
             twice = next(c for c in self._ids if {c, str(c)} & seen or seen.update({c, str(c)}))
@@ -64,7 +66,9 @@ class Population(Mapping[Any, Examples]):
         """
         inputs, targets = _column("inputs", inputs), _column("targets", targets)
         if len(inputs) != len(targets):
-            raise ExperimentError(f"there are {len(inputs)} inputs and {len(targets)} targets: give one target per input")
+            raise ExperimentError(
+                f"there are {len(inputs)} inputs and {len(targets)} targets: give one target per input"
+            )
         rows = _rows_by_client(by, len(inputs))
         return Population(list(rows), lambda client: (inputs[rows[client]], targets[rows[client]]))
 

@@ -27,7 +27,8 @@ def iid(examples: int, clients: int, seed: int = 0) -> Array:
 def quantity(examples: int, clients: int, alpha: float = 0.5, seed: int = 0, at_least: int = 1) -> Array:
     """Return a split into random shares of unequal size.
 
-    The proportions are drawn from Dirichlet(α): the smaller α is, the more the sizes differ. Each client holds at least `at_least` examples. [Li et al. 2022, arXiv:2102.02079, section 3.3, quantity skew]
+    The proportions are drawn from Dirichlet(α): the smaller α is, the more the sizes differ. Each client holds at least
+    `at_least` examples. [Li et al. 2022, arXiv:2102.02079, section 3.3, quantity skew]
     """
     _check(examples, clients, at_least)
     rng = generator(seed, "split", "quantity")

@@ -213,7 +213,9 @@ def _connected(address: str, insecure: bool) -> Generator[Any, None, None]:
             where = {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False, "_temp_dir": folder}
         ray: Any = importlib.import_module("ray")
         if ray.is_initialized():
-            raise ExperimentError("Ray is in use in this process: shut it down first (ray.shutdown()), or give the address of its cluster")
+            raise ExperimentError(
+                "Ray is in use in this process: shut it down first (ray.shutdown()), or give the address of its cluster"
+            )
         if not own and not insecure:
             _check_closed(address)
         try:
@@ -226,7 +228,7 @@ def _connected(address: str, insecure: bool) -> Generator[Any, None, None]:
                 reached = str(ray.get_runtime_context().gcs_address)
                 if not reached.startswith(f"{LOOPBACK}:"):
                     raise ExperimentError(
-                        f"Ray listens at {reached}, which other machines may reach: it was imported before the run; import it later"
+                        f"Ray listens at {reached}, which others may reach: it was imported before the run; import it later"
                     )
                 _check_closed(reached)
             yield ray

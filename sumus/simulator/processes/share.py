@@ -239,9 +239,7 @@ class Trainer:
                 self._run(broadcast, number, self._assignments(number, run, errands)) for run in runs
             )
         failed: list[ClientResult] = []
-        if (
-            type(self._setting.population).sent is not Population.sent
-        ):  # attackers, who cooperate in this process
+        if type(self._setting.population).sent is not Population.sent:  # attackers, who cooperate in this process
             trained = self._setting.population.sent(_without_failed(trained, failed))
         for one in trained:
             yield (

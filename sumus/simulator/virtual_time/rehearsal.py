@@ -70,9 +70,13 @@ def rehearse(
         ):
             raise ExperimentError(f"outages={outage!r}: give a pair (from, to) for each outage, in seconds")
     if pacing.cohort > devices:
-        raise ExperimentError(f"a cohort of {pacing.cohort} is larger than {devices} devices: lower the cohort, or give more devices")
+        raise ExperimentError(
+            f"a cohort of {pacing.cohort} is larger than {devices} devices: lower the cohort, or give more devices"
+        )
     if not fleet.timed:
-        raise ExperimentError("nothing in this fleet takes time, so that the simulated time would not advance: give Fleet(seconds=, ...)")
+        raise ExperimentError(
+            "nothing in this fleet takes time, so that the simulated time would not advance: give Fleet(seconds=, ...)"
+        )
     drawn = devices_of(fleet, devices, generator(seed, "devices"))
     work = RoundDemand(down=down, up=up)
     timeline = Timeline(pacing, fleet, drawn, work, seed, cost=server, outages=outages)
