@@ -45,7 +45,7 @@ def test_putting_it_again_changes_nothing(blobs: Blobs) -> None:
 
 
 def test_what_is_not_there_is_said_so(blobs: Blobs) -> None:
-    with pytest.raises(ExperimentError, match=f"blob {ABSENT} is missing: put it back from a backup"):
+    with pytest.raises(ExperimentError, match=f"blob {ABSENT} is missing: restore it from a backup"):
         blobs.get(ABSENT)
     assert (blobs.size(ABSENT), blobs.path(ABSENT), list(blobs)) == (None, None, [])
     blobs.delete(ABSENT)
@@ -136,7 +136,7 @@ def test_a_put_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "nowhere" / "blobs"):
-        with pytest.raises(ExperimentError, match="blobs cannot lie in .*; give a folder below one that exists"):
+        with pytest.raises(ExperimentError, match="blobs cannot be kept in .*; give a folder whose parent exists"):
             open_blobs(folder)
     blobs = open_blobs(str(tmp_path / "blobs"))
     assert isinstance(blobs, DirectoryBlobs)
