@@ -189,7 +189,10 @@ def test_subsets_and_attackers_take_part_alike() -> None:
             r"client \d: weighed\(\) gives 0.5; give a whole number from 1",
         ),
         (lambda: run(PEOPLE.weighed(lambda client: 1 / 0)), "ZeroDivisionError"),
-        (lambda: run(PEOPLE.weighed(lambda client: 10**9)), "has a weight of 1000000000, and the plan allows at most 65536"),
+        (
+            lambda: run(PEOPLE.weighed(lambda client: 10**9)),
+            "has a weight of 1000000000, and the plan allows at most 65536",
+        ),
         (
             lambda: run(PEOPLE.weighed(lambda client: 9), algorithm=sumus.fedavg(WORK, cap=8)),
             "the plan allows at most 8",

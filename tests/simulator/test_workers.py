@@ -294,7 +294,9 @@ def test_a_number_of_workers_that_is_none_is_refused(anywhere: Make, workers: An
 
 
 def test_a_gpu_is_not_shared(anywhere: Make) -> None:
-    with pytest.raises(sumus.ExperimentError, match="workers=2 with device='cuda': processes cannot share a GPU; leave"):
+    with pytest.raises(
+        sumus.ExperimentError, match="workers=2 with device='cuda': processes cannot share a GPU; leave"
+    ):
         sumus.run(anywhere("fedavg"), compute=sumus.Compute(workers=2, device="cuda"))
 
 

@@ -348,7 +348,9 @@ def test_a_damaged_state_names_its_client_and_its_file(tmp_path: Path, damage: b
 def test_a_place_that_is_no_folder_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(sumus.ExperimentError, match=f"client states cannot be kept in {place}: .*give another folder"):
+        with pytest.raises(
+            sumus.ExperimentError, match=f"client states cannot be kept in {place}: .*give another folder"
+        ):
             sumus.DirectoryClientStates(place)
 
 

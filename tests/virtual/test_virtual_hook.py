@@ -214,11 +214,11 @@ def test_tensors_are_sent_moved_and_fetched(hook: sy.TorchHook) -> None:
         (lambda x, bob: x.location, "not at a worker"),
         (lambda x, bob: x.send(bob).send(bob), "is at 'bob' already"),
         (lambda x, bob: x.send(bob, bob), "one worker, not 2"),
-        (lambda x, bob: x.send("bob"), "is no worker"),
+        (lambda x, bob: x.send("bob"), "is not a worker"),
         (lambda x, bob: nn.Linear(1, 1).get(), "is already in this process"),  # pyright: ignore[reportCallIssue]
         (lambda x, bob: nn.Linear(1, 1).move(bob), "is already in this process"),  # pyright: ignore[reportCallIssue]
         (lambda x, bob: nn.Linear(1, 1).send(bob).send(bob), "already at a worker"),  # pyright: ignore[reportCallIssue]
-        (lambda x, bob: nn.Linear(1, 1).send("bob"), "is no worker"),  # pyright: ignore[reportCallIssue]
+        (lambda x, bob: nn.Linear(1, 1).send("bob"), "is not a worker"),  # pyright: ignore[reportCallIssue]
         (lambda x, bob: nn.Tanh().location, "no parameters"),
     ],
     ids=range(11),

@@ -97,7 +97,8 @@ def test_a_tensor_that_is_here_is_sent_first(alice: VirtualWorker) -> None:
         lambda: x.backward(torch.ones(2)),
     ):
         with pytest.raises(
-            PointerError, match=r"is in this process, and another is at 'alice': send it first, with sumus\.virtual\.send"
+            PointerError,
+            match=r"is in this process, and another is at 'alice': send it first, with sumus\.virtual\.send",
         ):
             mixed()
 
@@ -123,7 +124,7 @@ def test_what_no_worker_can_do_is_refused_here(alice: VirtualWorker, monkeypatch
         nn.functional.softmax(x, dim=object())  # type: ignore[arg-type]
     with pytest.raises(PointerError, match="a worker computes on its CPU"):
         x.to("cuda")
-    with pytest.raises(PointerError, match="are not exchanged"):
+    with pytest.raises(PointerError, match="cannot be replaced"):
         x.data = x
     with pytest.raises(PointerError, match="cannot be used from a file"):
         pickle.dumps(x)
@@ -279,7 +280,10 @@ def test_refusals_are_errors_of_ours(alice: VirtualWorker) -> None:
     with pytest.raises(WorkerRefused) as caught:
         alice["inputs"]
     assert (caught.value.worker, caught.value.code) == ("alice", "unknown_name")
-    assert str(caught.value) == "worker 'alice' refuses: the owner offers no tensor 'inputs'; the tensors on offer are: none"
+    assert (
+        str(caught.value)
+        == "worker 'alice' refuses: the owner offers no tensor 'inputs'; the tensors on offer are: none"
+    )
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), str(again), again.code) == (WorkerRefused, str(caught.value), "unknown_name")
     assert isinstance(again, SumusError)

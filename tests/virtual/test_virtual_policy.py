@@ -271,9 +271,7 @@ def test_private_numbers_are_no_index() -> None:
         lambda: labels // worker["zero"],
         lambda: labels % (worker["zero"] + 1),
     ):
-        with pytest.raises(
-            WorkerRefused, match="a failure would reveal them: use a tensor that you sent"
-        ) as caught:
+        with pytest.raises(WorkerRefused, match="a failure would reveal them: use a tensor that you sent") as caught:
             told()
         assert caught.value.code == "private"
     assert get(worker["inputs"][send(torch.tensor([1, 1]), worker)]).tolist() == [[3.0, 4.0]] * 2
@@ -498,7 +496,7 @@ def test_a_policy_is_a_value() -> None:
     [
         ({"operations": ["add", "save"]}, "there is no operation 'save'"),
         ({"operations": "add"}, r"takes a list of names: write \['add'\]"),
-        ({"public": "x"}, "takes several names"),
+        ({"public": "x"}, "takes a list of names"),
         ({"fetch": "some"}, 'give "none", "parameters" or "all"'),
         ({"largest": 0}, "must be a number from 1"),
         ({"idle_s": 0.0}, "must be a number above 0"),

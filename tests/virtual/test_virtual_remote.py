@@ -192,7 +192,9 @@ def test_what_is_let_go_of_is_deleted_there(device: Device) -> None:
 def test_as_many_callers_as_the_policy_says() -> None:
     device = Device(callers=2)
     first, _ = device.caller(), device.caller()
-    with pytest.raises(WorkerRefused, match="this worker has 2 callers, the largest number: close one, or try later") as caught:
+    with pytest.raises(
+        WorkerRefused, match="this worker has 2 callers, the largest number: close one, or try later"
+    ) as caught:
         device.caller()
     assert caught.value.code == "busy"
     first.close()
@@ -208,7 +210,7 @@ def test_who_asks_nothing_for_long_is_forgotten(device: Device) -> None:
     device.clock.now = 120.0
     busy.held()
     assert device.callers == 1
-    with pytest.raises(WorkerRefused, match="forgot it after 100 s without a request; connect again, and send the tensors again") as caught:
+    with pytest.raises(WorkerRefused, match="forgot it after 100 s without a request; connect") as caught:
         get(x)
     assert caught.value.code == "unknown_caller"
     device.clock.now = 1000.0
@@ -294,7 +296,7 @@ def test_other_machines_reach_it_only_where_that_is_said() -> None:
 def test_a_caller_is_told_what_is_no_worker(device: Device) -> None:
     with pytest.raises(ExperimentError, match="is not encrypted"):
         connect("http://worker.example.org:8090", TOKEN)
-    with pytest.raises(ExperimentError, match="no worker's address"):
+    with pytest.raises(ExperimentError, match="not a worker's address"):
         connect("worker", TOKEN)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
