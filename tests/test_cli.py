@@ -138,7 +138,7 @@ def test_rehearse_says_what_a_fleet_would_do(file: Path, tmp_path: Path) -> None
         assert word in " ".join(done.stdout.split())
     assert (tmp_path / "fleet.png").stat().st_size > 10_000
     assert json.loads(done.stdout.splitlines()[-1])["devices"] == 500
-    assert "no time goes by" in sumus("rehearse", file, code=2).stderr
+    assert "simulated time would not advance" in sumus("rehearse", file, code=2).stderr
     assert "pictures end in" in sumus(*command, "--plot", tmp_path / "fleet.txt", code=2).stderr
 
 

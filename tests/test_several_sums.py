@@ -253,7 +253,7 @@ def test_a_run_with_them_is_the_same_run() -> None:
 
 def test_a_target_that_is_a_sum_of_a_figure_is_not_measured() -> None:
     with pytest.raises(
-        sumus.ExperimentError, match=r"not measured; there is loss, auc, side.no, side.yes, rms, recall@5"
+        sumus.ExperimentError, match=r"not measured; give one of loss, auc, side.no, side.yes, rms, recall@5"
     ):
         sumus.simulate(
             TASK,

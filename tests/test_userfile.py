@@ -115,7 +115,7 @@ def test_what_is_made_up_proposes_no_clip(tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(PlanError, match="add `examples`, and it does") as caught:
         packed(str(file), 0)
-    assert "leaves them as they are" not in str(caught.value)
+    assert "leaves them unchanged" not in str(caught.value)
 
 
 def test_what_is_made_up_is_of_the_declared_form() -> None:

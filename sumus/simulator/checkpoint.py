@@ -33,7 +33,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after a whole round: one value that each round replaces, and that a file can hold.
+    """The state of a run after a complete round. Each round replaces it with a new value, which a file can hold.
 
     Attributes:
         identity: The values that must be equal to continue a run (plan id, seed, population, fleet).
@@ -42,7 +42,8 @@ class Checkpoint:
         rounds: The record of each round.
         executor: The executor's name; another executor would round differently.
         version: The number of models published.
-        pending: Sums of later rounds, by the round's number: buffers also take reports on earlier models.
+        pending: Sums of later rounds that already hold reports, by the round's number. Only asynchronous rounds have such sums,
+            because they also accept reports on earlier models.
         tallies: The tallies of these sums.
         start: The record of the measurement before round 1.
         best: The best model so far.
@@ -62,7 +63,7 @@ class Checkpoint:
     code: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def write(self, folder: Path) -> Path:
-        """Replace the folder's checkpoint in one step: a crash leaves either the old checkpoint or the new one, whole."""
+        """Replace the folder's checkpoint in one step: after a crash, the folder holds the old checkpoint or the new one."""
         rounds = [record.to_json() for record in self.rounds]
         head: dict[str, Any] = {
             "identity": dict(self.identity),
@@ -105,7 +106,7 @@ class Checkpoint:
         """Refuse to continue another experiment's run, or a run that has more rounds than requested."""
         if len(self.rounds) > rounds:
             raise ExperimentError(
-                f"{folder} holds {many(len(self.rounds), 'round')}, and {rounds} are asked for: ask for more, give another "
+                f"{folder} holds {many(len(self.rounds), 'round')}, and {rounds} are requested: request more, give another "
                 "folder, or restart=True (--restart) to start over there"
             )
         for name, value in identity.items():

@@ -23,9 +23,9 @@ from sumus.types import Broadcast
 
 
 def _waves(counted: Sequence[CountedReport]) -> Iterator[list[CountedReport]]:
-    """Group reports into waves with each client at most once.
+    """Group reports into waves, each of which holds a client at most once.
 
-    A client that works on one model twice begins the second time with the state that it kept from the first.
+    If a client trains twice on the same model, its second training begins with the state that it kept after the first.
     """
     for again in range(1 + max((report.again for report in counted), default=0)):
         if wave := [report for report in counted if report.again == again]:
@@ -56,7 +56,7 @@ class LocalClients:
 
     @property
     def how(self) -> str:
-        """How clients are trained, and why, in words."""
+        """A sentence on how clients are trained, and why."""
         return self._how
 
     def begin(self, at: Checkpoint, left: int) -> str:
@@ -80,12 +80,12 @@ class LocalClients:
         self._crew.close()
 
     def end(self) -> None:
-        """Do nothing: only the program is held."""
+        """Do nothing: `PreparedRun.end` restores the user's code."""
 
     def play(
         self, counted: Sequence[CountedReport], number: int, state: ServerState, received: RoundReports
     ) -> ServerState:
-        """Train clients, each at most once at a time, and take the server's step."""
+        """Train the clients of a round, wave by wave, and take the server's step."""
         plan, task, algorithm = self._plan, self._plan.description, self._plan.algorithm
         people = len(present_at(self._prepared.joined, number, len(self._population)))
         public = public_seed(plan, self._prepared.setting.seed, number)
@@ -120,7 +120,7 @@ class LocalClients:
         plan, rounds = self._plan, self._plan.edges.rounds
         for members in self._prepared.edges.grouped(counted).values():
             site, count = Site.of(plan.algorithm, plan.description, plan.sums, public, broadcast), 0
-            told = dict[int, RoundTally]()  # of the last round
+            told = dict[int, RoundTally]()  # the tallies of the site's last round
             for done in range(rounds):
                 told.clear()
                 own = RoundReports(Sums(), told, received.settled, received.failed)
@@ -152,7 +152,7 @@ class LocalClients:
             Their reports as aggregates of one, if the aggregator needs each update; else an empty result.
         """
         alone, results = list[Aggregate](), self._trained(wave, number, public, broadcast, received.sums)
-        for report in wave:  # in the order in which they were accepted, whoever was trained first
+        for report in wave:  # in the order of acceptance, which may differ from the order of training
             result = results[self._population.pick(report.position)]
             received.settled[str(result.client)] = result.became == "counted"
             if result.became == "failed":
@@ -171,7 +171,7 @@ class LocalClients:
         for result in self._crew.train(number, public, broadcast, self._groups(wave), sums):
             if result.state:
                 if again:
-                    self._states.discarded(str(result.client))  # of the wave before: this is what came after it
+                    self._states.discarded(str(result.client))  # the state of the earlier wave, which this one replaces
                 self._states.propose(str(result.client), result.state)
             results[result.client] = result.settled
             self._prepared.sizes.note(result.client, result.examples)
@@ -179,8 +179,9 @@ class LocalClients:
         return results
 
     def _groups(self, wave: Sequence[CountedReport]) -> Iterator[Group]:
-        """Yield groups of clients that train together, in the order to deal them. States of a group are read when it is
-        requested.
+        """Yield groups of clients that train together, in the order in which processes receive them.
+
+        The states of a group's clients are read when the group is requested.
         """
         clients = [self._population.pick(report.position) for report in wave]
         sizes = self._prepared.sizes
@@ -188,7 +189,7 @@ class LocalClients:
             places = self._trainer.executor.groups(sizes.learn(clients, self._crew))
         else:
             places = [[place] for place in range(len(clients))]
-            if self._crew is not self._trainer:  # the largest first, so that at the end nobody waits long for the last
+            if self._crew is not self._trainer:  # largest first: no process then waits long for the last one
                 places.sort(key=lambda place: -sizes.known(clients[place[0]], math.inf))
         return ([self._job(clients[place], wave[place]) for place in group] for group in places)
 
@@ -204,7 +205,7 @@ class LocalClients:
         if result.length is not None:
             self._lengths.append(result.length)
         if result.became == "refused":
-            notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
+            notes["some attackers' reports were refused: they were not finite, or exceeded the plan's bound"] = None
         cap = plan.algorithm.update.weight_cap or plan.sums.max_weight
         weighted = any(part.weight == "examples" and part.cap is None for part in plan.algorithm.aggregator.parts)
         if result.became == "counted" and weighted and result.examples > cap:

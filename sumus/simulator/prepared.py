@@ -23,7 +23,7 @@ from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Array
 
 _PROBED = 8
-"""The number of examples that are measured together and apart, to see whether a loss or a metric compares them."""
+"""The number of examples that are measured both as one batch and one by one, to see whether a metric compares them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class PreparedRun:
             "fleet": fleet_identity(self.experiment.fleet),
         }
         if (edges := self.edges.identity) is not None:
-            identity["sites"] = edges  # this name is in the folders of runs
+            identity["sites"] = edges  # the folders of existing runs use this name
         return identity
 
     def observe(self) -> None:
@@ -81,7 +81,7 @@ class PreparedRun:
 
     def end(self) -> None:
         """Restore the user's code to its state before the run."""
-        with suppress(TaskError):  # said in the run
+        with suppress(TaskError):  # the run has already reported it
             self.program.end()
 
 
@@ -138,6 +138,6 @@ def _notes(
         yield (
             "the loss or a metric compares the examples of a batch with one another: training takes batches of "
             f"{experiment.plan.algorithm.client.batch_size or 'all examples'}, and evaluation batches of "
-            f"{EVALUATION_BATCH}: give Evaluation(batch_size=) to measure as in training; if it is not meant to, look whether "
-            "outputs and targets have one shape"
+            f"{EVALUATION_BATCH}: give Evaluation(batch_size=) to measure as in training; if no comparison is intended, check "
+            "that outputs and targets have the same shape"
         )

@@ -178,7 +178,7 @@ def test_an_address_that_is_none_is_said_in_a_sentence(rest: str) -> None:
         origin(f"http://{rest}")
     with pytest.raises(UsageError, match="a broker's address is mqtts://HOST:PORT"):
         Broker(f"mqtts://{rest}", ("a",))
-    with pytest.raises(UsageError, match="blobs cannot lie at"):
+    with pytest.raises(UsageError, match="blobs cannot be kept at"):
         open_blobs(f"http://{rest}")
     with pytest.raises(UsageError, match="write HOST:PORT"):
         Node(None, None, "folder", listen=rest)  # type: ignore[arg-type]  # pyright: ignore

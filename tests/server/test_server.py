@@ -587,7 +587,7 @@ def test_a_sum_that_is_missing_stops_its_task_alone_until_it_is_back_or_given_up
     assert run.task == "broken"
     given = [device.work(broken.plan) for device in devices]
     together(lambda: devices[0].report(given[0], update_of(broken.plan, 0)))  # pyright: ignore[reportArgumentType]
-    real, lost = run.sums.total, ExperimentError("blob 00 is missing: put it back from a backup")
+    real, lost = run.sums.total, ExperimentError("blob 00 is missing: restore it from a backup")
 
     def missing(number: int) -> Any:
         raise lost
@@ -699,7 +699,7 @@ def without_its_sums(running: Running, patch: pytest.MonkeyPatch) -> Any:
     run = running.server.tasks[0].training
 
     def missing(number: int) -> Any:
-        raise ExperimentError("blob 00 is missing: put it back from a backup")
+        raise ExperimentError("blob 00 is missing: restore it from a backup")
 
     patch.setattr(run.sums, "total", missing)
     return run

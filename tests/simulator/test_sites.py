@@ -120,5 +120,5 @@ def test_a_plan_with_sites_and_none_there_is_refused(experiment: Make) -> None:
 
 
 def test_through_the_wire_there_are_no_sites(experiment: Make) -> None:
-    with pytest.raises(ExperimentError, match="this plan's edges do rounds of their own"):
+    with pytest.raises(ExperimentError, match="this plan's edges run rounds of their own"):
         sumus.run(behind(experiment(), rounds=2), compute=sumus.Compute(through="wire"))

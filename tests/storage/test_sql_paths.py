@@ -115,8 +115,8 @@ def test_what_follows_sqlite_in_an_address_is_a_path(
         ("sqlite:///:memory:", "names no file"),
         ("sqlite://run.db", "names no file"),
         ("sqlite+pysqlite:///:memory:", "names no file"),
-        ("sqlite:///lab?/run.db", "after which options stand"),
-        ("sqlite:///file:run.db?mode=memory&uri=true", "after which options stand"),
+        ("sqlite:///lab?/run.db", "which begins options"),
+        ("sqlite:///file:run.db?mode=memory&uri=true", "which begins options"),
         ("run.db", "is not understood"),
     ],
 )
