@@ -1,3 +1,3 @@
-"""The two ends of a round as pure tables: `round` for the server, and `session` for the device. They use neither a clock nor
-IO.
+"""Rounds as pure tables: `round` for the server, `session` for the device, and `edge` and `site` for an edge. They use neither
+a clock nor IO.
 """
