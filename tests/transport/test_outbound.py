@@ -165,7 +165,7 @@ def test_a_device_and_an_edge_trust_the_authority_that_they_are_given_and_rememb
             return found
 
         link = enrolment_link(url, server.roll.new_token("default", server.clock()))
-        with pytest.raises(Unreachable, match="name that with --authority FILE"):
+        with pytest.raises(Unreachable, match="give --authority FILE"):
             device(link=link).enrol()
         asking = device(mine.authority, link)
         known = asking.enrol()

@@ -96,7 +96,7 @@ def test_another_plan_or_another_model_gives_other_bytes() -> None:
     ],
 )
 def test_other_contents_are_refused(what: str, members: list[tuple[str, bytes]]) -> None:
-    with pytest.raises(UsageError, match="a bundle holds plan.json and model.safetensors, once each"):
+    with pytest.raises(UsageError, match="a bundle holds exactly plan.json and model.safetensors"):
         Bundle.from_bytes(packed(members))
 
 

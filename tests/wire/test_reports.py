@@ -70,8 +70,8 @@ def test_narrow_codes_stay_narrow() -> None:
         ({"metric/loss": np.array([1.0, 2.0], np.float32)}, "must be two finite float64"),
         ({"metric/pulse": np.array([1.0, 2.0])}, "'pulse', which the plan does not measure"),
         ({"part/params/fc.bias": None}, r"sends no `params\[fc.bias\]`"),
-        ({"part/control/fc.bias": np.ones(3, np.float32)}, "`part/control/fc.bias` is none of a report's"),
-        ({"note": np.ones(1)}, "`note` is none of a report's"),
+        ({"part/control/fc.bias": np.ones(3, np.float32)}, "`part/control/fc.bias` does not belong in a report"),
+        ({"note": np.ones(1)}, "`note` does not belong in a report"),
         ({"part/params/fc.gain": np.ones(40_000_000, np.int8)}, "a report of this plan has at most"),
     ],
 )
