@@ -106,7 +106,7 @@ class Strangers:
     announcement cannot take space from other senders.
 
     Args:
-        most: The largest number of counted bytes of all these bodies together.
+        most: The largest number of bytes that may be counted at the same time.
     """
 
     def __init__(self, most: int) -> None:

@@ -925,7 +925,7 @@ def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
     buffered = facts.pacing.buffered
     follows = Round(row.number + 1, since=facts.now, fence=row.fence, given=row.out if buffered else 0)
     match to:
-        case State.CLOSING if buffered:  # the next buffer is open in the same transaction
+        case State.CLOSING if buffered:  # the next buffer opens in the same transaction
             return Decision((row, changed(follows, state=State.OPEN)), (), (CloseRound(row.number),))
         case State.CLOSING:
             return Decision((row,), (), (CloseRound(row.number),))

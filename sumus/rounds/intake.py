@@ -21,7 +21,7 @@ class ReportIntake:
     """The reports of a run on their way into its sums."""
 
     def __init__(self, coordinator: Coordinator, sums: SealedSums, hop: FirstHop, trains: bool, spools: bool) -> None:
-        """Take in the reports of a run.
+        """Make the intake of a run.
 
         Args:
             coordinator: The rounds of the run.

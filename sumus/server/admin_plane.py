@@ -91,7 +91,7 @@ M = TypeVar("M")
 
 
 class AdministeredServer(Protocol):
-    """What the plane needs from a server: its decisions, its models, its memory for bodies and its certificate."""
+    """The interface that the plane uses: a server with its models, its memory for bodies and its certificate."""
 
     @property
     def server(self) -> Server: ...

@@ -108,7 +108,7 @@ class ReportQueue:
         return closed
 
     def end(self, requests: Iterable[PendingRequest[Item]], now: float) -> None:
-        """Handle the requests that tell that no report, or no valid report, will come."""
+        """End the sessions of devices that gave up (`Aborted`) or sent an invalid report (`Spoilt`)."""
         for request in requests:
             if isinstance(request.item, Aborted):
                 self._abort(request.item, now)

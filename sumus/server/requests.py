@@ -23,7 +23,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Aborted:
-    """A request which tells that no report of a session will come.
+    """A request to end a session, since its device will send no report.
 
     Attributes:
         run: The run that gave the session.
@@ -40,7 +40,7 @@ class Aborted:
 
 @dataclass(frozen=True)
 class Spoilt:
-    """A request which tells that a device sent a report that can never be counted.
+    """A request to free the place of a session, since its report can never be counted.
 
     Attributes:
         run: The run that gave the session.

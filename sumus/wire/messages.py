@@ -381,7 +381,7 @@ STATUS = {
     "closed": 409,  # the report will never be counted: its round is over, or its session has expired
     "stale": 409,  # the report's model is too old
     "phase": 409,  # not counted: the round was in a phase in which it takes no reports
-    "replayed": 409,  # the check-in is older than one that was answered, or its serial is too far above the last
+    "replayed": 409,  # the check-in is older than one that was answered, or its serial is much higher than the last one
     "token_used": 410,  # the token has no uses left, or has expired
     "length_required": 411,
     "too_large": 413,
