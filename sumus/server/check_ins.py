@@ -252,7 +252,7 @@ class CheckIns:
                 return False
             if _reports_elsewhere(
                 work[0], work[1], check_in.parent, now
-            ):  # new work would make the sum unusable that contains this session
+            ):  # with new work, the sum that contains this session would be unusable
                 self._note_later(run, check_in, ComeLater(ELSEWHERE, "parent"), now)
                 return False
         if task.keeps_state and not check_in.request.keeps_state:

@@ -316,7 +316,7 @@ def _recover_run(run: Run, now: float, fence: int | None) -> None:
 
 
 def _command(request: PendingRequest[Item], command: Command, now: float) -> None:
-    """Carry out a command, and answer with the result. Other errors than SumusError are handled by the server's turn."""
+    """Carry out a command, and answer with the result. The server's turn handles errors that are not a SumusError."""
     try:
         request.say(command.do(now))
     except SumusError as error:
