@@ -130,7 +130,7 @@ def test_a_proxy_that_does_not_lead_there_is_named_without_its_password(
         refused = reach()
     gone = reach()
     for said in (refused, gone):
-        assert f"by way of the proxy http://127.0.0.1:{proxy.port} (HTTPS_PROXY of the environment)" in said
+        assert f"through the proxy http://127.0.0.1:{proxy.port} (HTTPS_PROXY of the environment)" in said
         assert "wrong" not in said
     assert "407" in refused
     assert "nothing listens there" in gone
