@@ -271,9 +271,7 @@ def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, b
         case [chain, key]:
             for file in (chain, key):
                 if not Path(file).is_file():
-                    raise UsageError(
-                        f"the file {file} does not exist: give a certificate's chain and its key, --tls CERT KEY"
-                    )
+                    raise UsageError(f"there is no file {file}: give a certificate's chain and its key, --tls CERT KEY")
             certificate = Certificate(Path(chain), Path(key))
             said = certificate.said(datetime.now(UTC))
             return certificate, None, "", (said,) if said else ()
