@@ -221,7 +221,11 @@ def slots(**changes: Any) -> dict[str, Array]:
         ("no count", "the slot `count` is missing or not a single number", slots(count=None)),
         ("a count that is a vector", "the slot `count` is missing or not a single number", slots(count=[1])),
         ("a negative count", "`count` is -1", slots(count=-1)),
-        ("a part without weight", "the weights are of [], and the sums of ['params']", slots(**{"weight/params": None})),
+        (
+            "a part without weight",
+            "the weights are of [], and the sums of ['params']",
+            slots(**{"weight/params": None}),
+        ),
         ("a weight without part", "`weight/other` does not belong in a sum", slots(**{"weight/other": 1})),
         ("a weight that is a vector", "`weight/params` has the shape (1,)", slots(**{"weight/params": [3]})),
         ("a negative weight", "`weight/params` is -3", slots(**{"weight/params": -3})),
@@ -232,7 +236,11 @@ def slots(**changes: Any) -> dict[str, Array]:
         ("a sum without a leaf", "`sum` does not belong in a sum", slots(sum=1)),
         ("a sum without a part", "`sum//w` does not belong in a sum", slots(**{"sum//w": 1})),
         ("floats", "the slots have the dtypes ['float64', 'int64']", slots() | {"sum/params/w": np.zeros(2)}),
-        ("two dtypes", "the slots have the dtypes ['int64', 'uint32']", slots() | {"sum/params/w": np.zeros(2, np.uint32)}),
+        (
+            "two dtypes",
+            "the slots have the dtypes ['int64', 'uint32']",
+            slots() | {"sum/params/w": np.zeros(2, np.uint32)},
+        ),
         (
             "narrow integers",
             "the slots have the dtypes ['int32']",
