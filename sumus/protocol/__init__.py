@@ -1,3 +1,3 @@
-"""Rounds as pure tables: `round` for the server, `session` for the device, and `edge` and `site` for an edge. They use neither
-a clock nor IO.
+"""The rounds of servers, edges and sites (`round`, `edge`, `site`) and the session of a device (`session`), as pure tables. They
+use neither a clock nor IO.
 """

@@ -21,7 +21,8 @@ from sumus.device.store import FolderDeviceStore
 from sumus.device.training import Training
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.tls import enrolment_link, issue
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.plan import Plan
 from sumus.protocol.session import Floor
 from sumus.rng import generator
