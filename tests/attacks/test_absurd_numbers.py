@@ -174,7 +174,7 @@ def test_an_array_s_header_with_such_a_number_is_refused() -> None:
 def test_an_address_that_is_none_is_said_in_a_sentence(rest: str) -> None:
     with pytest.raises(ExperimentError, match="a server's address is https://HOST:PORT"):
         read_link(f"https://{rest}")
-    with pytest.raises(UsageError, match="is no server's URL"):
+    with pytest.raises(UsageError, match="is not the URL of a server"):
         origin(f"http://{rest}")
     with pytest.raises(UsageError, match="a broker's address is mqtts://HOST:PORT"):
         Broker(f"mqtts://{rest}", ("a",))
@@ -196,5 +196,5 @@ def test_addresses_as_they_are_written_are_read() -> None:
     assert (
         without_secret("postgresql+psycopg://sumus@db.example/sumus") == "postgresql+psycopg://sumus@db.example/sumus"
     )
-    with pytest.raises(ExperimentError, match="is no server's address"):
+    with pytest.raises(ExperimentError, match="is not the address of a server"):
         HttpTransport("https://exa mple:1")

@@ -347,7 +347,7 @@ def test_threads_of_torch_are_given_back_by_the_last() -> None:
         (
             {"listen": "0.0.0.0:0"},
             UsageError,
-            "without TLS they can read the traffic: give --tls auto --tls-name HOSTNAME",
+            "without TLS the traffic can be read: give --tls auto --tls-name HOSTNAME",
         ),
         ({"listen": "0.0.0.0:0", "insecure": True}, UsageError, "give --access-file FILE"),
         ({"access": "short"}, UsageError, "16 letters or more"),

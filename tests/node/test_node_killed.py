@@ -224,7 +224,7 @@ def test_words_that_do_not_go_together(tmp_path: Path) -> None:
     for more, why in (
         (["--mqtt-topic", "a"], "of which broker"),
         (["--mqtt", "mqtts://broker.lan"], "which topics"),
-        (["--listen", "0.0.0.0:0"], "without TLS they can read the traffic"),
+        (["--listen", "0.0.0.0:0"], "without TLS the traffic can be read"),
     ):
         done = CliRunner().invoke(app, [*words, *more], env={"SUMUS_TOKEN": "token"})
         assert isinstance(done.exception, UsageError)

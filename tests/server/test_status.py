@@ -115,7 +115,7 @@ def test_what_devices_measured_stands_beside_the_model_that_they_measured() -> N
         assert measured is not None
         assert (measured.version, measured.evaluate["means"], measured.evaluate["devices"]) == (0, {"loss": 0.5}, 2)
         assert sum(measured.evaluate["histograms"]["loss"]) == 2
-        assert it.waiting(1) == "every model that is to be measured has been"
+        assert it.waiting(1) == "all models that should be measured have been measured"
 
 
 def test_it_counts_what_happened_and_names_no_device() -> None:
@@ -197,9 +197,13 @@ def test_what_devices_refused_is_said_in_words_and_counts_each_device_once(
 @pytest.mark.parametrize(
     ("pacing", "asked", "said"),
     [
-        ({"requires": sumus.Conditions(charging=True)}, {}, "1 device: not charging, and the plan asks for that"),
-        ({"requires": sumus.Conditions(idle=True)}, {}, "1 device: in use, and the plan asks for an idle one"),
-        ({"requires": sumus.Conditions(version=7)}, {}, "1 device: an older version of its program than the plan asks"),
+        ({"requires": sumus.Conditions(charging=True)}, {}, "1 device: not charging, and the plan requires it"),
+        ({"requires": sumus.Conditions(idle=True)}, {}, "1 device: in use, and the plan requires an idle device"),
+        (
+            {"requires": sumus.Conditions(version=7)},
+            {},
+            "1 device: an older version of its program than the plan requires",
+        ),
         ({}, {"kinds": ("evaluate",)}, "1 device: measures models, and does not train"),
     ],
 )

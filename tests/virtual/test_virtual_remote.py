@@ -287,9 +287,7 @@ def test_other_machines_reach_it_only_where_that_is_said() -> None:
         serve(OWN, token=TOKEN, host="0.0.0.0")
     with pytest.raises(sumus.UsageError, match=r"nothing\.pem cannot be read: No such file"):
         serve(OWN, token=TOKEN, tls=("nothing.pem", "nothing.key"))
-    with pytest.raises(
-        ExperimentError, match=r"nothing can listen on 127\.0\.0\.1:1.*--listen|nothing can listen on 192"
-    ):
+    with pytest.raises(ExperimentError, match=r"cannot listen on 127\.0\.0\.1:1.*--listen|cannot listen on 192"):
         serve(OWN, token=TOKEN, host="192.0.2.1", port=1, insecure=True)
 
 
