@@ -29,7 +29,7 @@ def array_of(values: Any) -> Array:
     """Convert a column, a table or a list to an array. An array is returned unchanged.
 
     Args:
-        values: The values, one row an example.
+        values: The values, one row per example.
 
     Returns:
         An array of the same values.
@@ -87,7 +87,7 @@ def numbers_of(values: Any) -> Array:
     """Convert values to an array as `array_of` does, and refuse values that are not numbers. A text of digits is not a number.
 
     Args:
-        values: The values, one row an example.
+        values: The values, one row per example.
 
     Returns:
         An array of numbers or truth values.
@@ -146,7 +146,7 @@ def ids_of(by: Any) -> list[Any] | Array:
 
 
 def first_changed(before: Array, after: Array) -> tuple[int, ...] | None:
-    """Find the first whole number from 2^24 on that a conversion has changed.
+    """Find the first whole number that a conversion has changed, among those with an absolute value of at least 2^24.
 
     Returns:
         The number's position; None if there is none.

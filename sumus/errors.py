@@ -118,7 +118,7 @@ EXTRAS: Mapping[str, str] = {
 
 
 def needs(error: ModuleNotFoundError, of: str = "") -> str:
-    """Say what to install for a module that is missing.
+    """Return a message that names what to install for a missing module.
 
     Args:
         error: The failed import.
@@ -132,7 +132,7 @@ def needs(error: ModuleNotFoundError, of: str = "") -> str:
 
 
 def unread(error: BaseException) -> str:
-    """Say why a file cannot be read or written, without Python's own wording around the reason."""
+    """Return the reason why a file cannot be read or written, without the text that Python puts around it."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not text in UTF-8"
     if isinstance(error, OSError) and error.strerror:

@@ -2,7 +2,7 @@
 
     hop = evaluation_hop(description, most=100)                   the first hop of such a sum
     update = evaluation_report(client, program.evaluate(...), examples)
-    means, histograms = evaluation_of(total, hop)                 all that a server may know
+    means, histograms = evaluation_of(total, hop)                 the results, without any single device's
 
 A device reports each metric as (sum, count), together with the bin, out of twenty, in which the device's own mean lies.
 These reports are added like updates. If the sum has enough contributors, nobody learns what a single device measured.
@@ -25,7 +25,7 @@ from sumus.types import Floats
 BINS = 20
 LOSS_EDGES: Floats = np.concatenate([[0.0], 2.0 ** np.linspace(-8, 6, BINS - 1), [math.inf]])
 """The bin edges of the loss, float64 `(BINS + 1,)`: from 2^−8 to 2^6, each 1.7 times the one before. The first and the
-last bin hold all values outside.
+last bin also hold all values outside.
 """
 EDGES: Floats = np.linspace(0.0, 1.0, BINS + 1)
 """The bin edges of every other metric, as a share from 0 to 1. The first and the last bin also hold the values outside."""
@@ -38,8 +38,8 @@ def evaluation_hop(description: Description, most: int, metric_cap: int | None =
 
     Args:
         description: The description of the task.
-        most: The most contributors of one sum.
-        metric_cap: The most predictions that a client's metrics count; None for any number.
+        most: The largest number of contributors to one sum.
+        metric_cap: The largest number of predictions that counts in a client's metrics; None for any number.
     """
     names = ("loss", *description.metrics)
     layout = tuple(sorted((name, (BINS,)) for name in figure_names(names)))
@@ -80,8 +80,8 @@ def medians_of(histograms: Mapping[str, Sequence[int]], hop: FirstHop) -> dict[s
     An edge is None if the bin is open on that side: the first and the last bin also hold all values outside, unless the
     metric's range ends at the edge.
 
-    One device moves a mean by its share of the sum, times the error of its figure. It moves the median by one device at
-    most.
+    A device with a wrong figure moves the mean by its share of the sum times the error of its figure. It moves the
+    median by at most one position in the order of the devices.
     """
     found: dict[str, tuple[float | None, float | None]] = {}
     for name, bins in histograms.items():
@@ -130,7 +130,7 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
         total: The sum.
         hop: The first hop. Its `check_sum` has already accepted the sum, so no bin is below 0.
         sender: The edge, for errors.
-        least: The fewest reports that contain their loss; 0 for an evaluation.
+        least: The smallest number of reports that must contain their loss; 0 for an evaluation.
 
     Raises:
         ParticipantError: The loss counts fewer predictions than there are reports, or a metric's histogram counts more

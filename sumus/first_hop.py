@@ -8,8 +8,8 @@
     checked.count_in(running_sum)               # then add on one thread, without checking again
 
 An edge needs only this record from a plan: no model, no transform, no optimizer. The hop trusts nothing that a device sends.
-Names, shapes, dtypes and magnitudes must be those of the plan. No update may be longer than the plan's clip allows, and no
-client may weigh more than the plan's cap.
+Names, shapes, dtypes and magnitudes must be those of the plan. The norm of an update may not exceed the plan's clip,
+and a client's weight may not exceed the plan's cap.
 """
 
 import json
@@ -41,7 +41,7 @@ from sumus.types import Tree
 LONGEST = 1e100
 """The largest norm that a part may have. Its square is still a finite float."""
 SLACK = 2.0**-24
-"""The share of a length by which rounding may increase it, in a rotation or in a clip that is written in another language."""
+"""The relative amount by which rounding may increase a norm: in a rotation, or in a clip that is written in another language."""
 _BLOCK = 1 << 16
 
 
@@ -54,14 +54,16 @@ class FirstHop:
         parts: The parts that are sent, with their weights.
         layouts: The (leaf, shape) pairs of each part, as it is sent.
         sums: The rule that turns floats into integers.
-        weight_cap: The cap of an explicit `weight` stage, which multiplies on the device; None to multiply by the weight here.
+        weight_cap: The cap of the plan's `weight` stage, by which devices multiply by the weight; None if there is no
+            such stage, so that the first hop multiplies.
         code_bits: The width of integer codes; None if leaves are floats.
         metrics: The names of the metrics that a report may contain.
         norms: For each part, the largest L2 norm that may be sent, in parameters or codes; None for a part without a limit.
             Empty if no part has a limit.
         ranges: For each metric, the range of its mean. Empty if no range is known.
-        metric_cap: The most predictions that a client's metrics count; None for any number.
-        rounds: The number of rounds of its own that an edge sums up; its sum may be this number of times as long.
+        metric_cap: The largest number of predictions that counts in a client's metrics; None for any number.
+        rounds: The number of an edge's own rounds that one of its sums covers. The norm of the sum may be this many
+            times as large.
     """
 
     parts: tuple[Part, ...]
@@ -228,7 +230,9 @@ class FirstHop:
                 yield part, norm
 
     def _check_lengths(self, update: Update) -> None:
-        """Refuse an update that is longer than the plan's clip allows. Floats are measured in float64, codes exactly."""
+        """Refuse an update whose norm is larger than the plan's clip. Norms of floats are computed in float64, those of
+        codes exactly.
+        """
         for part, norm in self._norms():
             square = _square(update.parts[part.name])
             coded = self._is_coded(part)
@@ -241,7 +245,9 @@ class FirstHop:
                 )
 
     def _check_sum_length(self, total: Aggregate, part: Part, sender: object, count: int) -> None:
-        """Refuse a sum that is longer than `count` clipped updates can be, or whose bins hold more than one for each report."""
+        """Refuse a sum with a larger norm than `count` clipped updates can have, or with bins that count more devices
+        than reports.
+        """
         tree, unit = total.sums[part.name], 2.0 ** self.sums.bits(part)
         if part.content == "bins":
             if any(int(leaf.min(initial=0)) < 0 or int(leaf.sum()) > count * unit for leaf in tree.values()):
@@ -256,7 +262,9 @@ class FirstHop:
             raise BeyondBoundError(sender, f"`{part.name}` is longer than {count} clipped updates add up to")
 
     def _longest_sum(self, part: Part, weight: int, count: int) -> float | None:
-        """Return the largest L2 norm of a sum of `count` clipped updates, up to rounding, in its units; None without a clip."""
+        """Return the largest L2 norm of a sum of `count` clipped updates, up to rounding, in units of the sum; None
+        without a clip.
+        """
         norm = next((norm for bounded, norm in self._norms() if bounded is part), None)
         if norm is None:
             return None
@@ -266,7 +274,7 @@ class FirstHop:
         return times * norm * (1.0 if self._is_coded(part) else 2.0 ** self.sums.bits(part))
 
     def without_rounding(self, part: Part, tree: Tree, rounding: float, weight: int, count: int) -> Tree:
-        """Scale a site's sum down to the largest allowed norm, if only rounding has made it longer.
+        """Scale a site's sum down to the largest allowed norm, if its norm is larger only because of rounding.
 
         A sum that exceeds the limit by more than its rounding stays as it is, and `check_sum` refuses it.
 
@@ -349,7 +357,7 @@ class FirstHop:
 class CheckedUpdate:
     """An update that a first hop has checked. Only `FirstHop.check` makes such values, and a sum accepts only these from devices.
 
-    An update's form and magnitude are therefore validated only once, wherever the update waits before it is added.
+    An update's form and magnitude are therefore validated only once, even if the update is stored before it is added.
 
     Attributes:
         hop: The hop that has checked the update, and adds it.
@@ -366,7 +374,7 @@ class CheckedUpdate:
 
         Args:
             into: The running sum; None for an aggregate of one.
-            staleness: The number of versions by which the client's model was old, for parts weighted by staleness.
+            staleness: How many versions old the model was that the client trained on. Only parts weighted by staleness use it.
 
         Returns:
             The running sum so far; or the aggregate of one.

@@ -53,8 +53,8 @@ class ServerOptimizer(Value):
         longest: (the L2 norm by which one client moves the mean of a round) → the L2 norm by which that client moves
             the model, over this round and all later ones, if the other clients' means stay as they are. None if the
             optimizer does not bound this.
-        largest: The most by which a round moves any one number of the model, for any means; None if nothing bounds
-            this.
+        largest: The largest amount by which a round moves any one number of the model, for any means; None if nothing
+            bounds this.
     """
 
     init: Callable[[Tree], ServerState]
@@ -79,7 +79,7 @@ def _elementwise(
         rule: (mean, memory, param) → (param, memory), for one leaf.
         gain: If the rule is linear in the means: the factor on one mean in the model, summed over its round and all
             later ones.
-        largest: The most by which a round moves any one number of the model.
+        largest: The largest amount by which a round moves any one number of the model.
     """
 
     def init(params: Tree) -> ServerState:

@@ -44,7 +44,7 @@ MOST_WEIGHT = 2**16
 OVER_SELECT = 1.3
 """The number of devices to which a deployed round is given for each report that it needs, since some devices never answer."""
 FITTED = FixedPoint(0, 1.0, 1, 1)
-"""A placeholder for sums that are as fine as the overflow rule allows for all clients that the plan's pacing chooses."""
+"""A placeholder for a conversion that is as precise as the overflow rule allows for all clients that the pacing chooses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +55,10 @@ class Plan:
         task: A `Task`; or only its description, on a server that does not have the code.
         algorithm: The algorithm.
         pacing: The rules that say who takes part, and when.
-        min_contributors: The fewest people from whom a deployed server publishes a model or a metric. The simulator does
-            not check this.
-        sums: The integers of the first hop. By default, they are as fine as the overflow rule allows for all chosen
-            clients, since an edge's sum may have more contributors than the cohort.
+        min_contributors: The smallest number of people whose sum a deployed server publishes, as a model or a metric.
+            The simulator does not check this.
+        sums: The conversion of floats into integers at the first hop. By default, the integers are as precise as the
+            overflow rule allows for all chosen clients, since an edge's sum may have more contributors than the cohort.
         edges: The work of edges, if devices report through edges.
         trusts_devices: False if the plan bounds what one device can do to a sum, by a clip and by a cap of its weight.
             True if the plan sets no such bound, because one owner controls all devices. None until `for_devices` is
@@ -111,7 +111,7 @@ class Plan:
     def for_devices(self) -> "Plan":
         """Return the plan that is sent to devices: values that a simulation leaves open are fixed.
 
-        If the plan does not say whether it trusts its devices, it does not.
+        A plan that leaves `trusts_devices` open becomes a plan that does not trust its devices.
         """
         pacing = self.pacing
         if pacing.over_select is None and not pacing.buffered:
@@ -130,7 +130,7 @@ class Plan:
 
     @property
     def metric_cap(self) -> int | None:
-        """The most predictions that a client's metrics count; None for any number.
+        """The largest number of predictions that counts in a client's metrics; None for any number.
 
         Only a plan that does not trust its devices has such a cap.
         """
@@ -138,12 +138,12 @@ class Plan:
 
     @property
     def example_cap(self) -> int | None:
-        """The most examples that one client's weight counts: 1 if all clients weigh alike; None if the plan names no cap."""
+        """The largest number of examples that counts towards a client's weight: 1 if all weights are equal; None if no cap."""
         caps = [self._cap(part) for part in self.algorithm.aggregator.parts]
         return None if None in caps else max(cap for cap in caps if cap is not None)
 
     def _cap(self, part: Part) -> int | None:
-        """Return the most examples that a client's weight counts in a part; None if only the limit of the sums bounds it."""
+        """Return the largest number of examples that counts towards a weight in a part; None if only the sums limit it."""
         if part.weight != "examples":
             return 1
         on_device = self.algorithm.update.weight_cap if part.in_chain else None
@@ -161,12 +161,12 @@ class Plan:
         return influence_of(self.algorithm, self.description, self.sums, fewest, self.edges.rounds, trusted)
 
     def _fitted(self) -> FixedPoint:
-        """Return sums as fine as 64 bits allow for the largest weights, and for the largest values that the clip and
-        the bounds of the parts permit.
+        """Return a conversion that is as precise as 64 bits allow for the largest weights, and for the largest values
+        that the clip and the bounds of the parts permit.
         """
         algorithm, shapes = self.algorithm, self.description.trained_layout
         cap, parts = algorithm.update.weight_cap, algorithm.parts(self.description)
-        weighed = [part for part in parts if cap is None or not part.in_chain]  # devices multiply the others themselves
+        weighed = [part for part in parts if cap is None or not part.in_chain]  # devices multiply the others
         largest = max((part.largest_weight(cap or MOST_WEIGHT) for part in weighed), default=1)
         length, _ = algorithm.update.reach(shapes)
         alone = algorithm.update.code_bits is None and all(part.in_chain or part.bound is not None for part in parts)
@@ -179,7 +179,7 @@ class Plan:
         )
         if length is None or not alone:  # `alone` is False for integer codes, which need no fraction bits
             return FixedPoint.fit(self.pacing.chosen, largest, max(MOST_VALUE, own))
-        reach = math.frexp(length * self.edges.rounds * (1 + SLACK))[1]  # the length is below this power of two
+        reach = math.frexp(length * self.edges.rounds * (1 + SLACK))[1]  # the norm is below this power of two
         return FixedPoint.fit(self.pacing.chosen, largest, max(min(2.0**reach, MOST_VALUE), own))
 
     @property

@@ -29,5 +29,5 @@ def supply(loader: Callable[[], None]) -> None:
 
 
 def load_own() -> None:
-    """Register all of sumus's own values."""
+    """Register all of sumus's own values, by calling the loader that was given to `supply`."""
     _loader()

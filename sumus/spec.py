@@ -1,4 +1,4 @@
-"""Specs: each value of a plan knows the registered name of the function that made it, and that function's arguments.
+"""Specs: each value of a plan stores the registered name of the function that made it, and the arguments of the call.
 
     @registered("update/clip_by_global_norm")
     def clip_by_global_norm(max_norm: float) -> Transform: ...

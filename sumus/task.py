@@ -156,7 +156,7 @@ class Task:
 
     Attributes:
         model: An `nn.Module`, or a callable without arguments that makes one.
-        loss: (outputs, targets) → one value an example, shape `(B,)`. A training step descends the mean over a batch.
+        loss: (outputs, targets) → one value per example, shape `(B,)`. A training step lowers the mean over a batch.
         metrics: Metrics by name; see `sumus.metrics`.
         leaves: Shell-style pattern → "shared", "personal" or "frozen", such as `{"*": "frozen", "head.*": "shared"}`.
             The last pattern that matches a leaf's name decides; a leaf that no pattern matches is "shared". A role that

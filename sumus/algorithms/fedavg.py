@@ -35,8 +35,8 @@ def fedavg(
         update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; by default the new model is the mean of the clients' models.
         weight: "examples" weighs clients by their number of examples (the paper's n_k); "uniform" weighs them alike.
-        aggregator: An aggregator in place of this weighted mean, with weights of its own; see `sumus.robust`.
-        cap: The most examples that a client's weight counts.
+        aggregator: An aggregator that replaces the weighted mean, and has its own weights; see `sumus.robust`.
+        cap: The largest number of examples that counts towards a client's weight.
     """
     if aggregator is not None and (weight != "examples" or cap is not None):
         raise PlanError(

@@ -1,4 +1,4 @@
-"""How a client begins a round, and what it sends at the end: the same in every executor for one module."""
+"""The beginning and the end of a client's training in a round, which all executors on one `Program` share."""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -153,7 +153,13 @@ class LocalTraining:
     ) -> Trained:
         """Return what a client sends and keeps.
 
-        `leaves` holds every leaf after its last step; the caller may change them once this returns.
+        Args:
+            round_: The broadcast of the round.
+            assignment: The client.
+            own: The state that the client began with.
+            leaves: Every leaf after the last step. The caller may change them after this call.
+            done: The summary of the training.
+            loss: The summed loss, and the number of examples in it.
         """
         program = self.program
         now = {name: program.widen(name, leaf) for name, leaf in leaves.items()}

@@ -242,7 +242,7 @@ def _stacked(rows: list[Any]) -> Tensor:
 
 
 def _no_array(values: Any) -> str | None:
-    """Say why values are not an array of numbers, and what to pass instead; None if these checks find nothing wrong."""
+    """Return why values are not an array of numbers, and what to pass instead; None if these checks find nothing wrong."""
     if isinstance(values, Mapping):
         return f"a dict of {_keys(values)}, and a model is given one array: stack them into one, in prepare= or before"
     if isinstance(values, Tensor):
@@ -347,8 +347,8 @@ class _Kept:
     """A cache of examples in one block of memory. It keeps the first examples, as many as fit, and never moves
     them.
 
-    Kept one by one on the heap, the small examples of many clients would fill the holes that each client's gradients
-    leave. The next gradients would no longer fit there, and the heap would grow by a model for each client.
+    If the small examples of many clients were kept one by one on the heap, they would fill the gaps that each client's
+    gradients leave. The next gradients would no longer fit into the gaps, and the heap would grow by a model for each client.
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:

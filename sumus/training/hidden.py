@@ -53,8 +53,9 @@ class HiddenState:
         self._begun = 0
 
     def is_due(self) -> bool:
-        """Return whether the slow comparisons are due now. This is asked before each client: at first the answer is
-        yes, and then more and more rarely."""
+        """Return whether the slow comparisons are due now. The caller checks this before each client. The first
+        comparisons are always due; later ones are due more and more rarely.
+        """
         self._begun += 1
         return self._begun <= _ALWAYS or self._begun & (self._begun - 1) == 0
 
@@ -140,8 +141,7 @@ def which(path: str) -> str:
 
 
 def tied_to_itself(module: nn.Module) -> str | None:
-    """Say why a copy of a module would be incomplete, that is, what it would lose or share with the original. None if it
-    is complete.
+    """Return why a copy of a module would be incomplete: what it would lose or share with the original. None if it is complete.
 
     A copy of a parameter has no hooks, and a copy of a function encloses the same objects as the original function.
     """

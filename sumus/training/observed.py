@@ -236,7 +236,7 @@ def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
 
 
 def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tensor) -> str | None:
-    """Say why the mean of a buffer is meaningless; None if it is meaningful.
+    """Return why the mean of a buffer is meaningless; None if it is meaningful.
 
     Args:
         start: The buffer before a forward pass.

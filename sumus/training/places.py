@@ -73,7 +73,9 @@ class Place:
         raise NotImplementedError
 
     def is_other_at_a_glance(self) -> bool:
-        """Return whether a rarely compared place has visibly changed: by its length, or by torch's count of writes."""
+        """Return whether a cheap check shows a change of a rarely compared place: of its length, or of torch's count of
+        writes.
+        """
         return False
 
     def restore(self) -> None:
@@ -85,7 +87,7 @@ class Place:
         raise NotImplementedError
 
     def end(self) -> None:
-        """Put back everything that the code only added, if this is a container: it may be a user's log."""
+        """If this is a container, put back the items that the code has added to it: the container may be a user's log."""
 
     def log(self) -> Any:
         """Return the items that the code has added to a container so far; None for other places."""

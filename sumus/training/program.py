@@ -152,7 +152,7 @@ class Program:
                 self.expect_own_tensors()
             finally:
                 self.hidden.restore(whole)
-        if self.hidden.refused is not None:  # raised again if a device retries
+        if self.hidden.refused is not None:  # raise it again if a device retries
             raise TaskError(str(self.hidden.refused))
         for (name, own), (part, hidden) in self._parts.items():
             if changed := hidden.changed():
@@ -240,7 +240,7 @@ class Program:
         self.begin_anew()
         self.module.eval()
         with torch.no_grad(), seeded(0), generators_seeded(0):  # independent of earlier measurements
-            for start in range(0, len(inputs), batch_size):  # copies: a forward in place must not change the data
+            for start in range(0, len(inputs), batch_size):  # copies, since forward may change its input
                 rows = slice(start, start + batch_size)
                 batch, labels = inputs[rows].clone(), targets[rows].clone()
                 outputs, losses = self.losses(batch, labels)
@@ -260,9 +260,9 @@ class Program:
             return False
         with seeded(0):
             together, again, apart = (self.evaluate(inputs, targets, size) for size in (len(inputs), len(inputs), 1))
-        if self.hidden.changed():  # then the code compares calls, and another note says that it keeps state
+        if self.hidden.changed():  # then the code keeps state, and another note reports that
             return False
-        return together == again and any(  # otherwise it draws numbers, and differs each time
+        return together == again and any(  # otherwise it draws numbers, and gives other results each time
             not math.isclose(total, apart[name][0], rel_tol=1e-3, abs_tol=1e-5 * max(1, count))
             for name, (total, count) in together.items()
             if math.isfinite(total) and math.isfinite(apart[name][0])
@@ -314,7 +314,7 @@ def _classes(program: Program, inputs: Tensor, targets: Tensor) -> int | None:
         outputs = program.module(inputs)
         if isinstance(outputs, Tensor) and outputs.dim():
             if not targets.is_floating_point():  # the reader refuses floats, and names the number of classes
-                program.task.loss(outputs, torch.zeros_like(targets))  # do the shapes fit, whatever the labels?
+                program.task.loss(outputs, torch.zeros_like(targets))  # check only the shapes, so labels are zeros
             return int(outputs.shape[axis])
     except SumusError:
         raise

@@ -144,7 +144,7 @@ def _imported(name: str, package: str) -> types.ModuleType | None:
         if found is None or {"site-packages", "dist-packages"} & {*Path(found.origin or "").parts}:
             return None
         return importlib.import_module(full)
-    except Exception:  # the module may raise anything: the code will raise it too, if it gets there
+    except Exception:  # the module may raise anything; the user's code will then raise it too
         return None
 
 
@@ -397,7 +397,7 @@ class HiddenWalk:
                     self._look_at_members(path, part, users(kind.__module__))
                 elif name.endswith("_hooks") and isinstance(
                     value, nn.Module
-                ):  # by order: their numbers are a process's
+                ):  # by order, since their ids differ between processes
                     self._look_at_members(f"{path}.hooks", part, True)
                     self._later((f"{path}.hook{at}", hook) for at, hook in enumerate(part.values()))
                 else:
