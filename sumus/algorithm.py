@@ -88,9 +88,7 @@ class Algorithm:
                 raise PlanError("parts-match", what.format(sorted(wanted), sorted(given)) + ": they must go together")
 
     def parts(self, task: Description) -> tuple[Part, ...]:
-        """Return the parts that a client sends: the aggregator's and, if the task has buffers, `buffers`. Buffers are
-        averaged by the weights of `params`, whatever `params` is divided by.
-        """
+        """Return the parts that a client sends: the aggregator's, and `buffers`, weighted like `params`, if there are any."""
         params = next(part for part in self.aggregator.parts if part.name == "params")
         bound = self.update.buffer_bound
         buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False, bound=bound, least=None)
@@ -176,7 +174,6 @@ class Algorithm:
 
         Args:
             total: The sum of a round.
-            task: The description of the task.
             sums: The conversion of the plan's floats into integers.
             seed: The round's public seed.
             population: The number of clients, for parts that are divided by it.
@@ -185,7 +182,7 @@ class Algorithm:
             Float64 trees by part; empty if there are too few contributors, or if a divisor is zero.
         """
         if self.aggregator.needs_each_update:
-            raise UsageError(f"{self.aggregator!r} works on no sum: give every update apart, to combine_each")
+            raise UsageError(f"{self.aggregator!r} cannot work on a sum: give each update separately, to combine_each")
         if int(total.count) > sums.max_count:
             raise ParticipantError(
                 None, f"a sum of {int(total.count)}, planned for {sums.max_count}: it may have overflowed"
@@ -198,13 +195,8 @@ class Algorithm:
     def combine_each(
         self, ones: Sequence[Aggregate], task: Description, sums: FixedPoint, seed: bytes, population: int
     ) -> Mapping[str, Tree]:
-        """Combine the updates of a round, for an aggregator that needs each update separately. See `combine` for the result.
-
-        The aggregator's `centre` replaces the weighted mean. It is multiplied by the summed weight, and then divided like a sum.
-
-        Args:
-            ones: An aggregate for each update.
-            task: See `combine`, also for the arguments after this one.
+        """Combine the updates of a round as `combine` does, for an aggregator that needs each update separately. The
+        aggregator's `centre` replaces the weighted mean. It is multiplied by the summed weight, and divided like a sum.
         """
         centre = self.aggregator.centre
         if centre is None or len(ones) < max(1, self.aggregator.least):
@@ -269,9 +261,8 @@ class Algorithm:
     def step(self, combined: Mapping[str, Tree], state: ServerState, task: Description) -> ServerState:
         """Take the server optimizer's step, and average the buffers. If nothing was combined, the state does not change.
 
-        The step lowers no number of a `positive` buffer to less than `LEAST_POSITIVE`, and does not lower a number that
-        was already smaller. Raise UsageError if the next broadcast would not be finite, or would have other leaves,
-        shapes or dtypes.
+        The step lowers no number of a `positive` buffer to less than `LEAST_POSITIVE`, or further if it was smaller before.
+        Raise UsageError if the next broadcast would not be finite, or would have other leaves, shapes or dtypes.
         """
         if not combined:
             return state
@@ -349,19 +340,12 @@ class Algorithm:
     def _lifted(
         self, part: Part, values: Tree, rounding: float, rounds: int, hop: FirstHop, task: Description, seed: bytes
     ) -> tuple[Tree, float]:
-        """Convert a part of a site's model into a part of its sum, by the transform's `lift`.
+        """Convert a part of a site's model into a part of its sum, by `lift`. Return the part, and the largest L2 norm that
+        rounding has added to it, in units of the sum.
 
         Args:
-            part: The part.
-            values: How far the part has moved, times the divisor, in parameters.
             rounding: The L2 norm that rounding has added to `values`, in parameters.
             rounds: The number of rounds in which devices' numbers were rounded to integers, times the divisor.
-            hop: The first hop.
-            task: The description of the task.
-            seed: The round's public seed.
-
-        Returns:
-            The lifted part, and the largest L2 norm that rounding has added to it, in units of the sum.
         """
         bits = 0 if hop.code_bits is not None else hop.sums.bits(part)
         with own_code("lift", self.update, "it must give a tree of arrays by name"):

@@ -73,7 +73,7 @@ def stacked(rows: Sequence[Array], axis: int = 0, names: Sequence[str] = ()) -> 
     first = rows[0]
     for name, row in zip(called, rows, strict=True):
         if row.shape != first.shape:
-            raise ValueError(f"{name} is of shape {row.shape}, and {called[0]} of {first.shape}")
+            raise ValueError(f"{name} has shape {row.shape}, but {called[0]} has shape {first.shape}")
         if _kind(row) != _kind(first):
             raise ValueError(f"{name} is {_kind(row)}{_shown(row)}, and {called[0]} is {_kind(first)}{_shown(first)}")
     whole = np.stack(rows, axis)
@@ -101,7 +101,7 @@ def numbers_of(values: Any) -> Array:
     for place, value in np.ndenumerate(array):
         if array.dtype.kind != "O" or not _is_number(value):
             plain = value.item() if hasattr(value, "item") else value
-            raise ValueError(f"{where(place)} holds {_kind_of(value)} ({plain!r:.60}), which is no number")
+            raise ValueError(f"{where(place)} holds {_kind_of(value)} ({plain!r:.60}), which is not a number")
     raise ValueError("numbers are kept as objects: give an array of one dtype, such as float32")
 
 

@@ -115,12 +115,14 @@ def check_measured(update: Update, trains: bool) -> None:
         ParticipantError: The report does not contain its loss, or is in a bin of a metric that it did not measure.
     """
     if trains and update.metrics.get("loss", (0.0, 0))[1] < 1:
-        raise ParticipantError(update.client, "a report of training tells its loss, over at least one prediction")
+        raise ParticipantError(
+            update.client, "a report of training must contain its loss, over at least one prediction"
+        )
     check_slots(update.client, update.metrics)
     counted = counts({name: count for name, (_, count) in update.metrics.items()})
     for name, bins in update.parts.get(HISTOGRAM.name, {}).items():
         if counted.get(name, 0) < 1 and bins.any():
-            raise ParticipantError(update.client, f"it is in a bin of {name!r}, and measured it on no example")
+            raise ParticipantError(update.client, f"it is in a bin of {name!r}, but measured {name!r} on no example")
 
 
 def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: int) -> None:
@@ -139,7 +141,7 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
     nothing = np.zeros(2, np.int64)
     if int(total.metrics.get("loss", nothing)[1]) < least:
         raise ParticipantError(
-            sender, f"its loss counts fewer predictions than {least}, and each report has one at least"
+            sender, f"its loss counts fewer predictions than {least}, but each report counts at least one"
         )
     one = 2 ** hop.sums.bits(HISTOGRAM)
     pairs = {name: (math.ldexp(float(pair[0]), -METRIC_BITS), int(pair[1])) for name, pair in total.metrics.items()}
@@ -147,7 +149,9 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
     counted = counts({name: count for name, (_, count) in pairs.items()})
     for name, bins in total.sums.get(HISTOGRAM.name, {}).items():
         if int(bins.sum()) > counted.get(name, 0) * one:
-            raise ParticipantError(sender, f"more devices are in bins of {name!r} than it counts predictions")
+            raise ParticipantError(
+                sender, f"the bins of {name!r} count more devices than the metric counts predictions"
+            )
 
 
 def _in_bin(name: str, mean: float) -> Floats:

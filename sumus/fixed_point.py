@@ -147,8 +147,8 @@ class FixedPoint:
         if update.examples < 1:
             raise EmptyError(
                 update.client,
-                f"its update is of {update.examples} examples: a client without examples is no contributor, whatever the plan's "
-                "weights are",
+                f"its update was trained on {update.examples} examples: a client without examples is not a contributor, "
+                "for any weights of the plan",
             )
         if missing := {part.name for part in parts} - set(update.parts):
             raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")

@@ -96,11 +96,9 @@ class Influence:
         mean = "that" if self.chooses else "the mean"
         if self.steers:
             through = " and ".join(f"`{name}`" for name in self.steers)
-            moves = (
-                f", and it turns the updates of all others through {through}: {mean} is at most {self.step:.4g} long"
-            )
+            moves = f", and it turns the updates of all others through {through}: {mean} has a norm of at most {self.step:.4g}"
         elif self.chooses:
-            moves = f", and that is at most {self.step:.4g} long"
+            moves = f", and that has a norm of at most {self.step:.4g}"
         else:
             moves = f", which moves the mean by at most {self.step:.4g}"
         if (norm := self.model.norm) is not None:
@@ -113,12 +111,12 @@ class Influence:
         """How far the server optimizer moves one number of the model, in words; empty if it does not bound that."""
         if (largest := self.model.largest) is None:
             return ""
-        return f"; the server optimizer moves no number of the model by more than {largest:.4g} a round"
+        return f"; the server optimizer moves no number of the model by more than {largest:.4g} per round"
 
     @property
     def _others(self) -> str:
         """How far the device moves a number of each part except `params`, in words."""
-        does = "it moves a number of `{0}` by at most {1:.4g} a round"
+        does = "it moves a number of `{0}` by at most {1:.4g} per round"
         if self.chooses:
             does = "a number of `{0}` in it is at most {1:.4g}"
         return "".join("; " + does.format(name, by) for name, by in self.others.items())

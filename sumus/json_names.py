@@ -59,4 +59,4 @@ def _place(body: bytes) -> tuple[str, int]:
             known.add(name)
         elif token[:1] == b'"':
             last = token
-    raise AssertionError("a name that stands twice stands somewhere")
+    raise AssertionError("a name that appears twice must appear somewhere")

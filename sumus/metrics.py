@@ -201,7 +201,7 @@ def binary_accuracy(outputs: Any, targets: Any) -> Any:
     outputs = fitted(outputs, targets)
     if bool(((outputs < 0) | (outputs > 1)).any()):
         raise TaskError(
-            "binary_accuracy takes chances from 0 to 1, and these outputs go from "
+            "binary_accuracy takes probabilities from 0 to 1, and these outputs go from "
             f"{float(outputs.min()):g} to {float(outputs.max()):g}: take binary_accuracy_with_logits for scores before a sigmoid"
         )
     return _sides(outputs, outputs > 0.5, targets)
@@ -310,7 +310,7 @@ def _roc_auc(bins: int, of_chances: bool) -> SeveralSums:
         scores = outputs.double().reshape(len(outputs), -1)
         if of_chances and bool(((outputs < 0) | (outputs > 1)).any()):
             raise TaskError(
-                f"roc_auc takes chances from 0 to 1, and these outputs go from {float(outputs.min()):g} to "
+                f"roc_auc takes probabilities from 0 to 1, and these outputs go from {float(outputs.min()):g} to "
                 f"{float(outputs.max()):g}: take roc_auc_with_logits for scores before a sigmoid"
             )
         logits = scores.logit() if of_chances else scores

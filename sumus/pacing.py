@@ -114,12 +114,14 @@ class Pacing:
             expect_number(int(self.most_stale), 0, math.inf, "Pacing(most_stale=)")
         if self.concurrency is None and self.most_stale is not None:
             raise PlanError(
-                "pacing-buffer", "most_stale= is of buffers, and synchronous reports are never stale: leave it out"
+                "pacing-buffer",
+                "most_stale= applies only to buffers, since synchronous reports are never stale: leave it out",
             )
         if self.concurrency is not None and (self.over_select not in (None, 1.0) or self.least):
             raise PlanError(
                 "pacing-buffer",
-                "over_select= and least= are of synchronous rounds, and with concurrency= rounds are buffers: leave them out",
+                "over_select= and least= apply only to synchronous rounds, and with concurrency= rounds are "
+                "buffers: leave them out",
             )
 
     @property

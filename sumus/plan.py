@@ -230,7 +230,7 @@ class Plan:
             fields = cast(dict[str, Json], json.loads(text))
             if (twice := repeated(text.encode("utf-8", "surrogatepass"))) is not None:
                 raise PlanError(
-                    "malformed", f"a plan in which {twice[0]!r:.80} stands twice in one object (line {twice[1]})"
+                    "malformed", f"a plan in which {twice[0]!r:.80} appears twice in one object (line {twice[1]})"
                 )
             if fields.pop("sumus") != FORMAT:
                 raise PlanError("plan-format", f"this sumus reads plans of format {FORMAT}; upgrade the older side")
@@ -270,7 +270,7 @@ def _sums_too_few(plan: Plan) -> str | None:
     if plan.sums.max_count < plan.pacing.cohort:
         return (
             f"sums are planned for {plan.sums.max_count} contributors and the cohort is {plan.pacing.cohort}: "
-            "raise max_count, which takes fraction bits, or lower the cohort"
+            "raise max_count, which costs fraction bits, or lower the cohort"
         )
     return None
 
@@ -320,8 +320,9 @@ def _cohort_too_small(plan: Plan) -> str | None:
 def _needs_each(plan: Plan) -> str | None:
     if plan.algorithm.aggregator.needs_each_update:
         return (
-            f"{plan.algorithm.aggregator!r} needs every update apart, and a server only keeps their sum: simulate it, use mean "
-            "with clip_by_global_norm, or serve it with --spool, where each lies sealed on the disk for its round"
+            f"{plan.algorithm.aggregator!r} needs each update separately, but a server keeps only their sum: "
+            "simulate it, use mean "
+            "with clip_by_global_norm, or serve it with --spool, which keeps each update sealed on the disk until its round ends"
         )
     return None
 
@@ -359,7 +360,7 @@ def _weight_first(plan: Plan) -> str | None:
     seen: str | None = None
     for stage in plan.algorithm.update.links:
         if stage.props.weight_cap is not None and seen is not None:
-            return f"{stage!r} stands after {seen}: a weight after the clip undoes it; put weight first, and only once"
+            return f"{stage!r} comes after {seen}: a weight after the clip undoes it; put weight first, and only once"
         seen = repr(stage)
     return None
 
@@ -420,7 +421,7 @@ def _site_parts(plan: Plan) -> str | None:
 def _site_sum(plan: Plan) -> str | None:
     aggregator = plan.algorithm.aggregator
     if plan.edges.rounds > 1 and (aggregator.needs_each_update or aggregator.one_by_one):
-        return f"{aggregator!r} works on no sum, and a site sends one: use mean, or Edges(rounds=1)"
+        return f"{aggregator!r} cannot work on a sum, but a site sends one: use mean, or Edges(rounds=1)"
     return None
 
 
@@ -436,7 +437,8 @@ def _site_state(plan: Plan) -> str | None:
 def _site_buffer(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and plan.pacing.buffered:
         return (
-            "a site's rounds are of one model of the server, and with concurrency= devices work on several: use synchronous "
+            "a site's rounds start from one model of the server, but with concurrency= devices work on several "
+            "models: use synchronous "
             "rounds, or Edges(rounds=1)"
         )
     return None
@@ -456,14 +458,15 @@ def _site_codes(plan: Plan) -> str | None:
 def _site_lifts(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and not plan.algorithm.update.lifts:
         stage = next(stage for stage in plan.algorithm.update.links if not stage.lifts)
-        return f"{stage!r} can be inverted and not lifted, as a site's sum must be: give its Transform a lift="
+        return f"{stage!r} can be inverted but not lifted, as a site's sum must be: give its Transform a lift="
     return None
 
 
 def _noise_at_sites(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and plan.edges.noise_at == "edges":
         return (
-            "no privacy ledger of this sumus accounts for noise that sites add in each of their rounds: take noise_at='top', or "
+            "no privacy ledger of this version of sumus accounts for noise that sites add in each of their rounds: "
+            "take noise_at='top', or "
             "Edges(rounds=1)"
         )
     return None
@@ -471,7 +474,10 @@ def _noise_at_sites(plan: Plan) -> str | None:
 
 def _noise_at_edges(plan: Plan) -> str | None:
     if plan.edges.noise_at == "edges":
-        return "no edge of this sumus adds noise, and no privacy ledger accounts for it: take noise_at='top', which is only shown"
+        return (
+            "no edge of this version of sumus adds noise, and no privacy ledger accounts for it: take "
+            "noise_at='top', which is only displayed so far"
+        )
     return None
 
 
@@ -485,7 +491,7 @@ def _trusts_devices(plan: Plan) -> str | None:
     remedies: list[str] = []
     params = next(part for part in plan.algorithm.aggregator.parts if part.name == "params")
     if found.length is None:
-        steps.append("its update may be as long as it likes")
+        steps.append("nothing limits the norm of its update")
         if not params.in_chain:
             remedies.append(
                 "the update of this algorithm does not pass through the chain, so nothing can clip it: take another algorithm"

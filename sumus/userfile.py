@@ -122,7 +122,8 @@ def load_client(file: str) -> Client:
     examples = getattr(module, name or "examples", None)
     if examples is None:
         raise ExperimentError(
-            f"{file} defines no `{name or 'examples'}`: add `{name or 'examples'} = (inputs, targets)`, what this device holds"
+            f"{file} defines no `{name or 'examples'}`: add `{name or 'examples'} = (inputs, targets)`, the "
+            "examples of this device"
         )
     return Client(task, examples, getattr(module, "held_out", None))
 

@@ -350,7 +350,7 @@ def _groups(
         if not isinstance(cast(object, given), Mapping) or not given or set(given) - set(_OF_LEAVES):
             raise PlanError(
                 "leaf-options",
-                f"{said}: give what is otherwise for these leaves, of {', '.join(map(repr, _OF_LEAVES))}",
+                f"{said}: give the values that differ for these leaves, among {', '.join(map(repr, _OF_LEAVES))}",
             )
         factor, decay = (
             plain_number(value) for value in (given.get("lr_factor", 1.0), given.get("weight_decay", weight_decay))

@@ -295,7 +295,7 @@ def test_sums_that_no_predictions_add_up_to_are_refused(lie: Any) -> None:
 def test_a_share_outside_of_its_range_is_refused() -> None:
     hop = evaluation_hop(dataclasses.replace(TASK.description), 9)
     own = measured_by(0) | {"auc@roc_auc:p99": (-3.0, 8)}
-    with pytest.raises(BeyondBoundError, match="on any client it is from 0 to 1"):
+    with pytest.raises(BeyondBoundError, match="on every client it must be from 0 to 1"):
         hop.check(evaluation_report("ada", own, 8))
 
 

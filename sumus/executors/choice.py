@@ -240,7 +240,7 @@ class _Probe:
         each = cost_of(self._program, self._work, largest.inputs, largest.targets).total
         stacks = STACKS[self._program.device.type]
         if self._on_cpu() and flops / min(took.values()) > BUSY:
-            reasons.append("not vectorized: a step is arithmetic already")
+            reasons.append("not vectorized: a step is mostly arithmetic already")
             stacks = ()
         for stack in stacks:
             if stack > len(self._clients) or stack * each > STACK_BYTES:
@@ -276,7 +276,7 @@ class _Probe:
             )
         if choice.kind == "vectorized":
             return "its examples act on each other within a batch (batch statistics?), and short batches are padded"
-        return "its captured step is not autograd's: something in it depends on values, or on earlier steps"
+        return "its captured step gives other results than autograd: something in it depends on values, or on earlier steps"
 
     def _repeats(self) -> bool:
         """Return whether autograd gives the same results when the samples are trained again."""
@@ -309,7 +309,7 @@ class _Probe:
         """Measure an executor, if there is time left and it can train the model."""
         if time.perf_counter() > self._until:
             self.hurried = True
-            reasons.append("the rest was not tried for lack of time")
+            reasons.append("the other executors were not tried, for lack of time")
             return False
         if refused := self.refused(choice):
             reasons.append(f"not {choice.kind}: {refused}")

@@ -484,6 +484,6 @@ async def _message(request: Request, form: type[M]) -> M:
     body = await _BODIES.read(request, announced(request, MAX_CONTROL))
     if (twice := repeated(body)) is not None:
         raise Refused(
-            "malformed", f"the name {twice[0]!r:.80} stands twice in one object, the second time in line {twice[1]}"
+            "malformed", f"the name {twice[0]!r:.80} appears twice in one object, the second time in line {twice[1]}"
         )
     return read(form, body)

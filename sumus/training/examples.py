@@ -61,7 +61,7 @@ class ExampleReader:
         if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
             raise DataError(
                 client,
-                f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} do not have one row an example: "
+                f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} do not have one row per example: "
                 "give arrays of equal length",
             )
         if len(inputs) == 0:
@@ -123,7 +123,7 @@ class ExampleReader:
 
     def _tensor(self, client: object, name: str, values: Any) -> Tensor:
         if values is None:
-            raise DataError(client, f"it has no {name}: give (inputs, targets), with one row an example in each")
+            raise DataError(client, f"it has no {name}: give (inputs, targets), with one row per example in each")
         if (reason := _no_array(values)) is not None:
             raise DataError(client, f"its {name} are {reason}")
         try:  # a copy, since the caller may use its array again

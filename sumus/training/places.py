@@ -106,7 +106,8 @@ class Place:
         if missed:
             raise TaskError(
                 f"`{path}` is large, and changed as clients trained, after it had stayed the same at first: clients may have "
-                "begun with what others left there. Make it a buffer of the model, with register_buffer, or let it stay as it is"
+                "begun with values that other clients left there. Make it a buffer of the model, with "
+                "register_buffer, or let it stay as it is"
             )
 
 
@@ -553,7 +554,7 @@ class Iterating(Opaque):
         if self.then is not None:
             super().restore()
         raise TaskError(
-            f"`{self._path}` is a {type(self._held).__name__}, and nothing shows where it stands, so that it cannot be put back "
+            f"`{self._path}` is a {type(self._held).__name__}, and its position cannot be read, so that it cannot be put back "
             "for each client: compute its values from a buffer of the model instead, such as a count of steps, or make it anew "
             "in the code that uses it"
         )

@@ -172,7 +172,8 @@ class Program:
             if not (is_same if before is None else _same_numbers(tensor, before[name])):
                 raise TaskError(
                     f"`{name}` is a frozen parameter, and the code changes it as it trains: it would be different in each "
-                    "process, and reach nobody. Make it a buffer (register_buffer), which is averaged as running statistics are; "
+                    "process, and would not be sent. Make it a buffer (register_buffer), which is averaged as "
+                    "running statistics are; "
                     f'or keep one at each client, with leaves={{"{name}": "personal"}}'
                 )
             self._frozen[name] = tensor, tensor._version, kept
@@ -207,7 +208,7 @@ class Program:
         if not isinstance(losses, Tensor) or losses.shape != inputs.shape[:1]:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise TaskError(
-                f"loss `{self.description.loss}` gave {got} for a batch of {len(inputs)} and must give one value an example, "
+                f"loss `{self.description.loss}` gave {got} for a batch of {len(inputs)} and must give one value per example, "
                 f"shape ({len(inputs)},): use reduction='none', or average over everything but the first dimension"
             )
         return outputs, losses
@@ -280,7 +281,8 @@ class Program:
         outputs = self.outputs(inputs)
         if not isinstance(outputs, Tensor):
             raise TaskError(
-                f"the model gives {_named(outputs)}, and an answer is one tensor: let forward return a tensor in evaluation "
+                f"the model gives {_named(outputs)}, but a prediction must be one tensor: let forward return a "
+                "tensor in evaluation "
                 "(`if not self.training`), or wrap the model in one that does"
             )
         return outputs.cpu()
@@ -344,15 +346,16 @@ def _measured(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
         if not isinstance(tensor, Tensor) or tensor.shape != wanted or tensor.is_complex():
             got = f"{_kind(tensor)}{tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TaskError(
-                f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value an example, or a pair "
+                f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value per example, or a pair "
                 "(sums, counts) of one each"
             )
     if len(given) == 2:
         counts = given[1].double()
         if bool((wrong := ~((counts >= 0) & (counts == counts.round()) & counts.isfinite())).any()):
             raise TaskError(
-                f"metric {name!r} counts {float(counts[wrong][0]):g} predictions of an example, and predictions are whole "
-                "numbers from 0: to weigh examples, give whole weights, such as hundredths"
+                f"metric {name!r} counts {float(counts[wrong][0]):g} predictions for an example, but such a count "
+                "must be a whole "
+                "number of at least 0: to weight examples, give whole numbers as weights, such as hundredths"
             )
     return value
 

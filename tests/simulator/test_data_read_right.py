@@ -220,7 +220,7 @@ HEAD = "seconds,down,up,clock,online\n"
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("1_000,1,1,1,\n", "line 2: column 'seconds' holds '1_000', which is no number"),
+        ("1_000,1,1,1,\n", "line 2: column 'seconds' holds '1_000', which is not a number"),
         ("5,٣,1,1,\n", "column 'down' holds '٣'"),
         ("5,1,inf,1,\n", "column 'up' holds 'inf'"),
         ("5,1,1,nan,\n", "column 'clock' holds 'nan'"),

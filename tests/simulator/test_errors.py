@@ -68,7 +68,7 @@ def test_good_examples_run() -> None:
         ),
         ((np.ones((2, 3)), np.array([0, -1])), "client 'bob': the label -1 of example 1 is out of range"),
         ((np.ones((2, 4)), np.array([0, 1])), r"client 'bob': its inputs are float32 of shape (4,) an example"),
-        ((np.ones((2, 3)), np.array([0, 1, 1])), "do not have one row an example"),
+        ((np.ones((2, 3)), np.array([0, 1, 1])), "do not have one row per example"),
         ((np.ones((2, 3)), np.array([0.5, 1])), "client 'bob': its targets are float32"),
         ((np.array(["a", "b"]), np.array([0, 1])), "client 'bob': its inputs cannot be read: row 0 holds text"),
         (42, "client 'bob': its examples are a int; give (inputs, targets), or a torch Dataset"),
@@ -182,7 +182,7 @@ WORDS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "labels as text": (
         (ROWS, np.array(["cat", "dog", "cat", "dog"])),
         {},
-        "its targets cannot be read: row 0 holds text ('cat'), which is no number",
+        "its targets cannot be read: row 0 holds text ('cat'), which is not a number",
     ),
     "several inputs": (({"ids": ROWS, "mask": ROWS}, GOOD[1]), {}, "its inputs are a dict of 'ids', 'mask'"),
     "rows as dicts": (

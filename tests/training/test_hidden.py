@@ -289,7 +289,7 @@ def test_what_does_not_show_where_it_stands_is_refused_at_once() -> None:
     begun = growing()
     next(begun)
     for iterator in (begun, map(abs, begun)):
-        with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+, and nothing shows where it stands"):
+        with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+, and its position cannot be read"):
             HiddenState({"loss": [iterator]}).restore()
 
 

@@ -89,7 +89,7 @@ def _number(column: str, text: str, default: float | str = "") -> float:
     if not text.strip() and default != "":
         return float(default)
     if not re.fullmatch(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", text, re.ASCII):
-        raise ValueError(f"column {column!r} holds {text!r:.60}, which is no number")
+        raise ValueError(f"column {column!r} holds {text!r:.60}, which is not a number")
     return float(text)
 
 
