@@ -69,19 +69,28 @@ def evaluation_report(client: object, measured: Mapping[str, tuple[float, int]],
 
 
 def evaluation_of(total: Aggregate, hop: FirstHop) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """Return the value of each figure over all its predictions, and the number of devices in each bin of each figure."""
+    """Return the value of each figure over all its predictions, and the number of devices in each bin of each figure.
+
+    Args:
+        total: The sum of the devices' reports.
+        hop: The first hop of the evaluation.
+    """
     counted = hop.sums.decode(HISTOGRAM, total.sums[HISTOGRAM.name])
     return figures(total.metric_means()), {name: [round(n) for n in leaf.tolist()] for name, leaf in counted.items()}
 
 
 def medians_of(histograms: Mapping[str, Sequence[int]], hop: FirstHop) -> dict[str, tuple[float | None, float | None]]:
-    """Return for each figure the edges of the bin in which the median device lies.
+    """Return for each figure the edges of the bin that contains the median device.
 
-    An edge is None if the bin is open on that side: the first and the last bin also hold all values outside, unless the
-    metric's range ends at the edge.
+    An edge is None if the bin is open on that side. The first and the last bin are open, since they also hold all
+    values outside. Such a bin is closed if the metric's range ends at its edge.
 
     A device with a wrong figure moves the mean by its share of the sum times the error of its figure. It moves the
     median by at most one position in the order of the devices.
+
+    Args:
+        histograms: The number of devices in each bin, by figure.
+        hop: The first hop of the evaluation.
     """
     found: dict[str, tuple[float | None, float | None]] = {}
     for name, bins in histograms.items():

@@ -33,7 +33,7 @@ def expect_population(population: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The measurements of a run, and how often they are taken.
+    """The data that a run is measured on, and how often it is measured.
 
     Attributes:
         central: Held-out `(inputs, targets)` in one place, held by no client.

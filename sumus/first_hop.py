@@ -121,7 +121,7 @@ class FirstHop:
         return sum(size * (coded if part.in_chain else 4) for part, size in self._sizes())
 
     def count_in(self, update: Update, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
-        """Check an update and add it: `check` and `CheckedUpdate.count_in` in one."""
+        """Check an update and add it: `check`, followed by `CheckedUpdate.count_in`."""
         return self.check(update).count_in(into, staleness)
 
     def check(self, update: Update) -> "CheckedUpdate":

@@ -68,7 +68,7 @@ class FixedPoint:
 
     @classmethod
     def fit(cls, max_count: int, max_weight: int = 2**16, bound: float = 2.0**8) -> "FixedPoint":
-        """Choose as many fraction bits as the overflow rule allows for these limits, at most 40."""
+        """Make the rule with as many fraction bits as the overflow rule allows for these limits, at most 40."""
         return cls(max(0, _most_bits(max_count, max_weight, bound)), bound, max_weight, max_count)
 
     def encode(

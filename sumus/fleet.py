@@ -72,7 +72,15 @@ class DeviceArrays:
         return len(self.seconds)
 
     def online_until(self, who: Array, now: Array | float) -> Floats:
-        """Return when these devices go offline: infinity for never, `now` for those that are offline. Same shape as `who`."""
+        """Return when these devices go offline: infinity for never, and `now` if they are offline already.
+
+        Args:
+            who: The positions of the devices.
+            now: The current time in seconds, for all or for each.
+
+        Returns:
+            Times in seconds, in the shape of `who`.
+        """
         if not self.begins.shape[1]:
             return np.full(np.shape(who), math.inf)
         begins, lasts = self.begins[who], self.lasts[who]
@@ -95,7 +103,7 @@ class DeviceArrays:
         return until
 
     def online_from(self, who: Array, now: Array) -> Floats:
-        """Return the first moment, from `now` on, at which these devices are online. Same shape as `who`."""
+        """Return the first time from `now` on at which these devices are online. See `online_until`."""
         if not self.begins.shape[1]:
             return np.asarray(now, np.float64)
         since = (now[..., None] - self.begins[who]) % DAY

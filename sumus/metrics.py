@@ -209,7 +209,7 @@ def binary_accuracy(outputs: Any, targets: Any) -> Any:
 
 @ranged(0.0, 1.0)
 def binary_accuracy_with_logits(outputs: Any, targets: Any) -> Any:
-    """Compute `binary_accuracy` for scores before a sigmoid: a score of 0 is a probability of one half."""
+    """Compute `binary_accuracy` for scores before a sigmoid, where a score of 0 means a probability of one half."""
     outputs = fitted(outputs, targets)
     return _sides(outputs, outputs > 0, targets)
 

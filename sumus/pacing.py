@@ -4,8 +4,9 @@
     Pacing(cohort=10, concurrency=100)                     buffered: 100 devices train, and every 10 reports are a sum
     Pacing(cohort=64, every=86400)                         at most one round a day
 
-If `concurrency` is given, devices train on the model that was newest when they checked in, and a round is a buffer of reports
-of any age. [Nguyen et al. 2022, arXiv:2106.06639]  The algorithm decides how much a stale report counts (`sumus.staleness`).
+If `concurrency` is given, devices train on the model that was newest when they checked in. A round is then a buffer:
+the sum of the next reports, of any age. [Nguyen et al. 2022, arXiv:2106.06639]  The algorithm decides how much a stale
+report counts (`sumus.staleness`).
 """
 
 import math
@@ -62,9 +63,9 @@ class Pacing:
             means 1.0 in a simulation, and 1.3 if the plan is made for devices.
         least: The share of the cohort that a round needs; with fewer reports it is abandoned at the deadline or, without a
             deadline, when the sessions of all chosen devices have ended.
-        deadline: Seconds from a round's opening to its end, even if devices are missing; None to wait for all of them. For a
-            buffer: the seconds that a device may take. With a deadline, the place of a device that gives up, or is silent for
-            much longer than the work takes, is given to another device (docs/protocol.md, "Places").
+        deadline: Seconds from a round's opening until it ends, even if reports are missing; None to wait for all of
+            them. For a buffer: the seconds that a device may take. With a deadline, the place of a device that gives
+            up, or is silent for much longer than the work takes, is given to another device (docs/protocol.md, "Places").
         concurrency: The number of devices that train at once. If it is given, rounds are buffers.
         most_stale: The number of versions that a report's model may be behind; None for no limit.
         separation: The smallest number of models from one contribution of a device to its next. With 5, at least four

@@ -33,7 +33,7 @@ PARAMS = Part("params", weight="uniform", denominator="count")
 
 
 def _around(centre: Centre, parts: tuple[Part, ...], chosen: Chosen, least: int = 1) -> Aggregator:
-    """Make the mean of these parts (of `params` alone, if no part is named), but with `centre` in place of the mean."""
+    """Make an aggregator of these parts that uses `centre` in place of the mean. If no part is named, it combines `params`."""
     plain = mean(*(parts or (PARAMS,)))
     return Aggregator(parts=plain.parts, combine=plain.combine, centre=centre, chosen=chosen, least=least)
 

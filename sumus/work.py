@@ -12,8 +12,8 @@ which is pending until its update is counted; `work.rules.init` returns its firs
 gradient: `params` of `correct` are the shared and the personal ones, `params` of `finish` are the shared ones. The executor
 handles running statistics.
 
-The rules use only operators that numpy and torch share, so one definition can be looped over clients, vectorized, and traced
-into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
+The rules use only operators that numpy and torch share, so an executor can run them client by client, vectorize them,
+or trace them into a graph for a phone. An executor may fuse a rule that it recognises by its spec.
 """
 
 import fnmatch
@@ -443,7 +443,7 @@ def sgd(
         steps: A number of batches, in place of `epochs`.
         batch_size: Examples per batch; None for one batch of all examples.
         momentum: The share of the last step that is kept in the next one.
-        nesterov: Whether to use Nesterov momentum, which looks ahead.
+        nesterov: Whether to use Nesterov momentum.
         weight_decay: The rate at which each leaf is pulled towards zero.
         clip_norm: The largest L2 norm of a step's gradient; None for no clipping.
         drop_last: Whether the examples that do not fill a pass's last batch are left out.
@@ -468,9 +468,15 @@ def adam(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Return client work that trains by Adam. The other arguments are as in `sgd`.
+    """Return client work that trains by Adam.
 
     Adam's moments start anew in each round, and never leave the device.
+
+    Args:
+        lr: The learning rate of each round.
+        epochs: See `sgd`, also for the arguments that are not listed here.
+        betas: (β₁, β₂): the decay rates of the first and the second moment.
+        eps: The number that is added to the root of the second moment.
     """
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay), weight_decay, leaves, *amount)
@@ -490,6 +496,6 @@ def adamw(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Return client work that trains by AdamW: weight decay is not part of the gradient. Other arguments are as in `sgd`."""
+    """Return client work that trains by AdamW: weight decay is not part of the gradient. The arguments are those of `adam`."""
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay, decoupled=True), weight_decay, leaves, *amount)

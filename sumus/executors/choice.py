@@ -127,7 +127,7 @@ class RunLength:
 
     @classmethod
     def of(cls, program: Program, work: ClientWork, first: ClientAssignment, *, clients: int) -> "RunLength":
-        """Return the length of a run of `clients` clients that are all like the first."""
+        """Estimate the length of a run of `clients` clients, as if all of them were like the first."""
         rows = min(work.batch_size or len(first.inputs), len(first.inputs))
         steps = clients * work.step_count(len(first.inputs))
         return cls(steps, rows * step_flops(program, first.inputs, first.targets))
@@ -185,7 +185,7 @@ def checked(
     clients: Sequence[ClientAssignment],
     broadcast: Broadcast,
 ) -> ExecutorChosen:
-    """Return the requested executor; if it cannot train the model, return another one, with the reason."""
+    """Return the requested executor. If it cannot train the model, return another one, with the reason."""
     probe = _Probe(program, work, clients, broadcast, 0.0)
     if (refused := probe.refused(choice)) is None:
         return ExecutorChosen(choice, "as asked for")

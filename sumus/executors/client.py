@@ -75,7 +75,7 @@ class LocalTraining:
         return RoundTensors(lr.rate(round_number), lr, sent, program.tensors_of(broadcast.get(BUFFERS, {})))
 
     def start(self, round_: RoundTensors, assignment: ClientAssignment) -> tuple[dict[str, Tensor], ClientState]:
-        """Return a client's leaves before its first step, and the state that it kept, or else its first state."""
+        """Return a client's leaves before its first step, and its kept state; its first state if it has kept none."""
         own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
         personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
         leaves: dict[str, Any] = {**round_.sent["params"], **round_.buffers, **personal}
@@ -85,7 +85,10 @@ class LocalTraining:
     def loss_and_gradient(
         self, inputs: Tensor, targets: Tensor, over: int, params: Sequence[Tensor], noise: AbstractContextManager[Any]
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return the summed loss of these examples, and the gradient of that sum divided by `over`."""
+        """Return the summed loss of these examples, and the gradient of that sum divided by `over`, in `params`.
+
+        `noise` is the context for the forward pass.
+        """
         with noise:
             _, losses = self.program.losses(inputs, targets)
         expect_gradient(losses)

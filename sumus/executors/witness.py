@@ -9,8 +9,8 @@ over objects to find state outside the leaves, and restores that state before ev
 a file, an object of an extension, the variables of an installed package. Any such state has one effect: the same client, from
 the same broadcast, gives other bits later. So each process keeps the input of its first client, and a digest of the
 result. The process trains this client again after 2, 16, 128, 1024 … further clients of a long run, and once at the end
-of every run. So a process that trains 100 clients trains 3 more; in a longer run the share is smaller; in a shorter run
-it is one more.
+of every run. So a process that trains 100 clients repeats 3 trainings. In a longer run the share is smaller. A shorter
+run repeats one.
 
 A repeated training leaves no trace: leaves, generators of random numbers, and lists that are a user's logs are restored.
 Its result is only compared, and never sent.

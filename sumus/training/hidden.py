@@ -5,8 +5,8 @@
     hidden.restore()                     restores everything; returns the paths that had changed, such as `loss.calls`
 
 A plan carries only leaves. Any other state of the code would reach the next client in a run with one process, but not
-in a run with two, and would be lost when a run continues from a folder. So every client begins with this state as it
-was before the run. A walk from the roots finds the places where such state can be (`sumus.training.walk`).
+in a run with two. Such state would also be lost when a run continues from a folder. So every client begins with this
+state as it was before the run. A walk from the roots finds the places where such state can be (`sumus.training.walk`).
 """
 
 import functools
@@ -32,7 +32,7 @@ _DEEPEST = 4
 
 
 class HiddenState:
-    """The state that the code behind some roots keeps outside the leaves, and its value when this object was made.
+    """The state that code keeps outside the leaves, and its value when this object was made.
 
     Args:
         roots: The objects at which the walk begins, by the name that paths begin with.

@@ -1,4 +1,4 @@
-"""Observe, on a few examples before any client trains, what a task's code does apart from computing losses.
+"""Observe a task's code on a few examples before any client trains: does it do anything else than compute losses?
 
     seen = observe(program, inputs, targets)       TaskError for code that no run could train correctly
     seen.alone                                     the reason why its step cannot be captured, or None

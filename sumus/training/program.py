@@ -70,7 +70,7 @@ class Program:
         self.buffers = {name: self.tensors[name] for name in self.description.buffer_layout}
         self.personal = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.role == "personal"}
         self.trained = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.trained}
-        self._restored = [  # integer counters and the like keep the server's values, whatever training does to them
+        self._restored = [  # integer counters and similar leaves get the server's values back after training
             (tensor, tensor.detach().clone())
             for name, tensor in self.tensors.items()
             if self.leaves[name].role == "frozen" and name not in dict(self.module.named_parameters())
@@ -270,7 +270,7 @@ class Program:
         )
 
     def outputs(self, inputs: Any) -> Any:
-        """Return the model's output for inputs: a tensor `(B, ...)`, or whatever its forward returns."""
+        """Return the model's output for inputs: a tensor `(B, ...)`, or another value that its forward returns."""
         self.begin_anew()
         self.module.eval()
         with torch.no_grad():

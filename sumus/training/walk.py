@@ -149,7 +149,7 @@ def _imported(name: str, package: str) -> types.ModuleType | None:
 
 
 class HiddenWalk:
-    """The state that the code behind some roots keeps outside the leaves, as it is now.
+    """The state that code keeps outside the leaves, with its present value.
 
     Args:
         roots: The objects at which the walk begins, by the name that paths begin with.
