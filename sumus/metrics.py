@@ -375,7 +375,7 @@ def _classes(targets: Any, classes: int) -> Any:
         raise TaskError("targets are not classes: give whole numbers from 0")
     found = targets.long()
     if bool((odd := (found != IGNORED) & ((found < 0) | (found >= classes))).any()):
-        raise TaskError(f"the target {int(found[odd][0])} is no class: there are {classes}, 0 to {classes - 1}")
+        raise TaskError(f"the target {int(found[odd][0])} is not a class: there are {classes}, 0 to {classes - 1}")
     return found
 
 
@@ -428,7 +428,7 @@ def _top(outputs: Any, targets: Any, k: int, axis: int | None, named: str) -> An
     if k > classes:
         raise TaskError(f"the {k} largest of {classes} scores: give k from 1 to {classes}")
     if bool((wrong := known & ((targets < 0) | (targets >= classes))).any()):
-        raise TaskError(f"the target {int(targets[wrong][0])} is no class: there are {classes}, 0 to {classes - 1}")
+        raise TaskError(f"the target {int(targets[wrong][0])} is not a class: there are {classes}, 0 to {classes - 1}")
     found = scores.argmax(-1) == targets if k == 1 else (scores.topk(k, -1)[1] == targets[..., None]).any(-1)
     broken = (scores.isnan().any(-1) & known).reshape(len(known), -1).any(-1)
     hits = (found & known).reshape(len(known), -1).sum(-1).double().masked_fill(broken, float("nan"))

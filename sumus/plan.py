@@ -285,7 +285,7 @@ def _chain_unused(plan: Plan) -> str | None:
         stage for stage in algorithm.update.links if stage.props.buffer_bound is None
     ]  # clip_buffers acts on buffers, which do not pass through the chain
     if links and not any(part.in_chain for part in algorithm.aggregator.parts):
-        return f"no part of this algorithm may be changed on its way, so {algorithm.update!r} would do nothing: leave it out"
+        return f"no part of this algorithm may be transformed, so {algorithm.update!r} would do nothing: leave it out"
     return None
 
 
@@ -301,7 +301,7 @@ def _leaf_options(plan: Plan) -> str | None:
         matching = [group.pattern for group in groups if fnmatch.fnmatchcase(name, group.pattern)]
         if len(matching) > 1:
             return (
-                f"the patterns {' and '.join(map(repr, matching))} of leaves= both match `{name}`, and a plan keeps no order of "
+                f"the patterns {' and '.join(map(repr, matching))} of leaves= both match `{name}`, but a plan stores no order of "
                 "patterns: let each leaf match one"
             )
     return None
@@ -331,7 +331,7 @@ def _buffer_of_each(plan: Plan) -> str | None:
     aggregator = plan.algorithm.aggregator
     if plan.pacing.buffered and (aggregator.needs_each_update or aggregator.one_by_one or aggregator.least > 1):
         return (
-            f"{aggregator!r} needs the reports of a round together, and with concurrency= they come from several models: use "
+            f"{aggregator!r} needs the reports of a round together, but with concurrency= they come from several models: use "
             "mean, or synchronous rounds"
         )
     return None
@@ -340,7 +340,7 @@ def _buffer_of_each(plan: Plan) -> str | None:
 def _one_by_one(plan: Plan) -> str | None:
     if plan.algorithm.aggregator.one_by_one:
         return (
-            f"{plan.algorithm.aggregator!r} hands each client's model to the next client, as it is: simulate it, or use "
+            f"{plan.algorithm.aggregator!r} passes each client's model unchanged to the next client: simulate it, or use "
             "fedavg, where a model holds many people's work"
         )
     return None
@@ -390,7 +390,10 @@ def _cannot_travel(plan: Plan) -> str | None:
     algorithm = plan.algorithm
     for value in (algorithm.client, algorithm.update, algorithm.aggregator, algorithm.server):
         if found := is_custom(value):
-            return f"{found[0]} has no registered name, and code does not travel: decorate its factory with @sumus.registered"
+            return (
+                f"{found[0]} has no registered name, and code is not sent to devices: decorate its factory with "
+                "@sumus.registered"
+            )
     return None
 
 
@@ -407,12 +410,12 @@ def _site_parts(plan: Plan) -> str | None:
     sent, down = [part.name for part in algorithm.aggregator.parts], algorithm.client.rules.receives
     if sent != ["params"] or tuple(down) != ("params",):
         return (
-            f"a site sends what its model has moved by, and this algorithm sends {sorted(sent)} and broadcasts {sorted(down)}: "
+            f"a site sends how far its model has moved, but this algorithm sends {sorted(sent)} and broadcasts {sorted(down)}: "
             "let edges add, with Edges(rounds=1), or use fedavg, fedprox or a server optimizer of params"
         )
     if not isinstance(denominator := algorithm.aggregator.parts[0].denominator, str) or denominator == "population":
         return (
-            f"params are divided by {denominator!r}, which does not depend on who takes part, and a site has its own people: "
+            f"params are divided by {denominator!r}, which does not depend on who takes part, but a site has its own clients: "
             "divide by weight or count, or let edges add, with Edges(rounds=1)"
         )
     return None
@@ -428,7 +431,7 @@ def _site_sum(plan: Plan) -> str | None:
 def _site_state(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and plan.keeps_state:
         return (
-            "clients keep a state from round to round of the server, and a site has rounds of its own: let edges add, with "
+            "clients keep a state between rounds of the server, but a site runs rounds of its own: let edges add, with "
             "Edges(rounds=1), or use an algorithm without client state and no personal leaves"
         )
     return None
@@ -498,8 +501,9 @@ def _trusts_devices(plan: Plan) -> str | None:
             )
         elif (stage := plan.algorithm.update.lengthening) is not None:
             remedies.append(
-                f"{stage!r} does not say that it keeps norms: give it Props(keeps_norm=True) if neither of its ends makes an "
-                "update longer, or longest= and unit=, which say how long"
+                f"{stage!r} does not say that it keeps norms: give it Props(keeps_norm=True) if neither `apply` nor "
+                "`invert` makes a "
+                "norm larger; or give it longest= and unit=, which bound the norm"
             )
         else:
             remedies.append("put clip_by_global_norm(...) into the update's chain, before any rotate and quantize")

@@ -105,7 +105,7 @@ def windows(length: int, stride: int) -> Step:
         narrow = found.astype(np.float32)
         if (changed := first_changed(found, narrow)) is not None:
             raise ValueError(
-                f"{where(changed)} of the windows is {found[changed]}, which float32 rounds: scale it before"
+                f"{where(changed)} of the windows is {found[changed]}, which float32 rounds: scale it first"
             )
         return narrow, array_of([label for _, label in cut])
 

@@ -74,7 +74,7 @@ def load_plan(file: str) -> Trial:
         return Trial(value, {"examples": examples})
     if not isinstance(value.task, Task) or value.task.data is None:
         raise ExperimentError(
-            f"{file} defines a plan, and neither `examples` to try it on nor what they look like: declare that, "
+            f"{file} defines a plan, but neither `examples` to try it on nor their form: declare the form, such as "
             'Task(data=sumus.Data(inputs=(4,), inputs_dtype="float32", targets=(), targets_dtype="int64", classes=2)); or add '
             "`examples = (inputs, targets)`"
         )

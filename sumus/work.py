@@ -234,9 +234,7 @@ class ClientWork(Value):
 def expect_plain(client: ClientWork, by: str) -> None:
     """Refuse client work that another algorithm has already changed: the function `by` would undo or misread that change."""
     if not client.rules.are_plain:
-        raise PlanError(
-            "client-changed-twice", f"{by} takes plain client work such as sgd(), as it is, and not {client!r}"
-        )
+        raise PlanError("client-changed-twice", f"{by} takes unchanged client work such as sgd(), and not {client!r}")
 
 
 def apply_gradients(

@@ -98,7 +98,7 @@ class ExampleReader:
             if tuple(tensor.shape[1:]) != tuple(shape) or _dtype_name(tensor) != dtype:
                 raise DataError(
                     client,
-                    f"its {name} are {_dtype_name(tensor)} of shape {tuple(tensor.shape[1:])} an example, and the task's are "
+                    f"its {name} are {_dtype_name(tensor)} of shape {tuple(tensor.shape[1:])} per example, and the task's are "
                     f"{dtype} of shape {tuple(shape)}; mend the data, or prepare= of the task",
                 )
         if data.classes is not None and targets.is_floating_point():
@@ -108,7 +108,7 @@ class ExampleReader:
                 remedy = "give the number of each example's class: targets.argmax(1), if they are one-hot"
             raise DataError(
                 client,
-                f"its targets are {_dtype_name(targets)} of shape {shape} an example (the first is {_shown(targets[0])}), and "
+                f"its targets are {_dtype_name(targets)} of shape {shape} per example (the first is {_shown(targets[0])}), and "
                 f"the task's loss takes classes, whole numbers from 0 to {data.classes - 1}: {remedy}",
             )
         if data.classes is not None:
@@ -131,7 +131,7 @@ class ExampleReader:
         except ValueError as error:
             raise DataError(client, f"its {name} cannot be read: {error}") from error
         except Exception as error:
-            raise DataError(client, f"its {name} are no array: {error}; give numpy arrays or tensors") from error
+            raise DataError(client, f"its {name} are not an array: {error}; give numpy arrays or tensors") from error
         if tensor.is_complex():
             raise DataError(client, f"its {name} are complex; give real numbers")
         if not tensor.is_floating_point():
@@ -247,7 +247,7 @@ def _no_array(values: Any) -> str | None:
         return f"a dict of {_keys(values)}, and a model is given one array: stack them into one, in prepare= or before"
     if isinstance(values, Tensor):
         if type(values).__name__ == "MaskedTensor":
-            return "a masked tensor: leave what is masked out, or fill it"
+            return "a masked tensor: leave masked entries out, or fill them"
         if values.is_nested:
             return "a nested tensor: pad the rows to one length"
         if values.layout is not torch.strided:

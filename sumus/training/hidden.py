@@ -133,7 +133,9 @@ def which(path: str) -> str:
     """Describe a path in words: an attribute of the model, or something elsewhere."""
     own = re.match(r"model\.([^.\[]*)", path)
     return (
-        f"its forward changes its own attribute `{own[1]}`" if own else f"its steps change `{path}`, which is no leaf"
+        f"its forward changes its own attribute `{own[1]}`"
+        if own
+        else f"its steps change `{path}`, which is not a leaf"
     )
 
 

@@ -176,7 +176,7 @@ def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Te
             else f"a tensor of shape {tuple(tensor.shape)} that the model or the loss takes from elsewhere"
         )
         raise TaskError(
-            f"{where} has requires_grad=True and is no leaf of the model: no step trains it, and it is not sent. Make it a "
+            f"{where} has requires_grad=True and is not a leaf of the model: no step trains it, and it is not sent. Make it a "
             "parameter of the model, in the model's __init__ (a layer in a list: in an nn.ModuleList; a layer made in forward: "
             "before; a loss's own parameter: let forward return it); or set requires_grad_(False) if it stays as it is"
         )

@@ -425,7 +425,7 @@ class Numbers(Place):
     def restore(self) -> None:
         if self._kept is None:
             raise TaskError(
-                f"`{self._path}` changes as clients train, is no leaf of the model, and is too large to be put back for each "
+                f"`{self._path}` changes as clients train, is not a leaf of the model, and is too large to be put back for each "
                 "client: make it a buffer of the model, with register_buffer"
             )
         if isinstance(self._held, Tensor):

@@ -251,7 +251,9 @@ class Program:
                     _add(totals, names, _measured(name, metric, outputs, labels))
         for name, (total, count) in totals.items():
             if not count and total:
-                raise TaskError(f"metric {name!r} adds up to {total:g} and counts no prediction: count what is added")
+                raise TaskError(
+                    f"metric {name!r} adds up to {total:g} and counts no prediction: count the values that are added"
+                )
         return totals
 
     def depends_on_batch(self, inputs: Tensor, targets: Tensor) -> bool:

@@ -598,7 +598,7 @@ UNTRAINED: dict[str, tuple[Any, Any, str]] = {
 @pytest.mark.parametrize("what", UNTRAINED)
 def test_a_parameter_that_nobody_sends_is_refused(what: str) -> None:
     net, loss, path = UNTRAINED[what]
-    with pytest.raises(sumus.TaskError, match=rf"`\S*{path}.* is no leaf of the model: no step trains it.*__init__"):
+    with pytest.raises(sumus.TaskError, match=rf"`\S*{path}.* is not a leaf of the model: no step trains it.*__init__"):
         run(net, loss)
 
 
