@@ -131,11 +131,11 @@ class FirstHop:
             DivergedError: A value is NaN.
             ParticipantError: The update does not match the plan in another way, or exceeds its bounds.
         """
-        with np.errstate(invalid="ignore"):  # a signaling NaN is refused by name, and makes NumPy warn before that
+        with np.errstate(invalid="ignore"):  # a signaling NaN makes NumPy warn; it is refused below, by name
             self._check_form(update)
             self._check_lengths(update)
             reaches = self.sums.check(update, self.parts)
-            self._check_metrics(update)  # last: if training diverged, the leaf says more than the loss
+            self._check_metrics(update)  # last: if training diverged, a leaf's name helps more than the loss
         return CheckedUpdate(self, replace(update, metrics=self._capped(update.metrics)), tuple(reaches))
 
     def largest(self, part: Part, count: int) -> int:
@@ -234,7 +234,7 @@ class FirstHop:
             square = _square(update.parts[part.name])
             coded = self._is_coded(part)
             longest = math.floor(Fraction(norm) ** 2) if coded else (norm * (1 + SLACK)) ** 2
-            if longest < square < math.inf:  # `FixedPoint.check` refuses what is not finite
+            if longest < square < math.inf:  # `FixedPoint.check` refuses infinite and NaN values
                 raise BeyondBoundError(
                     update.client,
                     f"`{part.name}` has the norm {math.sqrt(square):.6g}, but the plan's clip allows a norm of at most "

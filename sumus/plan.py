@@ -38,7 +38,7 @@ FORMAT = 1
 _MAX_JSON = 16 * 2**20
 ADDING = Edges()
 MOST_VALUE = 2.0**8
-"""The largest absolute value that the sums of a plan hold, if nothing says otherwise."""
+"""The default of the largest absolute value that the sums of a plan can hold."""
 MOST_WEIGHT = 2**16
 """The largest weight of one client in a plan that names no cap."""
 OVER_SELECT = 1.3
@@ -138,7 +138,9 @@ class Plan:
 
     @property
     def example_cap(self) -> int | None:
-        """The largest number of examples that counts towards a client's weight: 1 if all weights are equal; None if no cap."""
+        """The largest number of examples that counts towards a client's weight: 1 if all weights are equal; None
+        without a cap.
+        """
         caps = [self._cap(part) for part in self.algorithm.aggregator.parts]
         return None if None in caps else max(cap for cap in caps if cap is not None)
 

@@ -1,4 +1,4 @@
-"""A client's work on the model that it receives: data about local training, and three small pure rules.
+"""Client work: a description of a client's local training as data, with three small pure rules.
 
     work = sgd(lr=0.1, epochs=1, batch_size=20)
 
@@ -151,7 +151,7 @@ class ClientWork(Value):
         clip_norm: The largest L2 norm of a step's gradient over all trained leaves; a gradient with a larger norm is scaled down.
         drop_last: Whether a pass leaves out the examples that do not fill its last batch. A client with fewer examples than one
             batch takes all of them as one batch.
-        groups: Leaves with optimizer settings of their own. A plan refuses patterns that match one leaf twice.
+        groups: Leaves with optimizer settings of their own. A plan refuses two patterns that match the same leaf.
         rules: The algorithm's changes to local training.
     """
 
@@ -316,7 +316,7 @@ def _client_work(
     clip_norm: float | None,
     drop_last: bool,
 ) -> ClientWork:
-    """Return client work from arguments as users write them.
+    """Make client work from the arguments that a user gives.
 
     Args:
         rule: Function that makes an optimizer from a weight decay.

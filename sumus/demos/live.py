@@ -273,7 +273,7 @@ def _watched(
     remote.log_in(opened["login"])
     status: Mapping[str, Any] = {}
     while server.poll() is None:
-        with suppress(ExperimentError):  # it may just have ended
+        with suppress(ExperimentError):  # the server may have ended just now
             status = remote.ask("GET", "/v1/admin/status")
             watch(_look(status["tasks"][0]))
         for device in devices:

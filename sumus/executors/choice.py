@@ -323,7 +323,7 @@ class _Probe:
         """
         group = self._clients if choice.stack > 1 else self._clients[:2]
         steps = sum(min(self._work.step_count(len(one.inputs)), one.most_steps or _STEPS) for one in group)
-        self._trained(choice, group)  # captures, and fills caches
+        self._trained(choice, group)  # the first run captures the step, and fills caches
         took = [self._trained(choice, group)[1]]
         while (len(took) < _REPEATS or sum(took) < _ENOUGH) and time.perf_counter() < self._until:
             took.append(self._trained(choice, group)[1])

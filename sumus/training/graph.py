@@ -89,7 +89,7 @@ class LocalGraph:
             given["lr"] = torch.tensor(lr, dtype=torch.float64)
         if "step" in self.others:
             given["step"] = torch.tensor(float(step), dtype=torch.float64)
-        with torch.enable_grad():  # so that fused recurrent kernels keep what their backward needs
+        with torch.enable_grad():  # fused recurrent kernels then keep the values for their backward pass
             (loss,) = self.module.forward(*state, *(given[name] for name in self.others))
         return loss
 

@@ -170,7 +170,7 @@ class Entries(Place):
         pairs = (kind.keys(held), then.keys()), (kind.values(held), then.values())
         if len(held) != len(then) or not all(
             all(map(operator.is_, *pair)) or all(map(_same, *pair))
-            for pair in pairs  # the first is fast
+            for pair in pairs  # the first comparison is fast
         ):
             yield self._path
 

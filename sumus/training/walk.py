@@ -335,7 +335,7 @@ class HiddenWalk:
         self._look_at_modules([part for part in inside if isinstance(part, types.ModuleType)], attributes)
 
     def _look_at_modules(self, waiting: list[types.ModuleType], attributes: frozenset[str]) -> None:
-        """Look at the names in these modules that the code uses, and in the modules among them."""
+        """Look at the names that the code uses in these modules, and in the modules that these names refer to."""
         met = set[int]()
         while waiting:
             module = waiting.pop()
@@ -490,7 +490,7 @@ def _is_looked_into(kind: type) -> bool:
 
 
 def _data_of(kind: type) -> dict[str, Any]:
-    """Return a class's attributes that are values."""
+    """Return the attributes of a class that hold data."""
     return {name: part for name, part in vars(kind).items() if _is_data(name, part)}
 
 

@@ -91,7 +91,7 @@ def test_a_label_out_of_range_at_the_very_first_client_is_found_too() -> None:
     [
         (
             {"loss": nn.CrossEntropyLoss()},
-            r"loss `CrossEntropyLoss` gave () for a batch of 2 and must give one value an",
+            r"loss `CrossEntropyLoss` gave () for a batch of 2 and must give one value per",
         ),
         ({"loss": lambda outputs, targets: outputs}, "gave (2, 2) for a batch of 2"),
         (
