@@ -269,7 +269,7 @@ def _decoded(body: bytes) -> Any:
     if not _plain(body, value) and (twice := repeated(body)) is not None:
         name, line = twice
         where = f", the second time in line {line}" if b"\n" in body.strip() else ""
-        raise BadReading(f"the name {name!r:.80} stands twice in one object{where}: which of the two values counts?")
+        raise BadReading(f"the name {name!r:.80} appears twice in one object{where}: which of the two values counts?")
     return value
 
 

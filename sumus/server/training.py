@@ -147,6 +147,7 @@ class TrainingRun(Run):
         """Compute the server's state after a sum. `apart` holds the single reports of the sum, if the plan needs them."""
         check_enough(total, self.least)
         algorithm = self.plan.algorithm
+        # noise for differential privacy enters here: between the sum and the model's step
         with usable():
             if apart is not None:
                 combined = algorithm.combine_each(apart, self.plan.description, self.plan.sums, seed, people)

@@ -114,7 +114,7 @@ def test_sites_that_cannot_be_are_refused(experiment: Make, change: dict[str, An
 def test_a_plan_with_sites_and_none_there_is_refused(experiment: Make) -> None:
     made = experiment()
     with pytest.raises(
-        ExperimentError, match=r"2 rounds of their own, and there are none: give edge_groups= \(--edge-groups\)"
+        ExperimentError, match=r"2 rounds of their own, but there are no edges: give edge_groups= \(--edge-groups\)"
     ):
         replace(made, plan=replace(made.plan, edges=sumus.Edges(2)))
 
