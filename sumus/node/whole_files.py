@@ -65,7 +65,7 @@ class WholeFiles:
                 yield seen
 
     def _take(self, name: str, state: FileState, anyway: bool) -> SeenFile | None:
-        """Take a file unless it is not whole yet. If `anyway` is set, take it as it is."""
+        """Take a file if it is complete. If `anyway` is set, take an incomplete one too."""
         path, taken = self._folder / name, NOTHING_TAKEN
         try:
             with opened(path) as descriptor:
@@ -78,7 +78,7 @@ class WholeFiles:
                     return None
                 if not (anyway or is_whole(name, body)):
                     self._state.waiting[name] = (
-                        f"it does not end as such a file does; after {PATIENCE_S:g} s it is taken as it is"
+                        f"it does not end like a complete file; after {PATIENCE_S:g} s it is taken as it is"
                     )
                     return None
                 file = self._lines.known(descriptor, name, state, continuing=False)
@@ -87,7 +87,7 @@ class WholeFiles:
                     if part is None:
                         return None
                     taken = self._lines.keep(part, whole=True)
-        except FileNotFoundError:  # it was renamed since
+        except FileNotFoundError:  # it was renamed meanwhile
             return None
         except (BadReading, OSError) as error:
             why = str(error) if isinstance(error, BadReading) else f"it cannot be read: {error.strerror or error}"

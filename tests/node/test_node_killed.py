@@ -210,7 +210,7 @@ def test_a_file_of_a_node_needs_no_examples(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="defines no 'other': write other"):
         load_node(f"{file}:other")
     file.write_text(CLIENT + "\nprepare = 7\n")
-    with pytest.raises(ExperimentError, match="`prepare` in .* is a int: write a function of a reading"):
+    with pytest.raises(ExperimentError, match="`prepare` in .* is a int: write a function that takes a reading"):
         load_node(str(file))
     file.write_text("prepare = len\n")
     with pytest.raises(ExperimentError, match="defines no `task"):
