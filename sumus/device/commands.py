@@ -247,12 +247,12 @@ def _read(path: Path) -> Any:
         raise ExperimentError(f"--inputs {path} cannot be read: {unread(error)}") from error
     except ValueError as error:
         raise ExperimentError(
-            f"--inputs {path} is not an .npy file of numbers, or contains Python objects, which are not read: write it with numpy.save"
+            f"--inputs {path} is not an .npy file of numbers, or contains Python objects: write it with numpy.save"
         ) from error
 
 
 class Lines:
-    """Prints a device's news: a line for each report that was counted or discarded, and for each event that the owner should know."""
+    """Prints a device's news: a line for each report that was counted or discarded, and for each other event of interest."""
 
     def __init__(self, folder: Path, as_json: bool) -> None:
         self._folder, self._as_json = folder, as_json

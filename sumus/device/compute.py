@@ -93,7 +93,7 @@ class JobResult:
 
 
 class DeviceCompute(Protocol[E]):
-    """A task, bound to the library that computes it. Several devices in one process may share a compute, each from its own thread."""
+    """A task, bound to the library that computes it. Several devices of a process may share one, each from its own thread."""
 
     @property
     def fingerprint(self) -> str:

@@ -169,7 +169,7 @@ class Device:
     # ── taking part ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def enrol(self) -> str:
-        """Enrol the device with its token unless it is enrolled already; return the device's id. A second call changes nothing."""
+        """Enrol the device with its token, unless it is enrolled already; return its id. A second call changes nothing."""
         return self._rounds.enrol()
 
     def wake(self) -> float:
