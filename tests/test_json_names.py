@@ -57,7 +57,7 @@ def test_the_first_name_that_stands_twice(text: str, found: tuple[str, int] | No
 def test_a_reading_that_says_a_name_twice_is_refused(body: str) -> None:
     with pytest.raises(BadReading, match="the name 'label' appears twice in one object: keep one of the two"):
         read_json(body.encode())
-    with pytest.raises(BadReading, match="'label' stands twice"):
+    with pytest.raises(BadReading, match="'label' appears twice"):
         _readings_of(SimpleNamespace(topic="home/1", payload=body.encode()))
     with pytest.raises(BadReading, match="the second time in line 2"):
         read_json(body.replace('"label": 2', '\n"label": 2').encode())
@@ -67,7 +67,7 @@ def test_a_reading_that_says_a_name_twice_is_refused(body: str) -> None:
 def test_of_lines_that_one_is_refused_and_a_document_as_a_whole() -> None:
     batch = read_lines(b'{"a": 1}\n{"a": 1, "a": 2}\n{"a": 3}\n')
     assert [isinstance(each, BadReading) for each in batch.found] == [False, True, False]
-    assert "stands twice" in str(batch.found[1])
+    assert "appears twice" in str(batch.found[1])
     assert batch.where(1) == "line 2"
     with pytest.raises(BadReading, match="'a' appears twice in one object, the second time in line 3"):
         read_lines(b'[{"a": 1},\n {"a": 2,\n "a": 3}]\n')

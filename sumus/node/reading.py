@@ -83,8 +83,8 @@ class Form:
                 raise BadReading(f"its {what} contains a NaN or an infinity{f' at {at}' if at else ''}")
         elif not (fitted == array).all():
             raise BadReading(
-                f"its {what} does not fit {self.dtype}: it is {array.dtype}, with other values; data= of the task "
-                "declares the dtype"
+                f"its {what} does not fit {self.dtype}: it is {array.dtype}, with other values; declare the dtype with "
+                "data= of the task"
             )
         if self.classes is not None and bool(((fitted != IGNORED) & ((fitted < 0) | (fitted >= self.classes))).any()):
             raise BadReading(f"its {what} is not a class from 0 to {self.classes - 1}")

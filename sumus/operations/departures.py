@@ -63,7 +63,8 @@ class Departures:
             return
         except OSError as error:
             raise ExperimentError(
-                f"{self._path} cannot be read: {error.strerror or error}; it lists the devices that must not be admitted again: check the disk"
+                f"{self._path} cannot be read: {error.strerror or error}; it lists the devices that must not come back, so "
+                "check the disk"
             ) from error
         for line in lines:
             if (found := _LINE.fullmatch(line)) is not None:

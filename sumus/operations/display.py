@@ -11,7 +11,8 @@ from sumus.text import ago, amount, many
 
 _COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
 OPEN_END = 1_000_000
-"""A goal of at least this many reports is not shown: an edge without work yet accepts as many reports as the server above allows."""
+"""A goal of at least this many reports is not shown. An edge without work yet has the largest goal that the server above
+allows."""
 _NUMBERS = ("round", "reports", "train", "dropped")
 SOON_S = 14 * 86400.0
 """The seconds before its end from which a certificate is shown in red."""

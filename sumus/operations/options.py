@@ -128,7 +128,7 @@ class PolicyOptions:
     spool: Annotated[
         bool,
         typer.Option(
-            help="Serve plans that need each update separately; updates are stored, sealed, on the disk until their round is over."
+            help="Serve plans that need each update separately; updates stay sealed on the disk until their round is over."
         ),
     ] = False
 
@@ -249,8 +249,8 @@ def without_secret(database: str | None) -> str | None:
     told = database != os.environ.get("SUMUS_DATABASE")
     if told and (parts.password or "password=" in parts.query):
         raise UsageError(
-            "the command contains the database's password, and others can read it: give it in PGPASSWORD or a .pgpass file, or the "
-            "whole URL in SUMUS_DATABASE"
+            "the command contains the database's password, which others can read: give it in PGPASSWORD or a .pgpass file, or "
+            "the whole URL in SUMUS_DATABASE"
         )
     return database
 

@@ -167,8 +167,8 @@ class Remote:
             yield
         except ssl.SSLCertVerificationError as error:
             raise ExperimentError(
-                f"the certificate of {self.url} is not trusted ({error.verify_message}): if it is the server's own, give "
-                "its authority, --authority DATA/tls/authority.pem. A renewed certificate has a new authority: copy that file again"
+                f"the certificate of {self.url} is not trusted ({error.verify_message}): if it is the server's own, give its "
+                "authority, --authority DATA/tls/authority.pem. A renewed certificate has a new authority: copy the file again"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ExperimentError(
@@ -205,7 +205,7 @@ def _named(part: Path, output: Path) -> None:
 def _written(response: http.client.HTTPResponse, sha256: str, part: Path, url: str) -> int:
     """Write a body to a new file, up to its announced length; return the number of bytes."""
     announced, got, hashed = whole_number(response.headers.get("content-length", "")), 0, hashlib.sha256()
-    cut = ExperimentError(f"the answer from {url} was cut off, or is longer than announced: run the same command again")
+    cut = ExperimentError(f"the answer from {url} was cut off, or announced no length: run the same command again")
     if announced is None:
         raise cut
     with part.open("xb") as file:

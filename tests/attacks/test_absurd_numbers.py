@@ -142,7 +142,7 @@ def test_a_server_that_answers_so_was_not_reached() -> None:
 
         def close(self) -> None: ...
 
-    with pytest.raises(Unreachable, match="not as a sumus server does"):
+    with pytest.raises(Unreachable, match="is not one of a sumus server"):
         Requests(Server(), bytes(32)).enrol("token")
 
 
@@ -184,7 +184,7 @@ def test_an_address_that_is_none_is_said_in_a_sentence(rest: str) -> None:
 
 
 def test_a_database_s_address_that_is_none_is_said_in_a_sentence() -> None:
-    with pytest.raises(UsageError, match="--database is no URL"):
+    with pytest.raises(UsageError, match="--database is not a URL"):
         without_secret("postgresql://[")
 
 
@@ -195,5 +195,5 @@ def test_addresses_as_they_are_written_are_read() -> None:
     assert (
         without_secret("postgresql+psycopg://sumus@db.example/sumus") == "postgresql+psycopg://sumus@db.example/sumus"
     )
-    with pytest.raises(ExperimentError, match="is no server's address"):
+    with pytest.raises(ExperimentError, match="is not a server's address"):
         HttpTransport("https://exa mple:1")

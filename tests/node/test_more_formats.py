@@ -42,7 +42,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
         ('m,a\\ b=c\\,d on=true,say="x, \\"y\\" = z",n=-1e3 5',
          {"measurement": "m", "a b": "c,d", "on": True, "say": 'x, "y" = z', "n": -1000.0, "time": 5}),
         ("m a=1,b=x", "its 'b' is x, which is not a number, a truth value or a text in quotes"),
-        ("m,a=1 a=2", "two of its values have one name: give each its own"),
+        ("m,a=1 a=2", "two of its values have the same name: give each its own"),
         ("climate", "it is not a line of InfluxDB's line protocol"),
         ("m a=1 noon", "it is not a line of InfluxDB's line protocol"),
     ],
@@ -80,7 +80,7 @@ def test_one_object_over_several_lines() -> None:
     ("body", "why"),
     [
         (b'[{"x": 1}, {"x": NaN}]', "it is neither a JSON document nor one JSON object per line; it contains NaN"),
-        (b'{\n"x": 1,\n}\n', "no JSON document"),
+        (b'{\n"x": 1,\n}\n', "neither a JSON document"),
         (b"[]", "it contains no reading"),
         ('{"x": 1}\n'.encode("utf-16"), "it is UTF-16"),
     ],

@@ -350,7 +350,7 @@ def test_threads_of_torch_are_given_back_by_the_last() -> None:
             "without TLS they can read the traffic: give --tls auto --tls-name HOSTNAME",
         ),
         ({"listen": "0.0.0.0:0", "insecure": True}, UsageError, "give --access-file FILE"),
-        ({"access": "short"}, UsageError, "16 letters or more"),
+        ({"access": "short"}, UsageError, "at least 16 ASCII characters"),
         ({"keep_days": -1}, UsageError, "it must be greater than 0"),
         ({"tls": "mine"}, UsageError, "--tls takes `auto`"),
     ],
@@ -373,7 +373,7 @@ def test_a_folder_is_one_nodes_and_nothing_elses(tmp_path: Path) -> None:
     with a_node(tmp_path / "node") as node:
         node.keep(reading(1))
         until(node, lambda status: status.rounds and status.models)
-    with pytest.raises(ExperimentError, match="this folder is a device of https://example.org"):
+    with pytest.raises(ExperimentError, match="this folder belongs to a device of https://example.org"):
         Node("https://example.net/#enrol=other", a_task(data=FORM), tmp_path / "node", listen=None)
     with pytest.raises(ExperimentError, match=r"float32\[4\], but the task's are float32\[5\]"):
         a_node(

@@ -280,7 +280,7 @@ def test_a_token_is_made_read_and_never_shared(tmp_path: Path) -> None:
     file.chmod(0o640)
     with pytest.raises(ExperimentError, match="others can read it"):
         read_private(file)
-    with pytest.raises(UsageError, match="16 letters or more"):
+    with pytest.raises(UsageError, match="at least 16 ASCII characters"):
         access_token(None, {"SUMUS_NODE_TOKEN": "short"})
 
 

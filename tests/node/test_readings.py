@@ -189,7 +189,7 @@ def test_the_first_reading_gives_the_form(value: Any, dtype: str, tmp_path: Path
     ("input", "target", "why"),
     [
         ([1, 2, 3], 0, r"its input has the shape \[3\], and here all have \[2\]"),
-        ([[1, 2]], 0, r"of shape \[1, 2\]"),
+        ([[1, 2]], 0, r"the shape \[1, 2\]"),
         ([1, float("nan")], 0, r"its input contains a NaN or an infinity at \[1\]"),
         ([1, 1e39], 0, "its input contains a NaN or an infinity"),
         ([1, "2"], 0, "not an array of numbers"),
@@ -197,11 +197,11 @@ def test_the_first_reading_gives_the_form(value: Any, dtype: str, tmp_path: Path
         ([1, [2]], 0, "not an array of numbers"),
         ([1, 1j], 0, "not an array of numbers: it has the dtype complex128"),
         (None, 0, "it has no input"),
-        ([1, 2], 0.5, "its target is no int64"),
-        ([1, 2], float("nan"), "its target is no int64"),
+        ([1, 2], 0.5, "its target does not fit int64"),
+        ([1, 2], float("nan"), "its target does not fit int64"),
         ([1, 2], 3, "not a class from 0 to 2"),
         ([1, 2], 2**70, "not an array of numbers"),
-        ([1, 2], 2**63, "its target is no"),
+        ([1, 2], 2**63, "its target does not fit"),
         ([1, 2], [0], r"its target has the shape \[1\]"),
     ],
 )
