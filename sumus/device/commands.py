@@ -282,7 +282,7 @@ _AS = {"aborted": "gave up", "trouble": "trouble", "waiting": "waits"}
 
 
 def _again(seconds: float, now: Callable[[], datetime] = datetime.now) -> str:
-    """Describe when the device asks again: in seconds, or as a time of day."""
+    """Describe when the device checks in again: in seconds, or as a time of day."""
     if seconds <= 0:
         return ""
     if seconds < 120:

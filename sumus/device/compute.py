@@ -125,7 +125,7 @@ class DeviceCompute(Protocol[E]):
         ...
 
     def memory(self, plan: Plan, examples: E) -> int:
-        """Return the fewest bytes that one local step of a plan can take; 0 if that is not known."""
+        """Return the minimum number of bytes that one local step of a plan can take; 0 if that is not known."""
         ...
 
     def broadcast(self, plan: Plan, sha256: str, body: bytes) -> Broadcast:

@@ -28,7 +28,7 @@ class Consent:
     """The owner's consent to a device's work.
 
     Attributes:
-        floor: Limits for the work that the device accepts, and the fewest contributors to a sum.
+        floor: Limits for the work that the device accepts, and the minimum number of contributors to a sum.
         requires: Conditions that must be met before the device does anything, even a check-in.
         trains: Whether the device accepts training work.
         evaluates: Whether the device accepts evaluation work.

@@ -17,7 +17,7 @@ from sumus.protocol.session import Floor
 V = TypeVar("V")
 
 MOST_TASKS = 16
-"""The most tasks for which a device keeps data. The newest ones are kept, however many a server names."""
+"""The maximum number of tasks for which a device keeps data. The newest ones are kept, however many a server names."""
 
 
 @dataclass(frozen=True)

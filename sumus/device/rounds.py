@@ -93,7 +93,7 @@ class DeviceRounds:
         """The number of requests in a row that the server did not answer."""
         return self._unanswered
 
-    # ── what the device's owner calls ────────────────────────────────────────────────────────────────────────────────
+    # ── methods for the device's owner ───────────────────────────────────────────────────────────────────────────────
 
     def enrol(self) -> str:
         """Enrol the device at its server unless it is enrolled already; return its id."""
@@ -149,7 +149,7 @@ class DeviceRounds:
             return False
         return True
 
-    # ── the table, and what it decides ───────────────────────────────────────────────────────────────────────────────
+    # ── decisions of the table ───────────────────────────────────────────────────────────────────────────────────────
 
     def _apply(self, event: session.Event, record: Record | None = None) -> tuple[session.Action, ...]:
         """Let the table decide, and write the record.

@@ -244,7 +244,7 @@ class FolderDeviceStore:
             return Record()
         except msgspec.DecodeError as error:
             raise ExperimentError(
-                f"{path} is damaged ({error}): delete {self.folder}, and enrol this device anew with another token"
+                f"{path} is damaged ({error}): delete {self.folder}, and enrol this device again with another token"
             ) from error
 
     def write(self, record: Record) -> None:
@@ -266,7 +266,7 @@ class FolderDeviceStore:
             body = b""
         if hashlib.sha256(body).hexdigest() != name:
             raise ExperimentError(
-                f"{path} is gone or damaged: delete {self.folder}, and enrol this device anew with another token"
+                f"{path} is gone or damaged: delete {self.folder}, and enrol this device again with another token"
             )
         return body
 

@@ -132,7 +132,7 @@ class Training:
         self._memory: dict[tuple[str, int], int] = {}
         self._broadcast: tuple[str, Broadcast] = ("", {})
 
-    # ── what is read ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def read(self, client: Any, examples: Any) -> TensorExamples:
         """Prepare and check a device's examples, which may come from a function."""
@@ -144,7 +144,7 @@ class Training:
             return self._plans.get(sha256, body)
 
     def memory(self, plan: Plan, examples: TensorExamples) -> int:
-        """Return the fewest bytes that a local step of a plan can take."""
+        """Return the minimum number of bytes that a local step of a plan can take."""
         work, count = plan.algorithm.client, examples.count
         step = (repr(work), min(work.batch_size or count, count))
         with self._one_at_a_time:
@@ -164,7 +164,7 @@ class Training:
         """Decode a released model."""
         return read_model(self.program.initial_shared, body)
 
-    # ── what is done ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── computing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def train(self, plan: Plan, broadcast: Broadcast, job: DeviceJob[TensorExamples]) -> JobResult:
         """Train, and make the report. Errors in the client's training are raised."""

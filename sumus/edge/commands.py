@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
         links: EdgeLinkOptions,
         output: EdgeOutputOptions,
         listen: EdgeListenOptions = BESIDE_A_SERVER,
-        quota: Annotated[int, typer.Option(min=1, help="The most devices that may enrol.")] = 100_000,
+        quota: Annotated[int, typer.Option(min=1, help="Maximum number of enrolled devices.")] = 100_000,
         memory: Memory = 64,
         linger: Annotated[
             float, typer.Option(min=0.0, help="Seconds to wait for more devices once all work has ended.")

@@ -48,7 +48,7 @@ class EdgeTasks:
     """The tasks of the server above, as the edge's own server serves them."""
 
     def __init__(self, server: Server, relay: Relay, kept: Stores, crowd: Crowd, linger: float) -> None:
-        """Serve nothing yet.
+        """Begin without tasks; `take_up` adds them.
 
         Args:
             server: The edge's own server.

@@ -104,7 +104,7 @@ class EdgeRounds:
             share: The run's work that waits to be fetched.
             notes: The notes that say for which work each round is.
             crowd: The devices of the edge.
-            most: The most reports that one sum may hold.
+            most: The maximum number of reports that one sum may hold.
             linger: The seconds for which more devices are awaited after the last work has arrived.
             model: The model of a site; None for an edge that only adds.
         """
@@ -114,7 +114,7 @@ class EdgeRounds:
         self._kept: dict[int, EdgeRound] = {}
 
     def begin_anew(self, plan: Body) -> bool:
-        """Forget the remembered round, as in a new process, and read a site's standing.
+        """Forget the remembered round, as if the process had started again, and read a site's standing.
 
         Returns:
             Whether the open round can have no result: it belongs to another plan, or it has sessions but no work, because

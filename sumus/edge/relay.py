@@ -22,8 +22,8 @@ from sumus.wire.messages import MAX_RELAY, MOST_RELAYED, Assignment, CheckInAnsw
 
 REASONS = frozenset(get_args(EndReason))
 ASK_AGAIN = 5.0
-"""The most seconds after which a held check-in is relayed again. This may be shorter than its retry window, since one
-request carries many check-ins.
+"""The longest time, in seconds, after which a held check-in is relayed again. This may be shorter than its retry window, since
+one request carries many check-ins.
 """
 MOST_SENT_AWAY = 100_000
 """The number of devices whose next time to check in is remembered."""

@@ -2,7 +2,7 @@
 
     uplink = Uplink(requests, server, blobs, rows, relay, runs, take_up, wanted)
     uplink.learn()                         asks the server above for its runs
-    uplink.turn()                          one round trip; returns the most seconds until the next one
+    uplink.turn()                          one round trip; returns the seconds until the next one
     uplink.run(over)                       takes turns until an event is set
 
 If the server above is unreachable, the edge still accepts and keeps its devices' reports. It sends the sums when that server is
@@ -73,7 +73,7 @@ class _Taken(NamedTuple):
 
 
 class EdgeRuns:
-    """The present runs of an edge's server."""
+    """The current runs of an edge's server."""
 
     def __init__(self, server: Server) -> None:
         """Show the runs of a server's tasks."""
@@ -186,7 +186,7 @@ class Uplink:
         self._on_server(self._sweep).result()  # on the deciding thread, where a site makes models of its own
 
     def remember(self, now: float) -> bool:
-        """Make the last known runs of the server above; return whether any are known."""
+        """Take up the runs that the server above listed last. Return whether any are known."""
         with self._rows.transaction() as rows:
             note = rows.note(OF_THE_RUN, "served")
         if note is None:

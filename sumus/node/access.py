@@ -11,7 +11,7 @@ from sumus.text import shell_word
 VARIABLE = "SUMUS_NODE_TOKEN"
 """The environment variable that may hold the token."""
 LEAST = 16
-"""The fewest characters of a token."""
+"""The minimum number of characters of a token."""
 
 
 def access_token(file: Path | None, environment: Mapping[str, str]) -> str | None:

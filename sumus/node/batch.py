@@ -10,11 +10,11 @@ Raw: TypeAlias = Mapping[str, Any]
 """A reading as it arrived: values by name."""
 
 MOST_READINGS = 100_000
-"""The most readings in one file or one body."""
+"""The maximum number of readings in one file or one body."""
 MOST_BYTES = 64 * 2**20
-"""The most bytes of a file, both packed and unpacked."""
+"""The maximum number of bytes of a file, both packed and unpacked."""
 MOST_TEXT = 8 * 2**20
-"""The most bytes of a text file, or of a JSON body: in memory, it takes many times that."""
+"""The maximum number of bytes of a text file, or of a JSON body: in memory, it takes many times that."""
 
 
 class NothingReadable(BadReading):

@@ -19,7 +19,7 @@ from sumus.node.batch import Batch, Beginning, NothingReadable, Raw, of_lines
 from sumus.node.reading import BadReading
 
 LONGEST_FIELD = 2**17
-"""The most characters in one value."""
+"""The maximum number of characters in one value."""
 SEPARATORS = "\t;,|"
 _OTHER_SEPARATORS = SEPARATORS + ":^~!/"
 _SHORT = 40

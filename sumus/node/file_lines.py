@@ -158,7 +158,7 @@ class FileLines:
             file: The file's record, which says how far it was read.
             state: The file's state.
             final: Whether to take the last line even if it has no line end.
-            most: The most bytes to read.
+            most: The maximum number of bytes to read.
 
         Returns:
             The readings; None if no further line is complete.

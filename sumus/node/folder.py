@@ -6,8 +6,8 @@
 
 A file is taken once it is complete: it has not changed for two seconds, and ends as a file of its format should. Its readings
 are kept, and then the file is moved to `done/`. Readings that cannot be kept go to `refused/`, with the reasons in a file next
-to them; once corrected, they can be put back. A program that still has the file open may continue: readings that it writes
-into the moved file are taken too.
+to them; once corrected, they can be put into the folder again. A program that still has the file open may continue: readings
+that it writes into the moved file are taken too.
 
 With `follow=True`, files stay where they are, and each line is taken once it is complete, even if files are renamed, replaced or
 started again.
@@ -121,12 +121,12 @@ class WatchedFolder:
                         elif is_read(entry.name) or self._is_followed(FileState.of(status)):
                             found[entry.name] = FileState.of(status)
                         else:
-                            left[entry.name] = "files with such an ending are not read"
+                            left[entry.name] = "files with this ending are not read"
         except OSError as error:
             raise ExperimentError(f"{self._folder} cannot be watched: {error.strerror or error}") from error
         self.state.left_alone = left
         return found
 
     def _is_followed(self, state: FileState) -> bool:
-        """Return whether a file is followed, whatever its name is now."""
+        """Return whether a file is followed, even if it was renamed."""
         return self._followed is not None and bool(self._ledger.of_inode(state.inode))

@@ -15,7 +15,7 @@ SETTLED_S = 2.0
 PATIENCE_S = 60.0
 """The seconds without a change after which any other file is taken as it is."""
 MOST_NAMES = 20
-"""The most files that a status lists by name."""
+"""The maximum number of files that a status lists by name."""
 NOTHING_TAKEN = IntakeResult(0, 0, 0, {})
 
 

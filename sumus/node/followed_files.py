@@ -17,7 +17,7 @@ from sumus.node.formats import grows, is_read
 from sumus.node.ledger import File, FileState, Ledger, mark_of
 
 MOST_OPEN = 128
-"""The most files that are kept open."""
+"""The maximum number of files that are kept open."""
 
 
 class FollowedFiles:

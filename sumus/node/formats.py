@@ -44,7 +44,7 @@ _HEADER = re.compile(
     re.DOTALL,
 )
 MOST_CONTAINERS = 4 * MOST_READINGS
-"""The most lists and objects in one JSON text: in memory, each takes many times the two bytes of its brackets."""
+"""The maximum number of lists and objects in one JSON text: in memory, each takes many times the two bytes of its brackets."""
 _NO_NUMBER = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity|nan|inf))\b")
 _COLUMNS = (".csv", ".tsv", ".tab")
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -54,7 +54,7 @@ LINES = (*_COLUMNS, *_JSON, *_PROTOCOL)
 _PICTURES = (".jpg", ".jpeg", ".png")
 _WHOLE = (".npz", *_PICTURES)
 MOST_TOGETHER = 4 * MOST_BYTES
-"""The most bytes that all arrays and pictures of one archive may have when unpacked."""
+"""The maximum number of bytes that all arrays and pictures of one archive may have when unpacked."""
 SUFFIXES = (*LINES, *_WHOLE, ".zip", *(f"{suffix}.gz" for suffix in (*LINES, ".npz")))
 """The endings of all files that are read."""
 _MARKS = {

@@ -17,7 +17,7 @@ from sumus.node.batch import Beginning
 from sumus.node.readings import Readings
 
 MOST_FILES = 20_000
-"""The most files that are remembered; those untouched for longest are forgotten first."""
+"""The maximum number of files that are remembered; those untouched for longest are forgotten first."""
 _EDGE = 4096
 """The number of bytes, at both ends of the part that was read, by which a file is recognised."""
 NONE_READ = sha256(bytes(8)).digest()

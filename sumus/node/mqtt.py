@@ -41,9 +41,9 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """The seconds before a lost connection is tried again, at first and at most."""
 KEEP_ALIVE_S = 60
 LONGEST_VALUE = 1000
-"""The most bytes of a bare value."""
+"""The maximum number of bytes of a bare value."""
 MOST_TOPICS = 100_000
-"""The most topics whose last message is remembered."""
+"""The maximum number of topics whose last message is remembered."""
 OFTEN, OFTEN_S = 3, 600.0
 """Trouble is reported if this number of connections end within this number of seconds, even while another one is open."""
 

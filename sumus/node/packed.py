@@ -14,7 +14,7 @@ from sumus.text import amount, many, over
 from sumus.wire.bundle import NOT_A_ZIP
 
 MOST_MEMBERS = 1000
-"""The most files in one archive."""
+"""The maximum number of files in one archive."""
 _UNSEEN = ("__MACOSX/",)
 """Entries that archive programs add on their own."""
 
@@ -24,10 +24,10 @@ def unpacked_gzip(packed: bytes, most: int) -> bytes:
 
     Args:
         packed: The file's bytes.
-        most: The most bytes that the file may have when unpacked.
+        most: The maximum number of bytes that the file may have when unpacked.
 
     Raises:
-        BadReading: It is not a .gz file, it is cut off, or it has more bytes.
+        BadReading: It is not a .gz file, it is cut off, or it has too many bytes.
     """
     out, rest = bytearray(), packed
     while rest:
@@ -49,10 +49,10 @@ def unpacked_zip(packed: bytes, most: int) -> Mapping[str, bytes]:
 
     Args:
         packed: The archive's bytes.
-        most: The most bytes that all files together may have when unpacked.
+        most: The maximum number of bytes that all files together may have when unpacked.
 
     Raises:
-        BadReading: It is not an archive, is encrypted, or has more files or bytes.
+        BadReading: It is not an archive, is encrypted, or has too many files or bytes.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:

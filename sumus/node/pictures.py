@@ -15,7 +15,7 @@ from sumus.node.batch import Batch
 from sumus.node.reading import BadReading
 
 MOST_POINTS = 2**24
-"""The most pixels of one picture: 16 million."""
+"""The maximum number of pixels of one picture: 16 million."""
 
 
 def read_picture(name: str, body: bytes) -> Batch:

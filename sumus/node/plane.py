@@ -45,9 +45,10 @@ from sumus.wire.messages import Refused
 
 LOG = logger("sumus.node")
 MOST_TENSORS = 32 * 2**20
-"""The most bytes of a safetensors body; for JSON the limit is `MOST_TEXT`."""
+"""The maximum number of bytes of a safetensors body; for JSON the limit is `MOST_TEXT`."""
 ROOM = 256 * 2**20
-"""The most bytes of memory for bodies; a body holds its memory from before it is read until its request is answered."""
+"""The maximum number of bytes of memory for bodies. A body holds its memory from before it is read until its request is
+answered."""
 ROOM_S = 10.0
 """The longest time, in seconds, that a body waits for memory."""
 JSON_COSTS = 16
@@ -58,9 +59,9 @@ REQUESTS = Rate(200.0, 1000)
 GUESSES = Rate(1 / 10, 10)
 """The rate of wrong tokens from each neighbourhood of addresses."""
 MOST_LABELS = 1000
-"""The most labels in one body: each is written to the disk separately."""
+"""The maximum number of labels in one body: each is written to the disk separately."""
 WAITING = 16
-"""The most predictions that may wait for their turn."""
+"""The maximum number of predictions that may wait for their turn."""
 JSON, TENSORS = "application/json", "application/octet-stream"
 
 

@@ -43,9 +43,9 @@ class Retention:
     """The limits on stored readings. The oldest readings are deleted first; None means no limit.
 
     Attributes:
-        days: The most days that a reading is kept, from its own time if it has one, else from its arrival.
-        count: The most readings.
-        bytes: The most bytes of all readings on the disk.
+        days: The maximum number of days that a reading is kept, from its own time if it has one, else from its arrival.
+        count: The maximum number of readings.
+        bytes: The maximum number of bytes of all readings on the disk.
     """
 
     days: float | None = None

@@ -39,7 +39,7 @@ _COLUMNS_SINCE = {"came": "BLOB"}
 
 
 class ReadingsFile:
-    """A node's file, open.
+    """The open file of a node.
 
     Args:
         folder: The node's folder; it is made if it does not exist.

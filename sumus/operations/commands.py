@@ -54,7 +54,7 @@ TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The task's name."
 Version = Annotated[int, typer.Argument(metavar="VERSION", min=0, help="A version of the task's model.")]
 OfRun = Annotated[RunKind, typer.Option(help="Which of the task's runs.")]
 Authority = Annotated[
-    Path | None, typer.Option(help="Certificate of the server's own authority, PEM, for https with --tls auto.")
+    Path | None, typer.Option(help="Certificate (PEM) of the server's own authority, for https with --tls auto.")
 ]
 LinkFile = Annotated[Path | None, typer.Option(help="File with a login link, - for standard input.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -122,7 +122,7 @@ def is_file_of_code(what: str) -> bool:
 
 def status(
     url: Url,
-    watch: Annotated[bool, typer.Option(help="Show the status anew every two seconds, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option(help="Refresh the status every two seconds, until Ctrl-C.")] = False,
     as_json: AsJson = False,
     authority: Authority = None,
 ) -> None:

@@ -114,7 +114,7 @@ class PolicyOptions:
     """The rules by which a server runs its tasks."""
 
     population: Annotated[str, typer.Option(help="The population's name.")] = "default"
-    quota: Annotated[int, typer.Option(min=1, help="The most devices that may enrol.")] = 1_000_000
+    quota: Annotated[int, typer.Option(min=1, help="Maximum number of enrolled devices.")] = 1_000_000
     memory: Memory = 256
     evaluate: Annotated[int | None, typer.Option(min=1, help="Let this many devices measure a model.")] = None
     every: Annotated[int, typer.Option(min=1, help="Measure every Nth version.")] = 1

@@ -28,7 +28,7 @@ from sumus.transport.transport import why_unreached
 
 PATIENCE = 30.0
 MOST = 64 * 2**20
-"""The most bytes of an answer in JSON."""
+"""The maximum number of bytes of an answer in JSON."""
 _PIECE = 2**20
 
 

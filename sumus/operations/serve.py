@@ -49,7 +49,7 @@ from sumus.wire.messages import Refused
 
 LOG = logger("sumus.serve")
 MOST_BEHIND_AN_EDGE = 10_000
-"""The most devices behind one edge, for an edge that enrols with a link made at startup."""
+"""The maximum number of devices behind one edge, for an edge that enrols with a link made at startup."""
 
 What: TypeAlias = Plan | Bundle | str | Path
 """A plan with its task's code, a bundle, or a bundle's file."""

@@ -19,7 +19,7 @@ from sumus.transport.transport import Unreachable
 LOG = logger("sumus.serve")
 T = TypeVar("T")
 FIRST, LONGEST = 1.0, 30.0
-"""The seconds before the second attempt, and the most between two attempts."""
+"""The seconds before the second attempt, and the longest wait between two attempts."""
 SAID = 300.0
 """The seconds after which the same reason is logged again."""
 

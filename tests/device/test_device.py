@@ -907,7 +907,7 @@ def test_a_folder_from_a_backup_says_what_happened_and_goes_on(tmp_path: Path) -
     ("left_out", "said"),
     [
         ("key", r"is enrolled but has no key, .*: restore its `key` too, or delete the folder and enrol the device again"),
-        ("objects", r"objects/[0-9a-f]+ is gone or damaged: delete .*, and enrol this device anew with another token"),
+        ("objects", r"objects/[0-9a-f]+ is gone or damaged: delete .*, and enrol this device again with another token"),
     ],
 )
 def test_a_folder_that_was_put_back_in_part_says_what_is_missing(tmp_path: Path, left_out: str, said: str) -> None:

@@ -210,11 +210,11 @@ def test_damage_is_said_with_what_to_do(tmp_path: Path) -> None:
     record = store.read()
     assert record.report is not None
     (tmp_path / "objects" / record.report).write_bytes(b"rep")
-    with pytest.raises(ExperimentError, match="gone or damaged: delete .* and enrol this device anew"):
+    with pytest.raises(ExperimentError, match="gone or damaged: delete .* and enrol this device again"):
         store.get(record.report)
     store.close()
     (tmp_path / "record.json").write_bytes(b'{"row": 3}')
-    with pytest.raises(ExperimentError, match=r"record.json is damaged .* delete .* and enrol this device anew"):
+    with pytest.raises(ExperimentError, match=r"record.json is damaged .* delete .* and enrol this device again"):
         FolderDeviceStore(tmp_path)
 
 

@@ -221,5 +221,5 @@ def test_what_waits_and_what_is_left_alone_is_in_the_state(moved: Folder) -> Non
     assert state["waiting"]["first"] == {
         "a.csv": f"it does not end like a complete file; after {PATIENCE_S:g} s it is taken as it is"
     }
-    assert state["left_alone"] == {"files": 1, "first": {"b.xlsx": "files with such an ending are not read"}}
+    assert state["left_alone"] == {"files": 1, "first": {"b.xlsx": "files with this ending are not read"}}
     assert state["refused"] == 0

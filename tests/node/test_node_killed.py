@@ -222,8 +222,8 @@ def test_words_that_do_not_go_together(tmp_path: Path) -> None:
     file.write_text(CLIENT)
     words = ["node", NOWHERE, "--client", str(file), "--data", str(tmp_path / "data")]
     for more, why in (
-        (["--mqtt-topic", "a"], "of which broker"),
-        (["--mqtt", "mqtts://broker.lan"], "which topics"),
+        (["--mqtt-topic", "a"], "these options need a broker"),
+        (["--mqtt", "mqtts://broker.lan"], "no topic is given"),
         (["--listen", "0.0.0.0:0"], "without TLS they can read the traffic"),
     ):
         done = CliRunner().invoke(app, [*words, *more], env={"SUMUS_TOKEN": "token"})

@@ -239,7 +239,7 @@ def test_tls_by_an_authority_of_ones_own(readings: Readings, tmp_path: Path) -> 
 def test_a_broker_that_is_not_there_is_said(readings: Readings, there: test_broker.Broker) -> None:
     there.close()
     with subscribed(readings, there) as (subscription, _):
-        while "is not reached" not in subscription.trouble:
+        while "cannot be reached" not in subscription.trouble:
             threading.Event().wait(0.01)
 
 
@@ -251,7 +251,7 @@ def test_a_broker_that_is_not_there_is_said(readings: Readings, there: test_brok
         ({"url": "mqtts://user:secret@127.0.0.1"}, "without user and password"),
         ({"url": "mqtt://broker.lan"}, "not encrypted: use mqtts://"),
         ({"url": "mqtts://broker.lan:99999"}, "mqtts://HOST:PORT"),
-        ({"topics": ()}, "which topics"),
+        ({"topics": ()}, "no topic is given"),
         ({"password_file": "PASSWORD"}, "a password needs a user name"),
         ({"certificate": "CERTIFICATE"}, "a certificate and its key belong together"),
         ({"url": "mqtt://127.0.0.1", "certificate": "a", "key": "b"}, "a certificate needs TLS"),
