@@ -220,7 +220,7 @@ def read_model(initial: Tree, body: bytes) -> Tree:
     """Decode a released model. It must have exactly the leaves of `initial`, and all values must be finite."""
     tree = decode_tree(body, _forms(initial))
     if (leaf := first_non_finite(tree)) is not None:
-        raise ParticipantError(None, f"the model holds NaN or infinity at `{leaf}`")
+        raise ParticipantError(None, f"the model contains NaN or infinity at `{leaf}`")
     return tree
 
 

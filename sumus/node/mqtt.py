@@ -235,7 +235,7 @@ class Subscription:
         more: dict[str, Any] = {}
         if self._newest:
             lasting = Properties(PacketTypes.CONNECT)
-            lasting.SessionExpiryInterval = 2**32 - 1  # the session outlasts the connection, as one of 3.1.1 does
+            lasting.SessionExpiryInterval = 2**32 - 1  # the session outlasts the connection, as with MQTT 3.1.1
             more = {"clean_start": False, "properties": lasting}
         self._client.connect(*self._broker.address, keepalive=KEEP_ALIVE_S, **more)
 

@@ -1,4 +1,5 @@
-"""Files that are taken as a whole: read once they are complete, then moved; and readings that are written into them later."""
+"""Files that are read as a whole: each is read once it is complete, and then moved. Readings that are written into it later are
+taken too."""
 
 import os
 from collections.abc import Iterator, Mapping

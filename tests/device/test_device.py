@@ -768,7 +768,9 @@ def test_a_device_moves_to_another_edge_with_its_key_once_it_knows_what_became_o
     with a_device(one, folder=tmp_path) as device:
         device.wake()
     link = "https://other.example/#enrol=token"
-    with pytest.raises(ExperimentError, match="only https://example.org knows whether this device's last report was counted"):
+    with pytest.raises(
+        ExperimentError, match="only https://example.org knows whether this device's last report was counted"
+    ):
         at(other, link, tmp_path, None, moves=True)
     with a_device(one, folder=tmp_path) as device:
         device.run(rounds=1)
@@ -906,7 +908,10 @@ def test_a_folder_from_a_backup_says_what_happened_and_goes_on(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("left_out", "said"),
     [
-        ("key", r"is enrolled but has no key, .*: restore its `key` too, or delete the folder and enrol the device again"),
+        (
+            "key",
+            r"is enrolled but has no key, .*: restore its `key` too, or delete the folder and enrol the device again",
+        ),
         ("objects", r"objects/[0-9a-f]+ is gone or damaged: delete .*, and enrol this device again with another token"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_file_system_without_links_gets_the_file_too(tmp_path: Path, monkeypat
     with plane(BODY, len(BODY), tmp_path) as remote:
         assert remote.fetch("/", SHA256, tmp_path / "model") == len(BODY)
         assert (tmp_path / "model").read_bytes() == BODY
-        with pytest.raises(ExperimentError, match="is there already"):
+        with pytest.raises(ExperimentError, match="exists already"):
             remote.fetch("/", SHA256, tmp_path / "model")
 
 
