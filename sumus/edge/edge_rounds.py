@@ -1,4 +1,4 @@
-"""The link between an edge's rounds and its tables: it reads the facts, asks the table, and remembers the round.
+"""The link between an edge's rounds and its tables: it reads the facts, applies events to the table, and remembers the round.
 
 rounds = EdgeRounds(coordinator, share, notes, crowd, most, linger, model)
 actions = rounds.decide(Tick(), now)        the actions, which `EdgeRun` carries out

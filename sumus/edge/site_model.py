@@ -184,7 +184,7 @@ class SiteModel:
 
         Raises:
             ExperimentError: A file is missing; it may be restored.
-            Unusable: The model has changed by more than a sum of its number of reports may.
+            Unusable: The model has changed by more than the limit for a sum of this many reports.
         """
         assert self.standing is not None, "a site has a sum after its first round"
         site = self._site(self.standing.purpose.work)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""The seconds before a lost connection is tried again, at first and at most."""
+"""The waits, in seconds, before a lost connection is tried again: the first one and the longest one."""
 KEEP_ALIVE_S = 60
 LONGEST_VALUE = 1000
 """The maximum number of bytes of a bare value."""

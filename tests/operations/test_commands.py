@@ -79,7 +79,7 @@ def test_logging_in_looking_and_changing(operator: Operator, tmp_path: Path, mon
     assert json.loads(types("status", url, "--json"))["tasks"][0]["name"] == "tiny"
     assert types("admin", "pause", url, "tiny") == "tiny is paused\n"
     assert "paused by an admin" in types("status", url)
-    assert types("admin", "resume", url, "tiny") == "tiny goes on\n"
+    assert types("admin", "resume", url, "tiny") == "tiny continues\n"
     operator.round()
     versions: list[Any] = []
     while len(versions) < 2:
