@@ -485,7 +485,8 @@ def test_it_ends_when_it_is_told_to() -> None:
         (
             Floor(contributors=11),
             "floor-contributors",
-            "the server's sums have at least 10 contributors, and you consent to no fewer than 11: join with --floor contributors=10",
+            "the server's sums have at least 10 contributors, and you consent to no fewer than 11: join "
+            "with --floor contributors=10",
         ),
         (
             Floor(steps=5),

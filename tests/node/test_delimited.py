@@ -70,11 +70,15 @@ ROW = "line 2 opens a quote, and the quoted text contains a line that looks like
          ["line 2: the quote that line 2 opens ends in the middle of a value", {"a": 3, "b": 4}]),
         ('a,b\n1,"x\n2,"y"\n3,z\n',
          [f"line {n}: the quote that line 2 opens ends in the middle of a value" for n in (2, 3, 4)]),
-        ('a,b\n"1,021.5",2\n', ["line 2: its 'a' is 1,021.5, with separators between its thousands: write the number without them"]),
+        ('a,b\n"1,021.5",2\n', ["line 2: its 'a' is 1,021.5, with separators between its thousands: "
+          "write the number without them"]),
         ("a;b\n1.021,5;2\n0,5;1\n",
-         ["line 2: its 'a' is 1.021,5, with separators between its thousands: write the number without them", {"a": 0.5, "b": 1}]),
-        ("a,b\n1 021,2\n", ["line 2: its 'a' is 1 021, with separators between its thousands: write the number without them"]),
-        ("a,b\n1'021.5,2\n", ["line 2: its 'a' is 1'021.5, with separators between its thousands: write the number without them"]),
+         ["line 2: its 'a' is 1.021,5, with separators between its thousands: "
+          "write the number without them", {"a": 0.5, "b": 1}]),
+        ("a,b\n1 021,2\n", ["line 2: its 'a' is 1 021, with separators between its thousands: "
+          "write the number without them"]),
+        ("a,b\n1'021.5,2\n", ["line 2: its 'a' is 1'021.5, with separators between its thousands: "
+          "write the number without them"]),
         ('a,b\n1.5,2\n"1,021",3\n',
          [{"a": 1.5, "b": 2}, "line 3: its 'a' is 1,021, but other numbers in the file are written with '.'"]),
         ("a,b\n1,2\nb,a\n3,4\n", [{"a": 1, "b": 2}, *(f"line {n}: line 3 has other column names, or another order: begin a new "

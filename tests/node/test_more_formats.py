@@ -124,7 +124,8 @@ BOMB = packed(b"a\n" + b"1\n" * (MOST_TEXT // 2))
         ("a.csv.gz", packed(TABLE)[:-4], "it is cut off"),
         ("a.csv.gz", TABLE, "it is not a .gz file"),
         ("a.csv.gz", packed(packed(TABLE)), "it is packed by gzip"),
-        ("a.zip", zipped({"a.csv": b"x" * (MOST_BYTES + 1)}), f"1 file, and at most 1,000 are allowed; unpacked, it has {MOST_BYTES + 1:,} bytes"),
+        ("a.zip", zipped({"a.csv": b"x" * (MOST_BYTES + 1)}), f"1 file, and at most 1,000 "
+         f"are allowed; unpacked, it has {MOST_BYTES + 1:,} bytes"),
         ("a.zip", zipped({f"{n}.csv": b"" for n in range(1001)}), "1,001 files, and at most 1,000 are allowed"),
         ("a.zip", zipped({"a.zip": b""}), "it contains 'a.zip', which is not a file of readings"),
         ("a.zip", zipped({"readme.txt": b""}), "it contains 'readme.txt', which is not a file of readings"),

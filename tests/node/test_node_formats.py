@@ -133,8 +133,10 @@ class Pwned:
         ("a.npz", b"", "not a .npz file"),
         ("a.npz", b"PK\x03\x04" + b"\0" * 50, "not a .npz file"),
         ("a.npz", npz(x=np.arange(1000))[:-30], "not a .npz file"),
-        ("a.npz", zipped({"x.npy": b"\0" * (MOST_BYTES + 1)}), f"1 array, and at most 64 are allowed; unpacked, it has {MOST_BYTES + 1:,} bytes, "),
-        ("a.npz", zipped({f"{n}.npy": b"\0" * 2**21 for n in range(40)}), "40 arrays, and at most 64 are allowed; unpacked, it has 83.9 MB, and at most"),
+        ("a.npz", zipped({"x.npy": b"\0" * (MOST_BYTES + 1)}), f"1 array, and at most 64 "
+         f"are allowed; unpacked, it has {MOST_BYTES + 1:,} bytes, "),
+        ("a.npz", zipped({f"{n}.npy": b"\0" * 2**21 for n in range(40)}), "40 arrays, and at most 64 "
+         "are allowed; unpacked, it has 83.9 MB, and at most"),
         ("a.npz", zipped({f"{n}.npy": b"" for n in range(65)}), "65 arrays"),
         ("a.npz", zipped({"x.npy": b"x"}, zipfile.ZIP_LZMA), "its compression is not one that numpy.savez uses"),
         ("a.npz", zipped({"x.npy": pickle.dumps(Pwned())}), "'x.npy' is none|x.npy was not written by numpy.save"),

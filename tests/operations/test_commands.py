@@ -92,7 +92,7 @@ def test_logging_in_looking_and_changing(operator: Operator, tmp_path: Path, mon
     assert link.read_text().startswith(f"{operator.opened.url}/#enrol=")
     assert link.stat().st_mode & 0o777 == 0o600
     assert types("admin", "devices", url).count("enrolled") == 6
-    assert "round 1 of tiny is ended" in types("admin", "cancel", url, "tiny")
+    assert "round 1 of tiny has ended" in types("admin", "cancel", url, "tiny")
     types("admin", "logout", url)
     with monkeypatch.context() as patch:
         patch.setenv("SUMUS_LOGIN", types("admin", "link", "--data", str(operator.data)).splitlines()[0])
