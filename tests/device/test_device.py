@@ -836,7 +836,7 @@ def test_a_newer_model_takes_the_place_of_the_last_and_a_broken_one_does_not() -
         device.wake()
         assert np.array_equal(device.predict(some_examples()[0]), first) == (version == 4)
     assert device.status.models == {"a": 5}
-    assert "the model holds NaN or infinity" in next(n.said for n in news if n.what == "trouble")
+    assert "the model contains NaN or infinity" in next(n.said for n in news if n.what == "trouble")
 
 
 def test_personal_leaves_are_kept_here_and_predict_here() -> None:
