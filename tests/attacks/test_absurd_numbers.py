@@ -195,5 +195,5 @@ def test_addresses_as_they_are_written_are_read() -> None:
     assert (
         without_secret("postgresql+psycopg://sumus@db.example/sumus") == "postgresql+psycopg://sumus@db.example/sumus"
     )
-    with pytest.raises(ExperimentError, match="is not a server's address"):
+    with pytest.raises(ExperimentError, match="is no server's address"):
         HttpTransport("https://exa mple:1")
