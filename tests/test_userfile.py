@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sumus.cli import packed
 from sumus.errors import ExperimentError, PlanError
+from sumus.simulator.commands import packed
 from sumus.task import Data
 from sumus.userfile import load_client, load_plan, made_up
 

@@ -43,6 +43,17 @@ Authority = Annotated[
 ]
 
 
+def secret_file(content: str, source: str = "") -> Any:
+    """Declare an option for a file with the token or the link by which a device or an edge enrols at a server.
+
+    Args:
+        content: The content of the file.
+        source: A sentence about where the operator gets the content.
+    """
+    text = f"File with {content}, - for standard input; else SUMUS_TOKEN may hold it."
+    return typer.Option(help=f"{text} {source}".rstrip())
+
+
 @dataclass(frozen=True)
 class ServerOptions:
     """The server that a device or a node uses."""
@@ -50,10 +61,7 @@ class ServerOptions:
     url: Annotated[
         str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; not needed with a link.")
     ] = None
-    token_file: Annotated[
-        str | None,
-        typer.Option(help="File with a token or a link, - for standard input; or set SUMUS_TOKEN."),
-    ] = None
+    token_file: Annotated[str | None, secret_file("a token or a link")] = None
     authority: Authority = None
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sumus.device.commands import Authority
+from sumus.device.commands import Authority, secret_file
 from sumus.operations.options import LinkOptions, ListenOptions, Memory, OutputOptions
 from sumus.options import TlsCommand, with_option_groups
 
@@ -21,10 +21,7 @@ class UpstreamOptions:
     ] = None
     link_file: Annotated[
         str | None,
-        typer.Option(
-            help="File with the edge's token or link, - for standard input; or set SUMUS_TOKEN. On the server above, "
-            "`sumus admin token --edge` makes one."
-        ),
+        secret_file("the edge's token or link", "On the server above, `sumus admin token --edge` makes one."),
     ] = None
     authority: Authority = None
 
@@ -76,8 +73,9 @@ def register(app: typer.Typer) -> None:
         """Add the reports of devices, and send one sum for each round to the server above, until Ctrl-C."""
         from sumus.device.link import given
         from sumus.edge.edge import open_edge
+        from sumus.operations.policy import ServerPolicy
         from sumus.operations.serve import keep
-        from sumus.operations.service import ServerPolicy, Storage
+        from sumus.operations.stores import Storage
 
         links.check()
         link = given(above.upstream, above.link_file, os.environ, listen.insecure, above.authority)

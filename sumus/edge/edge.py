@@ -28,7 +28,10 @@ from sumus.errors import ExperimentError, PlanError
 from sumus.http.limits import Limits
 from sumus.http.room import Room
 from sumus.logs import logger
-from sumus.operations.service import ServerPolicy, Service, Shared, Storage, Stores
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service
+from sumus.operations.shared import Shared
+from sumus.operations.stores import Storage, Stores
 from sumus.rounds.circumstances import Crowd
 from sumus.server.device_plane import device_app
 from sumus.server.identity import DeviceRegister, count_enrolled

@@ -277,7 +277,7 @@ class EdgeRounds:
     def _count_if_illegal(self, facts: EdgeFacts, event: site.SiteEvent) -> None:
         """Count an event that the edge's tables do not allow, together with those that the round table does not allow."""
         if self.model is not None and (state := site.state_of(self.model.own)) is not site.SiteState.FIRST_ROUND:
-            if (state, type(event)) not in site.TABLE:
-                self._coordinator.illegal[f"site:{state}", type(event).__name__] += 1
-        elif (facts.round.state, type(event)) not in edge.TABLE:
-            self._coordinator.illegal[f"edge:{facts.round.state}", type(event).__name__] += 1
+            if (name := site.TABLE.illegal(state, event)) is not None:
+                self._coordinator.illegal[f"site:{state}", name] += 1
+        elif (name := edge.TABLE.illegal(facts.round.state, event)) is not None:
+            self._coordinator.illegal[f"edge:{facts.round.state}", name] += 1

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sumus.errors import ExperimentError
-from sumus.operations.service import Storage, make_private, reconcile
+from sumus.operations.published import reconcile
+from sumus.operations.stores import Storage, make_private
 from sumus.storage.blobs import Blobs, DirectoryBlobs, open_blobs
 from sumus.storage.files import LockHeldError, lock_file, sync, write_whole
 from sumus.storage.sql import SqlStore

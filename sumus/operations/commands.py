@@ -369,7 +369,7 @@ def backup(
 ) -> None:
     """Copy a server's database and models, also while it runs; without keys, and without sums of open rounds."""
     from sumus.operations.backup import back_up
-    from sumus.operations.service import Storage
+    from sumus.operations.stores import Storage
 
     echo(*back_up(Storage(data, without_secret(database), None, blobs), output).shown())
 
@@ -381,15 +381,15 @@ def restore(
 ) -> None:
     """Restore a backup into a server's folder, and begin a new epoch."""
     from sumus.operations.backup import restore as restored
-    from sumus.operations.service import Storage
+    from sumus.operations.stores import Storage
 
     echo(*restored(folder, Storage(data, None, None, blobs)).shown())
 
 
 def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> None:
     """Begin a new epoch after a database was restored, so that nothing is used twice."""
-    from sumus.operations.service import Storage
-    from sumus.operations.service import reconcile as reconciled
+    from sumus.operations.published import reconcile as reconciled
+    from sumus.operations.stores import Storage
 
     for task, epoch in reconciled(Storage(data, without_secret(database), None, blobs)).items():
         echo(f"{task}: epoch {epoch}")

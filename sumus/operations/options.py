@@ -22,9 +22,10 @@ from sumus.terminal import echo
 
 if TYPE_CHECKING:
     from sumus.http.listening import Listening
+    from sumus.operations.policy import ServerPolicy
     from sumus.operations.progress import ServerOpened
     from sumus.operations.serve import Startup
-    from sumus.operations.service import ServerPolicy, Storage
+    from sumus.operations.stores import Storage
 
 
 class LogForm(StrEnum):
@@ -63,7 +64,7 @@ class StorageOptions:
 
     def storage(self) -> "Storage":
         """Return these options as a `Storage`."""
-        from sumus.operations.service import Storage
+        from sumus.operations.stores import Storage
 
         return Storage(self.data, without_secret(self.database), self.keys, self.blobs)
 
@@ -141,7 +142,7 @@ class PolicyOptions:
         Raises:
             UsageError: A priority is given to a task that is not served.
         """
-        from sumus.operations.service import ServerPolicy
+        from sumus.operations.policy import ServerPolicy
         from sumus.server.evaluation import Evaluating
 
         priority = priorities_of(self.priority or [])

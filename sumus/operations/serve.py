@@ -33,8 +33,10 @@ from sumus.errors import UsageError
 from sumus.http.listening import Listening, Planes, expect_no_loop, opened_at, told_to_stop
 from sumus.http.tls import enrolment_link
 from sumus.logs import Form, log_to, logger
+from sumus.operations.policy import ServerPolicy
 from sumus.operations.progress import ServerOpened, ServerProgress, spoken
-from sumus.operations.service import ServerPolicy, Service, Storage, make_private, open_service
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage, make_private
 from sumus.operations.upkeep import keep_house, watch
 from sumus.operations.waiting import once_there
 from sumus.plan import Plan

@@ -69,15 +69,16 @@ secure aggregation will enter in the same way, with a table of their own.
 `TABLE` is the whole machine. The diagram in docs/protocol.md is drawn from it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.rows import changed
 from sumus.protocol.steering import window
+from sumus.protocol.table import EventTable
 
 
 class State(StrEnum):
@@ -929,49 +930,29 @@ def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Entry:
-    """The effect of an event in a state.
-
-    Attributes:
-        rule: The function that decides.
-        to: The other states to which the event may lead.
-    """
-
-    rule: Callable[[Facts, Any], Decision]
-    to: tuple[State, ...] = ()
-
-
-def _entries() -> dict[tuple[State, type], Entry]:
-    s = State
-    table: dict[tuple[State, type], Entry] = {}
-
-    def on(states: tuple[State, ...], event: type, rule: Callable[[Facts, Any], Decision], *to: State) -> None:
-        table.update({(state, event): Entry(rule, to) for state in states})
-
-    running = (s.PLANNED, s.OPEN, s.CLOSING)
-    on(ORDER, CheckIn, _check_in)
-    on(ORDER, Report, _report)
-    on(ORDER, Commit, _commit)
-    on(ORDER, Dropped, _dropped)
-    on(ORDER, Overdue, _let_go)
+_s = State
+_RUNNING = (_s.PLANNED, _s.OPEN, _s.CLOSING)
+TABLE = (
+    EventTable[State, Facts, Decision]({})
+    .on(ORDER, CheckIn, _check_in)
+    .on(ORDER, Report, _report)
+    .on(ORDER, Commit, _commit)
+    .on(ORDER, Dropped, _dropped)
+    .on(ORDER, Overdue, _let_go)
     # in an open round, these events may also end the round
-    on((s.OPEN,), CheckIn, _check_in, s.CLOSING, s.ABANDONED)
-    on((s.OPEN,), Report, _report, s.CLOSING, s.ABANDONED)
-    on((s.OPEN,), Commit, _commit, s.CLOSING, s.ABANDONED)
-    on((s.OPEN,), Dropped, _dropped, s.CLOSING, s.ABANDONED)
-    on((s.OPEN,), Overdue, _let_go, s.CLOSING, s.ABANDONED)
-    on((s.PLANNED,), Tick, _open, s.OPEN)
-    on((s.OPEN,), Tick, _tick, s.CLOSING, s.ABANDONED)
-    on((s.CLOSING,), Tick, _awaits_model)
-    on((s.CLOSING,), Published, _published, s.PUBLISHED)
-    on((*running, s.ABANDONED), Recovered, _recovered)
-    on((s.PUBLISHED,), Recovered, _recovered_published)
-    on(running, Cancelled, _cancelled, s.ABANDONED)
-    return table
-
-
-TABLE: Mapping[tuple[State, type], Entry] = _entries()
+    .on((_s.OPEN,), CheckIn, _check_in, _s.CLOSING, _s.ABANDONED)
+    .on((_s.OPEN,), Report, _report, _s.CLOSING, _s.ABANDONED)
+    .on((_s.OPEN,), Commit, _commit, _s.CLOSING, _s.ABANDONED)
+    .on((_s.OPEN,), Dropped, _dropped, _s.CLOSING, _s.ABANDONED)
+    .on((_s.OPEN,), Overdue, _let_go, _s.CLOSING, _s.ABANDONED)
+    .on((_s.PLANNED,), Tick, _open, _s.OPEN)
+    .on((_s.OPEN,), Tick, _tick, _s.CLOSING, _s.ABANDONED)
+    .on((_s.CLOSING,), Tick, _awaits_model)
+    .on((_s.CLOSING,), Published, _published, _s.PUBLISHED)
+    .on((*_RUNNING, _s.ABANDONED), Recovered, _recovered)
+    .on((_s.PUBLISHED,), Recovered, _recovered_published)
+    .on(_RUNNING, Cancelled, _cancelled, _s.ABANDONED)
+)
 """(state, event) → entry. An event that the table does not allow in a state changes nothing: its sender does not know yet that
 the round is over. The coordinator counts such events.
 """
@@ -979,5 +960,5 @@ the round is over. The coordinator counts such events.
 
 def decide(facts: Facts, event: Event) -> Decision:
     """Return the rows to write and the actions to carry out afterwards. This never raises, whatever a device sends."""
-    entry = TABLE.get((facts.round.state, type(event)))
-    return NOTHING if entry is None else entry.rule(facts, event)
+    rule = TABLE.rule(facts.round.state, event)
+    return NOTHING if rule is None else rule(facts, event)

@@ -340,8 +340,8 @@ class Coordinator:
 
     def _apply(self, rows: Rows, event: Event, facts: Facts) -> Decision:
         """Decide an event, and write the decision. An event that the table does not allow is counted."""
-        if (facts.round.state, type(event)) not in TABLE:
-            self.illegal[facts.round.state.value, type(event).__name__] += 1
+        if (name := TABLE.illegal(facts.round.state, event)) is not None:
+            self.illegal[facts.round.state.value, name] += 1
         decision = self._rules(facts, event)
         record(rows, decision, facts)
         return decision

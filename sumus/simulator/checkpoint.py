@@ -46,6 +46,7 @@ class Checkpoint:
         tallies: The tallies of these sums.
         start: The record of the measurement before round 1.
         best: The best model so far.
+        code: Digests of the user's code (`sumus.simulator.task_code`); empty in checkpoints of older versions.
     """
 
     identity: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Checkpoint:
     tallies: Mapping[int, RoundTally] = field(default_factory=dict[int, RoundTally])
     start: RoundRecord | None = None
     best: BestSoFar | None = None
+    code: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def write(self, folder: Path) -> Path:
         """Replace the folder's checkpoint in one step: a crash leaves either the old checkpoint or the new one, whole."""
@@ -67,6 +69,7 @@ class Checkpoint:
             "rounds": rounds,
             "executor": self.executor,
             "version": self.version,
+            "code": dict(self.code),
             "tallies": [(number, dataclasses.asdict(tally)) for number, tally in self.tallies.items()],
         }
         if self.start is not None:
@@ -125,7 +128,7 @@ def _decoded(tensors: dict[str, Array]) -> Checkpoint:
     tallies = {number: RoundTally.from_json(fields) for number, fields in head["tallies"]}
     start = RoundRecord.from_json(head["start"]) if "start" in head else None
     best = BestSoFar(*cast(tuple[str, int, float], tuple(head["best"])), trees["best"]) if "best" in head else None
-    executor, version = head["executor"], head["version"]
+    executor, version, code = head["executor"], head["version"], head.get("code", {})
     return Checkpoint(
-        head["identity"], state, trees["clients"], rounds, executor, version, pending, tallies, start, best
+        head["identity"], state, trees["clients"], rounds, executor, version, pending, tallies, start, best, code
     )

@@ -12,6 +12,7 @@ from sumus.metrics import Spread, is_lower_better, pooled, sums_of
 from sumus.rng import generator
 from sumus.simulator.populations.population import Population, as_population, sample
 from sumus.simulator.records import RoundRecord
+from sumus.simulator.surprises import notes_on_held_out
 from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Array, Tree
 from sumus.work import PERSONAL, ClientState
@@ -47,6 +48,8 @@ class Evaluator:
         self._central = (
             program.reader.convert("central held-out data", wanted.central) if wanted.central is not None else None
         )
+        if self._central is not None:
+            self.notes |= dict.fromkeys(notes_on_held_out(self._central[1]))
         self._unseen = as_population(wanted.unseen) if wanted.unseen is not None else None
         self._population = population
         if self._unseen is not None and (both := next((c for c in self._unseen if c in population), None)) is not None:

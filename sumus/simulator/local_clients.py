@@ -15,6 +15,7 @@ from sumus.simulator.prepared import PreparedRun
 from sumus.simulator.processes.share import ClientJob, ClientResult, Crew, Group, Sums, Trainer, public_seed
 from sumus.simulator.records import RoundTally
 from sumus.simulator.staffing import staff
+from sumus.simulator.surprises import notes_on_lengths
 from sumus.simulator.virtual_time.account import CountedReport
 from sumus.site import Site
 from sumus.storage.client_states import ClientStates
@@ -51,6 +52,7 @@ class LocalClients:
         self._trainer: Trainer = prepared.trainer
         self._crew: Crew = prepared.trainer
         self._how = ""
+        self._lengths: list[float] = []
 
     @property
     def how(self) -> str:
@@ -68,7 +70,8 @@ class LocalClients:
         self._prepared.program.moved |= dict.fromkeys(self._crew.look_again())
 
     def last_notes(self) -> Iterable[str]:
-        """Return notes on the clients that the executor could not train."""
+        """Return notes on the clients that the executor could not train, and on the lengths of their updates."""
+        yield from notes_on_lengths(self._plan.algorithm.update, self._lengths)
         if refused := getattr(self._trainer.executor, "refused", None):
             yield f"some clients were trained by autograd: {refused}"
 
@@ -198,6 +201,8 @@ class LocalClients:
         """Add notes for the user about a client's report."""
         plan, notes = self._plan, self._prepared.notes
         self._prepared.program.moved |= dict.fromkeys(result.moved)
+        if result.length is not None:
+            self._lengths.append(result.length)
         if result.became == "refused":
             notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
         cap = plan.algorithm.update.weight_cap or plan.sums.max_weight

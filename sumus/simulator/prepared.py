@@ -15,6 +15,7 @@ from sumus.simulator.edge_map import EdgeMap
 from sumus.simulator.populations.participation import joined_of
 from sumus.simulator.populations.population import Population, as_population
 from sumus.simulator.processes.share import RunSetting, Trainer
+from sumus.simulator.surprises import notes_on_attackers, notes_on_personal
 from sumus.simulator.virtual_time.traces import fleet_identity
 from sumus.task import Task
 from sumus.training.observed import expect_means, observe
@@ -103,7 +104,7 @@ def prepare(experiment: Experiment, device: str, skips: bool) -> PreparedRun:
     with at_client(client):
         expect_means(program, *examples)
     plan = experiment.plan.with_data(data)
-    joined = joined_of(population, experiment)
+    joined = joined_of(population.participation, population.ids, experiment)
     setting = RunSetting(plan, population, experiment.seed, AUTOGRAD.executor, skips, first)
     trainer = Trainer(setting, program)
     notes = dict.fromkeys(_notes(experiment, population, program, client, examples))
@@ -125,7 +126,9 @@ def _first_readable(program: Program, population: Population, skips: bool) -> tu
 def _notes(
     experiment: Experiment, population: Population, program: Program, client: Any, examples: tuple[Any, Any]
 ) -> Iterator[str]:
-    """Return notes for the user about the first client's examples."""
+    """Return notes for the user about the population, the evaluation, and the first client's examples."""
+    yield from notes_on_attackers(population)
+    yield from notes_on_personal(experiment.evaluate, program.description)
     if not program.reader.reads_alike(population, client):
         program.moved[examples_of(client)] = None
     evaluate, (inputs, targets) = experiment.evaluate, examples

@@ -27,6 +27,8 @@ from sumus.simulator.progress import Progress, Show
 from sumus.simulator.records import ReportCounts, RoundEvaluation, RoundRecord, RoundTally, RoundTraffic
 from sumus.simulator.run_folder import RunFolder
 from sumus.simulator.stopping import Stopping
+from sumus.simulator.surprises import notes_on_contributors
+from sumus.simulator.task_code import changed, digests_of
 from sumus.simulator.turnout import Turnout
 from sumus.simulator.virtual_time.account import CountedReport, Played
 from sumus.storage.client_states import ClientStates
@@ -52,7 +54,7 @@ class Simulation:
         self._prepared, self._folder, self._states = prepared, folder, states
         self._experiment, self._plan, self._program = prepared.experiment, prepared.plan, prepared.program
         self._stopped = ""
-        self.at = Checkpoint(prepared.identity(), self._first_state())
+        self.at = Checkpoint(prepared.identity(), self._first_state(), code=digests_of(prepared.experiment.plan))
         self._turnout = Turnout(prepared, sum(nbytes(tree) for tree in self.at.state.broadcast.values()))
         wanted, population = self._experiment.evaluate, prepared.population
         there = present_at(prepared.joined, 0, len(population))
@@ -129,7 +131,12 @@ class Simulation:
         earlier.check_same(self.at.identity, folder, self._experiment.rounds)
         with_keys = self._evaluation.with_keys
         start = None if earlier.start is None else with_keys(earlier.start)
-        earlier = replace(earlier, start=start, rounds=list(map(with_keys, earlier.rounds)))
+        if names := changed(earlier.code, self.at.code):
+            self._prepared.notes[
+                f"the code of {', '.join(names)} has changed since round {len(earlier.rounds)}, and the run goes on from there: "
+                "give Output(restart=True) (--restart) to train all rounds by the new code"
+            ] = None
+        earlier = replace(earlier, start=start, rounds=list(map(with_keys, earlier.rounds)), code=self.at.code)
         if wanted is None:
             return replace(earlier, best=None)
         if earlier.best is not None and earlier.best.metric != wanted:
@@ -313,7 +320,7 @@ class Simulation:
             notes[str(error)] = None
         notes |= self._evaluation.notes
         notes |= dict.fromkeys(notes_of(self._program.moved, MOST_NOTES))
-        notes |= dict.fromkeys(failures_of(rounds))
+        notes |= dict.fromkeys([*failures_of(rounds), *notes_on_contributors(self._plan, rounds)])
         best = self.at.best
         if rounds and self._stopping.improves(rounds[-1], best):  # measured out of its turn, as the last round is
             best = self._stopping.kept(rounds[-1], model)

@@ -25,7 +25,8 @@ from sumus.executors.witness import Witness
 from sumus.experiment import Experiment
 from sumus.fleet import PERFECT
 from sumus.http.limits import Limits, Rate
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.optimizers import ServerState
 from sumus.protocol.session import Floor
 from sumus.simulator.checkpoint import Checkpoint

@@ -340,6 +340,11 @@ def _remedy(error: Exception, targets: Tensor) -> str:
         return "memory ran out: lower batch_size= of the client's work, or take a smaller model"
     if targets.dtype == torch.int64 and ("long" in text or "int64" in text):
         return "a loss of real numbers takes real targets: give them as float32, or convert them in prepare="
+    if "more than 1 value per channel" in text:
+        return (
+            "BatchNorm cannot train on a batch of one example: choose a batch_size= that leaves no rest of one at any client, or "
+            "another norm, such as GroupNorm"
+        )
     return "try them on one batch alone, or convert the data in prepare="
 
 

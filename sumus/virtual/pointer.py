@@ -11,7 +11,7 @@ worker is deleted with the next request.
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sumus.errors import UsageError
 from sumus.virtual.messages import (
+    Ask,
     Backward,
     Call,
     Dtype,
@@ -37,8 +38,7 @@ from sumus.virtual.messages import (
 )
 from sumus.virtual.operations import DTYPE_NAMES, DTYPES, OPERATIONS, SPELLINGS, Operation, tensors_in
 
-if TYPE_CHECKING:
-    from sumus.virtual.worker import Worker
+A = TypeVar("A")
 
 _KNOWN_HERE = frozenset({
     "shape", "dtype", "device", "layout", "ndim", "itemsize", "nbytes", "is_sparse", "is_sparse_csr", "is_quantized", "is_meta",
@@ -62,11 +62,44 @@ class ValuesAndIndices(NamedTuple):
     indices: "Pointer"
 
 
+class PointerWorker(Protocol):
+    """The part of a worker that the pointers to its tensors use.
+
+    Attributes:
+        name: The worker's name.
+        gradients_changed: A number that grows with each request that may change a gradient at the worker.
+    """
+
+    name: str
+    gradients_changed: int
+
+    def ask(self, ask: Ask, wanted: type[A] | tuple[type[A], ...]) -> A:
+        """Send a request, and return its answer, which must be an instance of a wanted class."""
+        ...
+
+    def fetch(self, pointer: "Pointer") -> Tensor:
+        """Fetch the numbers of a tensor. The worker keeps its tensor."""
+        ...
+
+    def pointer(self, made: TensorMade) -> "Pointer":
+        """Return the pointer to a tensor at the worker. If a pointer already exists, the same pointer is returned."""
+        ...
+
+    def call_by(self, pointer: "Pointer | None", number: int | None = None) -> None:
+        """Make this pointer the one for its tensor at the worker. With None and the tensor's number, the next call makes a
+        new pointer."""
+        ...
+
+    def let_go(self, number: int) -> None:
+        """Delete a tensor at the worker with the next request."""
+        ...
+
+
 class _TensorHandle:
     """A pointer's hold on a tensor at a worker. When the pointer is freed, so is this object, and the tensor may be
     deleted."""
 
-    def __init__(self, worker: "Worker", number: int) -> None:
+    def __init__(self, worker: PointerWorker, number: int) -> None:
         self.worker, self.number = worker, number
 
     def __del__(self) -> None:
@@ -84,7 +117,7 @@ class Pointer(Tensor):
         id: The tensor's number there.
     """
 
-    worker: "Worker"
+    worker: PointerWorker
     id: int
     _handle: _TensorHandle
     _learns: bool
@@ -92,7 +125,7 @@ class Pointer(Tensor):
     _gradient: "tuple[int, Pointer | None]"
 
     @staticmethod
-    def __new__(cls: "type[Pointer]", worker: "Worker", made: TensorMade) -> "Pointer":
+    def __new__(cls: "type[Pointer]", worker: PointerWorker, made: TensorMade) -> "Pointer":
         make = cast(Callable[..., Pointer], Tensor._make_wrapper_subclass)
         pointer = make(cls, made.shape, dtype=DTYPES[made.dtype], device="cpu")
         pointer.worker, pointer.id, pointer._handle = worker, made.id, _TensorHandle(worker, made.id)
@@ -100,7 +133,7 @@ class Pointer(Tensor):
         pointer.now(made)
         return pointer
 
-    def __init__(self, worker: "Worker", made: TensorMade) -> None:
+    def __init__(self, worker: PointerWorker, made: TensorMade) -> None:
         super().__init__()
 
     def now(self, made: TensorMade) -> None:
@@ -328,7 +361,7 @@ def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return ValuesAndIndices(*(worker.pointer(made) for made in said.made))
 
 
-def _value(worker: "Worker", given: Any) -> Value:
+def _value(worker: PointerWorker, given: Any) -> Value:
     """Return an argument in the form in which it is sent."""
     match given:
         case Tensor():
@@ -354,7 +387,7 @@ def _value(worker: "Worker", given: Any) -> Value:
             raise PointerError(f"{given!r:.80} does not travel to a worker: give numbers, shapes, dtypes and pointers")
 
 
-def _same_place(worker: "Worker", tensor: Any) -> Pointer:
+def _same_place(worker: PointerWorker, tensor: Any) -> Pointer:
     """Return a tensor if it is a pointer at this worker; refuse any other tensor."""
     if not isinstance(tensor, Pointer):
         raise PointerError(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sumus.errors import UsageError
 from sumus.virtual import models
-from sumus.virtual.pointer import Pointer, PointerError
+from sumus.virtual.pointer import Pointer, PointerError, PointerWorker
 from sumus.virtual.worker import Worker, WorkerRefused
 
 _ABSENT = object()
@@ -79,7 +79,7 @@ def _move_tensor(self: Tensor, *workers: Worker) -> Pointer:
     return models.move(self, _one(workers))
 
 
-def _location_of_tensor(self: Tensor) -> Worker:
+def _location_of_tensor(self: Tensor) -> PointerWorker:
     """Return the worker where this tensor is."""
     if not isinstance(self, Pointer):
         raise PointerError("this tensor is here, and at no worker: it has no location")
@@ -123,7 +123,7 @@ def _move_module(self: nn.Module, *workers: Worker) -> nn.Module:
     return _send_module(_get_module(self), worker)
 
 
-def _location_of_module(self: nn.Module) -> Worker:
+def _location_of_module(self: nn.Module) -> PointerWorker:
     """Return the worker where this module is."""
     worker = next((_away(tensor).worker for tensor in _tensors(self)), None)
     if worker is None:

@@ -10,7 +10,7 @@ carol["inputs"]                                                a pointer to a te
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -40,9 +40,6 @@ from sumus.virtual.operations import DTYPE_NAMES
 from sumus.virtual.pointer import Pointer, PointerError
 from sumus.virtual.policy import Policy
 from sumus.virtual.workbench import Workbench, as_tensor
-
-if TYPE_CHECKING:
-    from sumus.virtual.torch_hook import TorchHook
 
 A = TypeVar("A")
 
@@ -184,11 +181,19 @@ class Worker:
         return ParticipantError(None, f"worker {self.name!r} says what is no answer ({error}): is it of this version?")
 
 
+class InstalledHook(Protocol):
+    """A `TorchHook`, as far as a worker uses it: only as a sign that the worker's name follows."""
+
+    def unhook(self) -> None:
+        """Restore torch."""
+        ...
+
+
 class VirtualWorker(Worker):
     """A worker in this process. It has the same kind of policy, and gets the same bytes, as a worker on another machine.
 
     Args:
-        name: Its name; or a `TorchHook`, as in PySyft 0.2, and then `id` is the name.
+        name: Its name; or a `TorchHook`, as in PySyft 0.2. In the second case, `id` is the name.
         tensors: Its own tensors, which are private like those of a device. Tensors that a caller sends belong to the
             caller.
         policy: The policy for callers.
@@ -197,7 +202,7 @@ class VirtualWorker(Worker):
 
     def __init__(
         self,
-        name: "str | TorchHook",
+        name: str | InstalledHook,
         tensors: Mapping[str, Tensor] | None = None,
         policy: Policy | None = None,
         id: str | None = None,

@@ -25,7 +25,8 @@ from sumus.node.node import Node
 from sumus.node.plane import plane_app
 from sumus.node.reading import BadReading
 from sumus.operations.commands import without_secret
-from sumus.operations.service import Service, Storage, open_service
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.server import objects
 from sumus.server.access import origin
 from sumus.storage.blobs import open_blobs

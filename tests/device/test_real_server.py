@@ -21,7 +21,8 @@ from sumus.device.store import FolderDeviceStore
 from sumus.device.training import Training
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.tls import enrolment_link, issue
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.plan import Plan
 from sumus.protocol.session import Floor
 from sumus.rng import generator
@@ -323,7 +324,7 @@ def test_a_device_is_forgotten_by_its_file(training: Training, tmp_path: Path) -
         assert said("forget", "--client", str(file), **data)[0].startswith("erased ")
         assert not (folder / "key").exists()
         assert devices_known(service) == 0
-    with pytest.raises(UsageError, match="which device"):
+    with pytest.raises(UsageError, match="no device is named"):
         said("forget")
 
 

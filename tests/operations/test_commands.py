@@ -17,9 +17,10 @@ from sumus.cli import app
 from sumus.errors import ExperimentError
 from sumus.http.listening import Listening
 from sumus.operations import commands
+from sumus.operations.policy import ServerPolicy
 from sumus.operations.progress import ServerOpened
 from sumus.operations.serve import Startup, run
-from sumus.operations.service import ServerPolicy, Storage
+from sumus.operations.stores import Storage
 from sumus.text import amount
 from sumus.transport.http import HttpTransport
 from tests.server.devices import ScriptedDevice, tiny, train_round

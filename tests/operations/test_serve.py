@@ -26,11 +26,13 @@ from sumus.http.listening import Listening, Planes, opened_at
 from sumus.operations import serve as serving_module
 from sumus.operations.commands import is_file_of_code
 from sumus.operations.options import priorities_of, without_secret
+from sumus.operations.policy import ServerPolicy
 from sumus.operations.progress import ServerOpened
 from sumus.operations.remote import Remote
 from sumus.operations.serve import Startup, bundles_of, run
 from sumus.operations.serve import _read as read_bundle  # pyright: ignore[reportPrivateUsage]
-from sumus.operations.service import ServerPolicy, Storage, open_service
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.operations.upkeep import EXIT_STUCK, keep_house, keys_turned, watch
 from sumus.server.access import Logins
 from sumus.transport.http import HttpTransport

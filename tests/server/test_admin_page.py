@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from sumus.operations.service import ServerPolicy, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.server.access import Access
 from sumus.server.admin_plane import admin_app
 from sumus.server.status import AboveStatus, in_short

@@ -13,7 +13,8 @@ import pytest
 from sumus.aggregate import Update
 from sumus.http import bodies
 from sumus.http.limits import Limits, Rate
-from sumus.operations.service import ServerPolicy, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
 from sumus.server.openapi import openapi
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer

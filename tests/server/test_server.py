@@ -15,7 +15,9 @@ import pytest
 import sumus
 from sumus.errors import ExperimentError
 from sumus.evaluation import evaluation_report
-from sumus.operations.service import ServerPolicy, Service, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.plan import Plan
 from sumus.rounds.run import cancel_newest
 from sumus.rounds.stages import ClearReport

@@ -14,7 +14,8 @@ import sumus
 from sumus.device.words import WAITS
 from sumus.evaluation import evaluation_report
 from sumus.operations.display import shown
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.server.evaluation import Evaluating
 from sumus.server.refusals import WORDS, Refusals
 from sumus.server.status import CLEAR_MODE, ServerStatus, look

@@ -9,7 +9,8 @@ from sumus.errors import ExperimentError
 from sumus.node.reading import Reading
 from sumus.node.readings import Readings
 from sumus.operations.backup import back_up, restore
-from sumus.operations.service import Storage, open_service
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.protocol.rows import changed
 from sumus.storage.files import network_disk
 from sumus.storage.sql import SqlStore

@@ -13,7 +13,8 @@ from sumus.device.options import ServerConnection
 from sumus.edge.edge import open_edge
 from sumus.errors import UsageError
 from sumus.http.tls import Certificates, enrolment_link, issue
-from sumus.operations.service import Service, Storage, open_service
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.transport.http import HttpTransport
 from sumus.transport.outbound import proxy_to
 from sumus.transport.transport import Unreachable

@@ -30,7 +30,12 @@ Collusion = Callable[["Sequence[Trained]", int], "Iterable[Trained]"]
 
 
 class AttackedPopulation(Population):
-    """A population whose `attackers` hold changed examples, or send changed updates."""
+    """A population whose `attackers` hold changed examples, or send changed updates.
+
+    Attributes:
+        attackers: The clients that attack.
+        share: The share of the clients that are to attack; `attackers` is empty if this share is no whole client.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class AttackedPopulation(Population):
         examples: Callable[[Any, Examples], Examples],
         collude: Collusion,
         described: str,
+        share: float,
     ) -> None:
         super().__init__(
             people.ids, lambda client: examples(client, people[client]) if client in attackers else people[client]
@@ -49,6 +55,7 @@ class AttackedPopulation(Population):
         self._examples = examples
         self._collude = collude
         self._described = described
+        self.share = share
 
     @property
     def described(self) -> str:
@@ -57,7 +64,7 @@ class AttackedPopulation(Population):
 
     def _only(self, clients: list[Any]) -> Population:
         part, mine = self._people.subset(clients), self.attackers & frozenset(clients)
-        some = AttackedPopulation(part, mine, self._examples, self._collude, self._described)
+        some = AttackedPopulation(part, mine, self._examples, self._collude, self._described, self.share)
         some.participation = self.participation.of(frozenset(clients))
         return some
 
@@ -185,7 +192,7 @@ def _attacked(
     described = f"{attack} by {share} of them, seed {seed}"
     chosen = generator(seed, "attackers").permutation(len(people))[: round(share * len(people))]
     return AttackedPopulation(
-        people, frozenset(people.pick(int(index)) for index in chosen), examples, collude, described
+        people, frozenset(people.pick(int(index)) for index in chosen), examples, collude, described, share
     )
 
 

@@ -8,7 +8,7 @@ people.weighed({"ada": 3, "bob": 1})     whole numbers in place of the numbers o
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from sumus.experiment import Experiment
 from sumus.rng import generator
 from sumus.spec import canonical_json
 from sumus.types import Array, plain_number
-
-if TYPE_CHECKING:
-    from sumus.simulator.populations.population import Population
 
 PerClient = Mapping[Any, int] | Callable[[Any], int]
 """A whole number for each client: by id, or as a function of the id."""
@@ -150,12 +147,18 @@ class Passes:
         return taken
 
 
-def joined_of(population: "Population", experiment: Experiment) -> Array | None:
+def joined_of(who: Participation, clients: Sequence[Any], experiment: Experiment) -> Array | None:
     """Return the first round of each client (`Participation.joined`).
 
-    Raises ExperimentError for participation that the experiment does not support.
+    Args:
+        who: The participation of the clients.
+        clients: The ids of all clients of the population, in order.
+        experiment: The experiment in which they take part.
+
+    Raises:
+        ExperimentError: The experiment does not support this participation.
     """
-    who, plan, fleet = population.participation, experiment.plan, experiment.fleet
+    plan, fleet = experiment.plan, experiment.fleet
     if (who.in_passes or who.joins is not None) and not fleet.waits:
         raise ExperimentError(
             "in_passes() and joining() say who is asked, and with Fleet(waits=False) devices come by themselves: leave one of "
@@ -166,11 +169,11 @@ def joined_of(population: "Population", experiment: Experiment) -> Array | None:
             f"{plan.algorithm.aggregator!r} weighs all clients alike, so that weighed() would do nothing: leave it out, or "
             "weigh by examples"
         )
-    if (named := by_id(who.weights)) is not None and len(named) < len(population):
-        missing = next(client for client in population if client not in named)
+    if (named := by_id(who.weights)) is not None and len(named) < len(clients):
+        missing = next(client for client in clients if client not in named)
         raise ExperimentError(f"weighed() does not name client {missing!r}: give every client a weight")
-    joined = who.joined(population.ids)
-    there = len(present_at(joined, 0, len(population)))
+    joined = who.joined(clients)
+    there = len(present_at(joined, 0, len(clients)))
     if there < plan.pacing.cohort:
         raise ExperimentError(
             f"a cohort of {plan.pacing.cohort} is larger than the {there} clients that are there in round 1: lower "

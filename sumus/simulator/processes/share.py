@@ -21,9 +21,11 @@ from sumus.executors.witness import Witness
 from sumus.plan import Plan
 from sumus.rng import generator_of, key
 from sumus.simulator.populations.population import Population
+from sumus.simulator.surprises import clip_to_measure
 from sumus.training.program import Program
 from sumus.tree import sha256
 from sumus.types import Broadcast
+from sumus.update.clip import global_norm
 from sumus.work import ClientState, ClientWork
 
 ELSEWHERE = (
@@ -113,6 +115,7 @@ class ClientResult:
         alone: The report as an aggregate of one, if the aggregator needs each update; else the report is in the share's sum.
         why: The reason of a failure.
         moved: `Program.moved` of the process in which the client was trained.
+        length: The L2 norm of the update as the chain's clip gets it, measured in round 1; None if it was not measured.
     """
 
     client: Any
@@ -125,6 +128,7 @@ class ClientResult:
     alone: Aggregate | None = None
     why: str = ""
     moved: tuple[str, ...] = ()
+    length: float | None = None
 
     @property
     def settled(self) -> "ClientResult":
@@ -357,7 +361,14 @@ class Trainer:
             if one.client not in setting.population.attackers:
                 raise
             became = "refused"
-        moved = tuple(self.program.moved)
+        moved, length = tuple(self.program.moved), self._length(one, weight) if number == 0 else None
         return ClientResult(
-            one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, moved=moved
+            one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, "", moved, length
         )
+
+    def _length(self, one: Trained, weight: int) -> float | None:
+        """Return the L2 norm of an update as the chain's clip gets it; None if there is no clip."""
+        update, params = self._setting.plan.algorithm.update, one.parts.get("params")
+        if params is None or clip_to_measure(update) is None:
+            return None
+        return global_norm(params) * min(weight, update.weight_cap or 1)
