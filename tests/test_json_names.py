@@ -55,7 +55,7 @@ def test_the_first_name_that_stands_twice(text: str, found: tuple[str, int] | No
     ],
 )
 def test_a_reading_that_says_a_name_twice_is_refused(body: str) -> None:
-    with pytest.raises(BadReading, match="the name 'label' appears twice in one object: which of the two"):
+    with pytest.raises(BadReading, match="the name 'label' appears twice in one object: keep one of the two"):
         read_json(body.encode())
     with pytest.raises(BadReading, match="'label' appears twice"):
         _readings_of(SimpleNamespace(topic="home/1", payload=body.encode()))

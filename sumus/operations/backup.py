@@ -89,9 +89,11 @@ def restore(folder: Path, storage: Storage) -> BackupContents:
         ExperimentError: The backup is incomplete, or the server's folder has a database.
     """
     if not (folder / ABOUT).exists():
-        raise ExperimentError(f"{folder} is no whole backup: give what `sumus backup -o` made")
+        raise ExperimentError(f"{folder} is not a complete backup: give the folder that `sumus backup -o` made")
     if storage.data is None or storage.database is not None:
-        raise ExperimentError("a backup is put into a folder: give the server's, without a database's URL")
+        raise ExperimentError(
+            "a backup is restored into a folder: give the server's folder, without the URL of a database"
+        )
     make_private(storage.data)
     with ExitStack() as held:
         try:
@@ -115,7 +117,7 @@ def restore(folder: Path, storage: Storage) -> BackupContents:
             sync(storage.data)
         except OSError as error:
             raise ExperimentError(
-                f"{storage.data} cannot be written: {error.strerror or error}; see to its disk"
+                f"{storage.data} cannot be written: {error.strerror or error}; check its disk"
             ) from error
     return BackupContents(tasks, objects, nbytes, reconcile(storage))
 

@@ -143,7 +143,7 @@ def test_a_server_that_answers_so_was_not_reached() -> None:
 
         def close(self) -> None: ...
 
-    with pytest.raises(Unreachable, match="not as a sumus server does"):
+    with pytest.raises(Unreachable, match="is not one of a sumus server"):
         Requests(Server(), bytes(32)).enrol("token")
 
 
@@ -185,7 +185,7 @@ def test_an_address_that_is_none_is_said_in_a_sentence(rest: str) -> None:
 
 
 def test_a_database_s_address_that_is_none_is_said_in_a_sentence() -> None:
-    with pytest.raises(UsageError, match="--database is no URL"):
+    with pytest.raises(UsageError, match="--database is not a URL"):
         without_secret("postgresql://[")
 
 

@@ -141,7 +141,7 @@ def test_a_restore_disturbs_nothing(tmp_path: Path, grown: tuple[list[ScriptedDe
             restore(backup, Storage(data))
         with pytest.raises(ExperimentError, match="another server runs"):
             reconcile(Storage(data))
-    with pytest.raises(ExperimentError, match="is no whole backup"):
+    with pytest.raises(ExperimentError, match="is not a complete backup"):
         restore(tmp_path, Storage(tmp_path / "other"))
     with pytest.raises(ExperimentError, match="give the backup a new folder"):
         back_up(Storage(data), backup)

@@ -383,7 +383,7 @@ def test_whoever_asks_the_wrong_place_is_told_which_it_is(tmp_path: Path) -> Non
     logins = Logins(tmp_path / "config")
     with pytest.raises(ExperimentError, match="not logged in .*sumus admin login"):
         Remote(running.opened.admin_url, logins).ask("GET", "/v1/admin/status")
-    with pytest.raises(ExperimentError, match="not the admin's address"):
+    with pytest.raises(ExperimentError, match="not the admin address"):
         Remote(running.opened.url, logins).ask("GET", "/v1/admin/status")
     with pytest.raises(UsageError, match="a login link is a secret"):
         Remote(running.opened.login, logins)
@@ -392,7 +392,7 @@ def test_whoever_asks_the_wrong_place_is_told_which_it_is(tmp_path: Path) -> Non
     remote = Remote(running.opened.admin_url, logins)
     remote.log_in(running.opened.login)
     assert remote.ask("GET", "/v1/admin/status")["population"] == "default"
-    with pytest.raises(ExperimentError, match="says no: tiny has no version 9 yet: its newest is 0"):
+    with pytest.raises(ExperimentError, match="refused the request: tiny has no version 9 yet: its newest is 0"):
         remote.ask("POST", "/v1/admin/models/tiny/promote", {"version": 9})
     with pytest.raises(ExperimentError, match="used before, or has expired"):
         remote.log_in(running.opened.login)

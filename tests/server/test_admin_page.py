@@ -23,7 +23,7 @@ from tests.services import missing
 from tests.transport.echoing import listening
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-AWAY = "http://198.51.100.7:8080 cannot be reached: no network leads there; what was added is kept, and sent later"
+AWAY = "http://198.51.100.7:8080 cannot be reached: no network leads there; the sums are kept, and sent later"
 
 
 def seen(url: str, home: Path) -> str:

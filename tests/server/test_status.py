@@ -191,7 +191,9 @@ def test_what_devices_refused_is_said_in_words_and_counts_each_device_once(
         )
         assert {other.why for other in others} <= {"resting"}
         text = printed(it.now(), capsys)
-        assert "in the last 10 minutes took no part:\n    tiny train: 2 devices: already took part in" in text
+        assert (
+            "devices that took no part in the last 10 minutes:\n    tiny train: 2 devices: already took part in" in text
+        )
 
 
 @pytest.mark.parametrize(
