@@ -160,37 +160,38 @@ def _call_client_app(
 ) -> Any:
     """Train or measure by a function of a ClientApp."""
     try:
-        from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict  # pyright: ignore
-        from flwr.app.metadata import Metadata  # pyright: ignore
-        from flwr.supercore.date import now  # pyright: ignore
+        import flwr.app as records  # pyright: ignore
+        import flwr.app.metadata as described  # pyright: ignore
+        import flwr.supercore.date as date  # pyright: ignore
     except ImportError as error:
         raise UsageError(
             f"the functions of a ClientApp need flwr, and it cannot be imported here ({error}): pip install flwr, or give a "
             "client_fn that makes a NumPyClient"
         ) from error
-    content = RecordDict({"arrays": ArrayRecord(state), "config": ConfigRecord(setting.config_of(about))})
+    own, parts, clock = cast(Any, records), cast(Any, described), cast(Any, date)
+    arrays, config = own.ArrayRecord(state), own.ConfigRecord(setting.config_of(about))
     # a Message without metadata can only be made inside a task of Flower's own runtime
-    metadata = Metadata(0, "", 1, 1, "", "", now().timestamp(), 3600.0, kind, None, None)
-    message: Any = Message(content, metadata=metadata)
-    context: Any = Context(0, 1, setting.node_config(about), RecordDict(), dict(setting.run_config))
+    metadata: Any = parts.Metadata(0, "", 1, 1, "", "", clock.now().timestamp(), 3600.0, kind, None, None)
+    message: Any = own.Message(own.RecordDict({"arrays": arrays, "config": config}), metadata=metadata)
+    context: Any = own.Context(0, 1, setting.node_config(about), own.RecordDict(), dict(setting.run_config))
     context.examples = examples
     reply: Any = function(message, context)
     _expect_nothing_kept(context.state)
     if reply.has_error():
         raise UsageError(f"its reply is an error: {reply.error}")
-    records: Any = reply.content
+    content: Any = reply.content
     metrics: dict[str, Any] = {
-        name: value for record in records.metric_records.values() for name, value in record.items()
+        name: value for record in content.metric_records.values() for name, value in record.items()
     }
     if "num-examples" not in metrics:
         raise UsageError('its reply has no metric "num-examples", which Flower\'s FedAvg asks for: add it')
     count = int(metrics["num-examples"])
     if kind == "evaluate":
         return count, setting.means(metrics)
-    arrays = list(records.array_records.values())
-    if len(arrays) != 1:
-        raise UsageError(f"its reply has {len(arrays)} ArrayRecords: reply with one, of the model's state dict")
-    return arrays[0].to_torch_state_dict(), count, setting.means(metrics)
+    given = list(content.array_records.values())
+    if len(given) != 1:
+        raise UsageError(f"its reply has {len(given)} ArrayRecords: reply with one, of the model's state dict")
+    return given[0].to_torch_state_dict(), count, setting.means(metrics)
 
 
 def _expect_nothing_kept(state: Any) -> None:
