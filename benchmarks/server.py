@@ -38,7 +38,8 @@ from benchmarks.server_load.devices import Device
 from benchmarks.server_load.generator import Load
 from benchmarks.server_load.served import Job, Process, bundle, bundles, enrol, process
 from sumus.aggregate import Update
-from sumus.operations.service import Storage, open_service
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.protocol.round import DeviceRow as ProtocolDevice
 from sumus.protocol.round import Session
 from sumus.rounds.run import DeviceCheckIn

@@ -1,4 +1,4 @@
-"""A device's update is an aggregate of one.
+"""A device's update is an aggregate with one contributor.
 
     total = hop.count_in(alice).merge(hop.count_in(bob)).merge(edge.total)
 
@@ -7,8 +7,9 @@ contributors, and metrics. This makes several things possible: edges of edges, r
 (a partial sum is a checkpoint) and asynchronous rounds (a buffer is a sum). Integer sums do not depend on order or topology,
 so all of these give the same bits.
 
-An `Update` is a device's report, in floats or narrow codes. The first hop (sumus/first_hop.py) turns it into an `Aggregate`
-of one. A `Part` says how an update is weighted and what the sum is divided by. The `Aggregator` divides.
+An `Update` is a device's report, in floats or narrow codes. The first hop (sumus/first_hop.py) turns it into an
+`Aggregate` with one contributor, called an aggregate of one. A `Part` says how an update is weighted and what the sum
+is divided by. The `Aggregator` divides.
 """
 
 import math
@@ -29,7 +30,7 @@ BUFFERS = "buffers"
 """The part of shared leaves without a gradient (running statistics): averaged, outside of transforms and optimizers."""
 
 WIDEST = 2.0**16
-"""A part's bound that is as wide as this does not limit updates. It only says how large sums can become."""
+"""A part with a bound of at least this size counts as unbounded: the bound limits only the size of sums, and no update."""
 
 
 # ── what is sent, and what it is divided by ──────────────────────────────────────────────────────────────────────────
@@ -59,14 +60,15 @@ class Part:
         name: The part's name.
         content: "leaves" (a tree like the model's shared leaves with a gradient), "scalar": `{"": number}`, or "bins":
             vectors that hold a single 1, or only zeros.
-        weight: The integer that multiplies a client's contribution: its "examples", 1 for "uniform", or the weight that a
-            rule of `sumus.staleness` gives, in units of 1/1024, which the denominators count too.
+        weight: The integer that multiplies a client's contribution: the number of its examples ("examples"), 1
+            ("uniform"), or the weight from a rule of `sumus.staleness`, in units of 1/1024. Denominators are counted in
+            the same units.
         denominator: What the sum is divided by: the sum of the weights ("weight"), the number of contributors ("count"), the
             number of devices ("population"), or a `Fixed` number.
         transformed: Whether leaves go through the algorithm's chain; scalars never do.
         bound: The largest |value| that is accepted; None to use the bound of the plan's sums.
-        cap: The most examples that a client's weight counts; None to use the limit of the plan's sums.
-        least: The smallest value that is accepted; None for −bound. Only scalars may have one.
+        cap: The largest number of examples that counts towards a client's weight; None to use the limit of the plan's sums.
+        least: The smallest value that is accepted; None for −bound. Only scalars may have a smallest value.
     """
 
     name: str
@@ -126,7 +128,7 @@ class Part:
 
         Args:
             examples: The client's examples.
-            cap: The most examples that count.
+            cap: The largest number of examples that counts.
             staleness: How many versions old the model was that the client trained on.
         """
         if isinstance(self.weight, Staleness):
@@ -174,7 +176,7 @@ class Update:
         return sum(nbytes(tree) for tree in self.parts.values())
 
 
-# ── the monoid ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the sum ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ class Aggregate:
         )
 
     def slots(self) -> dict[str, Array]:
-        """Write the sum as one flat tree: `sum/PART/LEAF`, `weight/PART`, `count`, `metric/NAME`."""
+        """Return the sum as one flat tree with the names `sum/PART/LEAF`, `weight/PART`, `count` and `metric/NAME`."""
         flat = {f"sum/{part}/{leaf}": array for part, tree in self.sums.items() for leaf, array in tree.items()}
         flat |= {f"weight/{part}": array for part, array in self.weights.items()}
         flat |= {f"metric/{name}": array for name, array in self.metrics.items()}
@@ -219,7 +221,7 @@ class Aggregate:
 
     @staticmethod
     def from_slots(slots: Tree) -> "Aggregate":
-        """Read a sum from its slots: the inverse of `slots`."""
+        """Make a sum from such a flat tree: the inverse of `slots`."""
         sums: dict[str, dict[str, Array]] = {}
         groups: dict[str, dict[str, Array]] = {"weight": {}, "metric": {}}
         for name, array in slots.items():
@@ -241,7 +243,7 @@ class Aggregate:
 
 
 def check_same_shape(left: Aggregate, right: Aggregate) -> None:
-    """Raise an error if two sums belong to different plans, so that they are not added."""
+    """Raise ParticipantError if two sums belong to different plans, because such sums must not be added."""
     mine, theirs = _layouts(left.sums), _layouts(right.sums)
     if mine != theirs:
         raise ParticipantError(None, f"the parts of two sums differ ({mine} and {theirs}): not of one plan")
@@ -255,7 +257,7 @@ def _merge_metrics(mine: Tree, theirs: Tree) -> dict[str, Array]:
 
 
 class RunningSum:
-    """A sum that grows in place: a round needs the memory of one such sum, however many clients it has."""
+    """A sum that grows in place. A round needs the memory of one such sum, for any number of clients."""
 
     def __init__(self) -> None:
         self._total = Aggregate()
@@ -299,7 +301,7 @@ class RunningSum:
         self._total = Aggregate(total.sums, weights, np.add(total.count, other.count), metrics)
 
     def _hold(self, vectors: dict[str, Array], like: Aggregate) -> None:
-        """Take over the counts of an aggregate, and these vectors as its sums."""
+        """Store these vectors as the sums, with the weights, the count and the metrics of an aggregate."""
         self._vectors, self._total = vectors, replace(like, sums=views(vectors, like.sums))
 
     @property
@@ -326,7 +328,7 @@ def _layouts(trees: Mapping[str, Tree]) -> dict[str, dict[str, tuple[int, ...]]]
 
 
 Contribution: TypeAlias = Mapping[str, Tree]
-"""One client's parts as the server would see them alone: transforms undone, not weighted, float64."""
+"""One client's parts as float64, with transforms undone, and not multiplied by weights."""
 Centre: TypeAlias = Callable[[Sequence[Contribution], Mapping[str, Sequence[int]]], Contribution]
 
 
@@ -340,13 +342,14 @@ class Aggregator(Value):
         centre: (a list of every client's trees by part; for each part, every client's weight) → trees that are used in place
             of the weighted mean. An aggregator with a centre (median, Krum) needs each update on its own, and cannot work on
             a sum.
-        longest: (for each part, the client's share of the weight and the longest L2 norm of its update) → how far the client
-            can move the combined `params`. None if this is not known; a plan for devices is then refused.
-        chosen: For an aggregator that chooses among updates, which has no `longest`: (contributors) → the largest share of the
-            result that one update can have, and how many times as long as the longest update the result can be. Both hold for
-            any round with at least this number of contributors. Each single number of the result lies between the smallest
-            and the largest number that was sent.
-        least: The fewest contributors; a round with fewer is void.
+        longest: (for each part, the client's share of the weight and the largest L2 norm of its update) → the largest
+            L2 norm by which the client can move the combined `params`. None if this is not known; a plan for devices is
+            then refused.
+        chosen: For an aggregator that chooses among updates, which has no `longest`: (contributors) → the largest share
+            of the result that one update can have, and the largest ratio of the result's norm to the largest norm of an
+            update. Both hold for any round with at least this number of contributors. Each single number of the result
+            lies between the smallest and the largest number that was sent.
+        least: The smallest number of contributors; a round with fewer makes no model.
         one_by_one: Whether the model travels from client to client: every update is a round of its own, and the next client
             continues from its result.
     """

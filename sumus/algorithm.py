@@ -1,4 +1,4 @@
-"""The algorithm: four answers, and the device's and the server's half of a round that follow from them.
+"""The algorithm: answers to four questions, and the device's and the server's half of a round that follow from them.
 
     what does a client do?                     client       `ClientWork`        sumus/work.py
     what happens to its update on the way?     update       `Transform`         sumus/update/
@@ -88,9 +88,7 @@ class Algorithm:
                 raise PlanError("parts-match", what.format(sorted(wanted), sorted(given)) + ": they must go together")
 
     def parts(self, task: Description) -> tuple[Part, ...]:
-        """Return the parts that a client sends: the aggregator's and, if the task has buffers, `buffers`. Buffers are
-        averaged by the weights of `params`, whatever `params` is divided by.
-        """
+        """Return the parts that a client sends: the aggregator's, and `buffers`, weighted like `params`, if there are any."""
         params = next(part for part in self.aggregator.parts if part.name == "params")
         bound = self.update.buffer_bound
         buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False, bound=bound, least=None)
@@ -102,8 +100,8 @@ class Algorithm:
         """Return the first hop: what an edge or a server needs in order to check and count updates.
 
         Args:
-            rounds: The number of rounds of its own that an edge sums up.
-            metric_cap: The most predictions that a client's metrics count; None for any number.
+            rounds: The number of an edge's own rounds that one of its sums covers.
+            metric_cap: The largest number of predictions that counts in a client's metrics; None for any number.
         """
         parts, metrics = self.parts(task), ("loss", *task.metrics)
         layouts = tuple(tuple(sorted(self._sent(part, task).items())) for part in parts)
@@ -175,6 +173,8 @@ class Algorithm:
         Raise ParticipantError if the sum has more contributors than planned.
 
         Args:
+            total: The sum of a round.
+            sums: The conversion of the plan's floats into integers.
             seed: The round's public seed.
             population: The number of clients, for parts that are divided by it.
 
@@ -182,7 +182,7 @@ class Algorithm:
             Float64 trees by part; empty if there are too few contributors, or if a divisor is zero.
         """
         if self.aggregator.needs_each_update:
-            raise UsageError(f"{self.aggregator!r} works on no sum: give every update apart, to combine_each")
+            raise UsageError(f"{self.aggregator!r} cannot work on a sum: give each update separately, to combine_each")
         if int(total.count) > sums.max_count:
             raise ParticipantError(
                 None, f"a sum of {int(total.count)}, planned for {sums.max_count}: it may have overflowed"
@@ -195,8 +195,8 @@ class Algorithm:
     def combine_each(
         self, ones: Sequence[Aggregate], task: Description, sums: FixedPoint, seed: bytes, population: int
     ) -> Mapping[str, Tree]:
-        """Combine aggregates of one as `combine` does, for an aggregator that needs every update on its own. Its
-        `centre` takes the place of the weighted mean: multiplied by the summed weight, it is divided like a sum.
+        """Combine the updates of a round as `combine` does, for an aggregator that needs each update separately. The
+        aggregator's `centre` replaces the weighted mean. It is multiplied by the summed weight, and divided like a sum.
         """
         centre = self.aggregator.centre
         if centre is None or len(ones) < max(1, self.aggregator.least):
@@ -227,17 +227,17 @@ class Algorithm:
         rounds: int,
         rounding: Mapping[str, Tree],
     ) -> Aggregate:
-        """Make the sum that a site sends: `combine` gives `moved` again from it, up to rounding.
+        """Make the sum that a site sends. `combine` computes `moved` from this sum, up to rounding.
 
-        A value that exceeds its bound only by its rounding is reduced to the bound; single codes are limited, as on a
-        device. Raise BeyondBoundError if the sum is larger than `count` reports can add up to.
+        A value that exceeds its bound only by its rounding is reduced to the bound. Each integer code is limited, as on
+        a device. Raise BeyondBoundError if the sum is larger than `count` reports can add up to.
 
         Args:
             moved: How far the site's model has moved, as float64 trees by part.
             metrics: The sums of the metrics, as integers.
             seed: The public seed of the round of the server above.
             rounds: The number of the site's rounds that have moved the model.
-            rounding: The most by which rounding the model has moved each number.
+            rounding: For each number of the model, the largest amount by which rounding has changed it.
         """
         hop = self.first_hop(task, sums, rounds)
         summed: dict[str, Tree] = {}
@@ -261,8 +261,8 @@ class Algorithm:
     def step(self, combined: Mapping[str, Tree], state: ServerState, task: Description) -> ServerState:
         """Take the server optimizer's step, and average the buffers. If nothing was combined, the state does not change.
 
-        The step takes no number of a `positive` buffer below `LEAST_POSITIVE`; a number that was already below does not
-        fall. Raise UsageError if the next broadcast would not be finite, or would have other leaves, shapes or dtypes.
+        The step lowers no number of a `positive` buffer to less than `LEAST_POSITIVE`, or further if it was smaller before.
+        Raise UsageError if the next broadcast would not be finite, or would have other leaves, shapes or dtypes.
         """
         if not combined:
             return state
@@ -295,7 +295,7 @@ class Algorithm:
             released = dict(self.server.release(state))
         return {**released, **state.broadcast.get(BUFFERS, {})}
 
-    # ── a part's way ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── a part's transforms ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _transform(
         self, client: object, part: str, tree: Tree, examples: int, seed: bytes, rng: np.random.Generator | None
@@ -340,10 +340,12 @@ class Algorithm:
     def _lifted(
         self, part: Part, values: Tree, rounding: float, rounds: int, hop: FirstHop, task: Description, seed: bytes
     ) -> tuple[Tree, float]:
-        """Lift a part to a site's sum. Return it with the largest L2 norm that rounding has added to it, in units of the sum.
+        """Convert a part of a site's model into a part of its sum, by `lift`. Return the part, and the largest L2 norm that
+        rounding has added to it, in units of the sum.
 
-        `rounding`: the L2 norm that rounding the model has added to `values`, in parameters. `rounds`: the number of
-        rounds in which devices' numbers were rounded to integers, times the divisor.
+        Args:
+            rounding: The L2 norm that rounding has added to `values`, in parameters.
+            rounds: The number of rounds in which devices' numbers were rounded to integers, times the divisor.
         """
         bits = 0 if hop.code_bits is not None else hop.sums.bits(part)
         with own_code("lift", self.update, "it must give a tree of arrays by name"):
@@ -389,7 +391,9 @@ def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None
 
 
 def _room(rounding: Tree, by: int, unit: float, rounds: int) -> Tree:
-    """Bound, in units of the sum, how far rounding has moved each number of a site's sum, for a part that is not in the chain.
+    """Return the largest amount by which rounding has changed each number of a site's sum, for a part outside the chain.
+
+    The amounts are in units of the sum.
 
     In each round, rounding also moved the mean of the devices' numbers, by half a unit. One more unit covers the
     rounding of these amounts and of the sum's own whole numbers.

@@ -29,7 +29,7 @@ def array_of(values: Any) -> Array:
     """Convert a column, a table or a list to an array. An array is returned unchanged.
 
     Args:
-        values: The values, one row an example.
+        values: The values, one row per example.
 
     Returns:
         An array of the same values.
@@ -73,7 +73,7 @@ def stacked(rows: Sequence[Array], axis: int = 0, names: Sequence[str] = ()) -> 
     first = rows[0]
     for name, row in zip(called, rows, strict=True):
         if row.shape != first.shape:
-            raise ValueError(f"{name} is of shape {row.shape}, and {called[0]} of {first.shape}")
+            raise ValueError(f"{name} has shape {row.shape}, but {called[0]} has shape {first.shape}")
         if _kind(row) != _kind(first):
             raise ValueError(f"{name} is {_kind(row)}{_shown(row)}, and {called[0]} is {_kind(first)}{_shown(first)}")
     whole = np.stack(rows, axis)
@@ -87,7 +87,7 @@ def numbers_of(values: Any) -> Array:
     """Convert values to an array as `array_of` does, and refuse values that are not numbers. A text of digits is not a number.
 
     Args:
-        values: The values, one row an example.
+        values: The values, one row per example.
 
     Returns:
         An array of numbers or truth values.
@@ -101,7 +101,7 @@ def numbers_of(values: Any) -> Array:
     for place, value in np.ndenumerate(array):
         if array.dtype.kind != "O" or not _is_number(value):
             plain = value.item() if hasattr(value, "item") else value
-            raise ValueError(f"{where(place)} holds {_kind_of(value)} ({plain!r:.60}), which is no number")
+            raise ValueError(f"{where(place)} holds {_kind_of(value)} ({plain!r:.60}), which is not a number")
     raise ValueError("numbers are kept as objects: give an array of one dtype, such as float32")
 
 
@@ -146,7 +146,7 @@ def ids_of(by: Any) -> list[Any] | Array:
 
 
 def first_changed(before: Array, after: Array) -> tuple[int, ...] | None:
-    """Find the first whole number from 2^24 on that a conversion has changed.
+    """Find the first whole number that a conversion has changed, among those with an absolute value of at least 2^24.
 
     Returns:
         The number's position; None if there is none.

@@ -30,8 +30,8 @@ from sumus.text import printable_lines
 class SumusError(Exception):
     """Base class of every exception that sumus raises on purpose.
 
-    It can be pickled, so it crosses process boundaries with all its attributes. Its text is safe to show, even though
-    messages quote text that somebody else wrote, such as names of files and leaves, or answers of other machines.
+    It can be pickled, so it crosses process boundaries with all its attributes. Messages may quote text from outside,
+    such as names of files and leaves, or responses of other machines. The error's text is escaped, so it is safe to show.
 
     Attributes:
         history: If the error ended a run, the history up to the last complete round; else None.
@@ -118,7 +118,7 @@ EXTRAS: Mapping[str, str] = {
 
 
 def needs(error: ModuleNotFoundError, of: str = "") -> str:
-    """Say what to install for a module that is missing.
+    """Return a message that names what to install for a missing module.
 
     Args:
         error: The failed import.
@@ -132,7 +132,7 @@ def needs(error: ModuleNotFoundError, of: str = "") -> str:
 
 
 def unread(error: BaseException) -> str:
-    """Say why a file cannot be read or written, without Python's own wording around the reason."""
+    """Return the reason why a file cannot be read or written, without the text that Python puts around it."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not text in UTF-8"
     if isinstance(error, OSError) and error.strerror:
@@ -182,7 +182,13 @@ def at_client(client: object) -> Generator[None, None, None]:
 
 
 def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
-    """Raise PlanError if a value that a user passes to a constructor is of the wrong type."""
+    """Raise PlanError if a value that a user passes to a constructor is of the wrong type.
+
+    Args:
+        value: The value.
+        kind: The accepted type or types.
+        what: The name of the argument, for the message.
+    """
     if not isinstance(value, kind):
         wanted = " or a ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         hint = "; call it" if callable(value) else ""
@@ -203,7 +209,15 @@ def check_shape(shape: tuple[int, ...]) -> None:
 
 
 def expect_number(value: object, low: float, high: float, what: str, open_low: bool = False) -> None:
-    """Raise PlanError if a value is not a finite number from `low` to `high`. With `open_low`, `low` itself is refused too."""
+    """Raise PlanError if a value is not a finite number within limits.
+
+    Args:
+        value: The value.
+        low: The smallest accepted number.
+        high: The largest accepted number.
+        what: The name of the value, for the message.
+        open_low: Whether `low` itself is refused too.
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= cast(float, value) <= high or (open_low and value == low):
         first = f"above {low:g}" if open_low else f"from {low:g}"

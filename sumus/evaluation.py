@@ -2,7 +2,7 @@
 
     hop = evaluation_hop(description, most=100)                   the first hop of such a sum
     update = evaluation_report(client, program.evaluate(...), examples)
-    means, histograms = evaluation_of(total, hop)                 all that a server may know
+    means, histograms = evaluation_of(total, hop)                 the results, without any single device's
 
 A device reports each metric as (sum, count), together with the bin, out of twenty, in which the device's own mean lies.
 These reports are added like updates. If the sum has enough contributors, nobody learns what a single device measured.
@@ -25,7 +25,7 @@ from sumus.types import Floats
 BINS = 20
 LOSS_EDGES: Floats = np.concatenate([[0.0], 2.0 ** np.linspace(-8, 6, BINS - 1), [math.inf]])
 """The bin edges of the loss, float64 `(BINS + 1,)`: from 2^−8 to 2^6, each 1.7 times the one before. The first and the
-last bin hold all values outside.
+last bin also hold all values outside.
 """
 EDGES: Floats = np.linspace(0.0, 1.0, BINS + 1)
 """The bin edges of every other metric, as a share from 0 to 1. The first and the last bin also hold the values outside."""
@@ -38,8 +38,8 @@ def evaluation_hop(description: Description, most: int, metric_cap: int | None =
 
     Args:
         description: The description of the task.
-        most: The most contributors of one sum.
-        metric_cap: The most predictions that a client's metrics count; None for any number.
+        most: The largest number of contributors to one sum.
+        metric_cap: The largest number of predictions that counts in a client's metrics; None for any number.
     """
     names = ("loss", *description.metrics)
     layout = tuple(sorted((name, (BINS,)) for name in figure_names(names)))
@@ -69,19 +69,28 @@ def evaluation_report(client: object, measured: Mapping[str, tuple[float, int]],
 
 
 def evaluation_of(total: Aggregate, hop: FirstHop) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """Return the value of each figure over all its predictions, and the number of devices in each bin of each figure."""
+    """Return the value of each figure over all its predictions, and the number of devices in each bin of each figure.
+
+    Args:
+        total: The sum of the devices' reports.
+        hop: The first hop of the evaluation.
+    """
     counted = hop.sums.decode(HISTOGRAM, total.sums[HISTOGRAM.name])
     return figures(total.metric_means()), {name: [round(n) for n in leaf.tolist()] for name, leaf in counted.items()}
 
 
 def medians_of(histograms: Mapping[str, Sequence[int]], hop: FirstHop) -> dict[str, tuple[float | None, float | None]]:
-    """Return for each figure the edges of the bin in which the median device lies.
+    """Return for each figure the edges of the bin that contains the median device.
 
-    An edge is None if the bin is open on that side: the first and the last bin also hold all values outside, unless the
-    metric's range ends at the edge.
+    An edge is None if the bin is open on that side. The first and the last bin are open, since they also hold all
+    values outside. Such a bin is closed if the metric's range ends at its edge.
 
-    One device moves a mean by its share of the sum, times the error of its figure. It moves the median by one device at
-    most.
+    A device with a wrong figure moves the mean by its share of the sum times the error of its figure. It moves the
+    median by at most one position in the order of the devices.
+
+    Args:
+        histograms: The number of devices in each bin, by figure.
+        hop: The first hop of the evaluation.
     """
     found: dict[str, tuple[float | None, float | None]] = {}
     for name, bins in histograms.items():
@@ -115,12 +124,14 @@ def check_measured(update: Update, trains: bool) -> None:
         ParticipantError: The report does not contain its loss, or is in a bin of a metric that it did not measure.
     """
     if trains and update.metrics.get("loss", (0.0, 0))[1] < 1:
-        raise ParticipantError(update.client, "a report of training tells its loss, over at least one prediction")
+        raise ParticipantError(
+            update.client, "a report of training must contain its loss, over at least one prediction"
+        )
     check_slots(update.client, update.metrics)
     counted = counts({name: count for name, (_, count) in update.metrics.items()})
     for name, bins in update.parts.get(HISTOGRAM.name, {}).items():
         if counted.get(name, 0) < 1 and bins.any():
-            raise ParticipantError(update.client, f"it is in a bin of {name!r}, and measured it on no example")
+            raise ParticipantError(update.client, f"it is in a bin of {name!r}, but measured {name!r} on no example")
 
 
 def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: int) -> None:
@@ -130,7 +141,7 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
         total: The sum.
         hop: The first hop. Its `check_sum` has already accepted the sum, so no bin is below 0.
         sender: The edge, for errors.
-        least: The fewest reports that contain their loss; 0 for an evaluation.
+        least: The smallest number of reports that must contain their loss; 0 for an evaluation.
 
     Raises:
         ParticipantError: The loss counts fewer predictions than there are reports, or a metric's histogram counts more
@@ -139,7 +150,7 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
     nothing = np.zeros(2, np.int64)
     if int(total.metrics.get("loss", nothing)[1]) < least:
         raise ParticipantError(
-            sender, f"its loss counts fewer predictions than {least}, and each report has one at least"
+            sender, f"its loss counts fewer predictions than {least}, but each report counts at least one"
         )
     one = 2 ** hop.sums.bits(HISTOGRAM)
     pairs = {name: (math.ldexp(float(pair[0]), -METRIC_BITS), int(pair[1])) for name, pair in total.metrics.items()}
@@ -147,7 +158,9 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
     counted = counts({name: count for name, (_, count) in pairs.items()})
     for name, bins in total.sums.get(HISTOGRAM.name, {}).items():
         if int(bins.sum()) > counted.get(name, 0) * one:
-            raise ParticipantError(sender, f"more devices are in bins of {name!r} than it counts predictions")
+            raise ParticipantError(
+                sender, f"the bins of {name!r} count more devices than the metric counts predictions"
+            )
 
 
 def _in_bin(name: str, mean: float) -> Floats:

@@ -33,7 +33,7 @@ def expect_population(population: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The measurements of a run, and how often they are taken.
+    """The data that a run is measured on, and how often it is measured.
 
     Attributes:
         central: Held-out `(inputs, targets)` in one place, held by no client.
@@ -88,7 +88,7 @@ class Evaluation:
         if self.target and self.central is None and self.unseen is None and not self.seen:
             raise ExperimentError("Evaluation(target=) needs something to measure on: central=, unseen= or seen=")
         if self.seen < 0:
-            raise ExperimentError(f"Evaluation(seen={self.seen}): ask 0 or more of the training clients")
+            raise ExperimentError(f"Evaluation(seen={self.seen}): measure 0 or more of the training clients")
         if self.every < 1:
             raise ExperimentError(f"Evaluation(every={self.every}): evaluate every 1 or more rounds")
 
@@ -137,7 +137,7 @@ class Experiment:
                 )
         if self.plan.edges.rounds > 1 and not self.edge_groups:
             raise ExperimentError(
-                f"the plan lets edges do {self.plan.edges.rounds} rounds of their own, and there are none: give edge_groups= "
+                f"the plan lets edges do {self.plan.edges.rounds} rounds of their own, but there are no edges: give edge_groups= "
                 "(--edge-groups)"
             )
         if self.plan.pacing.cohort > len(self.population):

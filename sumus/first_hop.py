@@ -8,8 +8,8 @@
     checked.count_in(running_sum)               # then add on one thread, without checking again
 
 An edge needs only this record from a plan: no model, no transform, no optimizer. The hop trusts nothing that a device sends.
-Names, shapes, dtypes and magnitudes must be those of the plan. No update may be longer than the plan's clip allows, and no
-client may weigh more than the plan's cap.
+Names, shapes, dtypes and magnitudes must be those of the plan. The norm of an update may not exceed the plan's clip,
+and a client's weight may not exceed the plan's cap.
 """
 
 import json
@@ -41,7 +41,7 @@ from sumus.types import Tree
 LONGEST = 1e100
 """The largest norm that a part may have. Its square is still a finite float."""
 SLACK = 2.0**-24
-"""The share of a length by which rounding may increase it, in a rotation or in a clip that is written in another language."""
+"""The relative amount by which rounding may increase a norm: in a rotation, or in a clip that is written in another language."""
 _BLOCK = 1 << 16
 
 
@@ -54,14 +54,15 @@ class FirstHop:
         parts: The parts that are sent, with their weights.
         layouts: The (leaf, shape) pairs of each part, as it is sent.
         sums: The rule that turns floats into integers.
-        weight_cap: The cap of an explicit `weight` stage, which multiplies on the device; None to multiply by the weight here.
+        weight_cap: The cap of the plan's `weight` stage, by which devices multiply by the weight; None if there is no
+            such stage, so that the first hop multiplies.
         code_bits: The width of integer codes; None if leaves are floats.
         metrics: The names of the metrics that a report may contain.
         norms: For each part, the largest L2 norm that may be sent, in parameters or codes; None for a part without a limit.
             Empty if no part has a limit.
         ranges: For each metric, the range of its mean. Empty if no range is known.
-        metric_cap: The most predictions that a client's metrics count; None for any number.
-        rounds: The number of rounds of its own that an edge sums up; its sum may be this number of times as long.
+        metric_cap: The largest number of predictions that counts in a client's metrics; None for any number.
+        rounds: The number of an edge's own rounds that its sum covers, and by which the largest norm of the sum is multiplied.
     """
 
     parts: tuple[Part, ...]
@@ -120,7 +121,7 @@ class FirstHop:
         return sum(size * (coded if part.in_chain else 4) for part, size in self._sizes())
 
     def count_in(self, update: Update, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
-        """Check an update and add it: `check` and `CheckedUpdate.count_in` in one."""
+        """Check an update and add it: `check`, followed by `CheckedUpdate.count_in`."""
         return self.check(update).count_in(into, staleness)
 
     def check(self, update: Update) -> "CheckedUpdate":
@@ -130,11 +131,11 @@ class FirstHop:
             DivergedError: A value is NaN.
             ParticipantError: The update does not match the plan in another way, or exceeds its bounds.
         """
-        with np.errstate(invalid="ignore"):  # a signaling NaN is refused by name, and makes NumPy warn before that
+        with np.errstate(invalid="ignore"):  # a signaling NaN makes NumPy warn; it is refused below, by name
             self._check_form(update)
             self._check_lengths(update)
             reaches = self.sums.check(update, self.parts)
-            self._check_metrics(update)  # last: if training diverged, the leaf says more than the loss
+            self._check_metrics(update)  # last: if training diverged, a leaf's name helps more than the loss
         return CheckedUpdate(self, replace(update, metrics=self._capped(update.metrics)), tuple(reaches))
 
     def largest(self, part: Part, count: int) -> int:
@@ -179,10 +180,10 @@ class FirstHop:
         """
         least = count if least is None else least
         if int(total.count) != count:
-            raise ParticipantError(sender, f"its sum is of {int(total.count)} reports, and it names {count}")
+            raise ParticipantError(sender, f"its sum counts {int(total.count)} reports, but it names {count} reports")
         if set(total.sums) != {part.name for part in self.parts} or set(total.metrics) - set(self.metrics):
             raise ParticipantError(
-                sender, f"it sums {sorted(total.sums)} and {sorted(total.metrics)}: not of this plan"
+                sender, f"it sums {sorted(total.sums)} and {sorted(total.metrics)}, which do not belong to this plan"
             )
         for part, shapes in zip(self.parts, self.layouts, strict=True):
             tree, most = total.sums[part.name], self.largest(part, count)
@@ -190,13 +191,13 @@ class FirstHop:
                 raise ParticipantError(sender, f"`{part.name}` has other leaves or shapes than the plan's")
             weight = int(total.weights[part.name])
             if weight < least:
-                raise EmptyError(sender, f"`{part.name}` weighs {weight}, and {count} reports weigh {least} at least")
+                raise EmptyError(sender, f"`{part.name}` weighs {weight}, but {count} reports weigh at least {least}")
             if weight > count * self.most_weight(part):
                 raise ParticipantError(sender, f"`{part.name}` weighs more than {count} reports can")
             for name, leaf in tree.items():
                 low = -most if part.least is None else weight * part.least * 2.0 ** self.sums.bits(part) - count
                 if leaf.size and (int(leaf.max()) > most or int(leaf.min()) < low):
-                    raise BeyondBoundError(sender, f"`{part.name}[{name}]` is beyond what {count} reports add up to")
+                    raise BeyondBoundError(sender, f"`{part.name}[{name}]` is more than {count} reports add up to")
             self._check_sum_length(total, part, sender, count)
         self._check_summed_metrics(total, sender, count)
         return CheckedSum(total)
@@ -228,24 +229,24 @@ class FirstHop:
                 yield part, norm
 
     def _check_lengths(self, update: Update) -> None:
-        """Refuse an update that is longer than the plan's clip allows. Floats are measured in float64, codes exactly."""
+        """Refuse an update whose norm is larger than the plan's clip. Norms of codes are exact, those of floats in float64."""
         for part, norm in self._norms():
             square = _square(update.parts[part.name])
             coded = self._is_coded(part)
             longest = math.floor(Fraction(norm) ** 2) if coded else (norm * (1 + SLACK)) ** 2
-            if longest < square < math.inf:  # `FixedPoint.check` refuses what is not finite
+            if longest < square < math.inf:  # `FixedPoint.check` refuses infinite and NaN values
                 raise BeyondBoundError(
                     update.client,
-                    f"`{part.name}` is {math.sqrt(square):.6g} long, and the plan's clip leaves no update longer than "
+                    f"`{part.name}` has the norm {math.sqrt(square):.6g}, but the plan's clip allows a norm of at most "
                     f"{norm:.6g}: clip it on the device, as the plan says",
                 )
 
     def _check_sum_length(self, total: Aggregate, part: Part, sender: object, count: int) -> None:
-        """Refuse a sum that is longer than `count` clipped updates can be, or whose bins hold more than one for each report."""
+        """Refuse a sum with a larger norm, or with more devices in its bins, than `count` clipped updates can have."""
         tree, unit = total.sums[part.name], 2.0 ** self.sums.bits(part)
         if part.content == "bins":
             if any(int(leaf.min(initial=0)) < 0 or int(leaf.sum()) > count * unit for leaf in tree.values()):
-                raise BeyondBoundError(sender, f"the bins of `{part.name}` hold more than {count} reports do")
+                raise BeyondBoundError(sender, f"the bins of `{part.name}` count more devices than the {count} reports")
             return
         longest = self._longest_sum(part, int(total.weights[part.name]), count)
         if longest is None:
@@ -253,10 +254,10 @@ class FirstHop:
         whole = self._is_coded(part) and self.rounds == 1  # codes are whole numbers, and nothing was rounded
         rounded = 0.0 if whole else 0.5 * count * math.sqrt(sum(leaf.size for leaf in tree.values()))
         if math.sqrt(_square(tree)) > longest * (1 + SLACK) + rounded:
-            raise BeyondBoundError(sender, f"`{part.name}` is longer than {count} clipped updates add up to")
+            raise BeyondBoundError(sender, f"`{part.name}` has a larger norm than {count} clipped updates can")
 
     def _longest_sum(self, part: Part, weight: int, count: int) -> float | None:
-        """Return the largest L2 norm of a sum of `count` clipped updates, up to rounding, in its units; None without a clip."""
+        """Return the largest L2 norm of the sum of `count` clipped updates, up to rounding, in its units; None without a clip."""
         norm = next((norm for bounded, norm in self._norms() if bounded is part), None)
         if norm is None:
             return None
@@ -266,7 +267,7 @@ class FirstHop:
         return times * norm * (1.0 if self._is_coded(part) else 2.0 ** self.sums.bits(part))
 
     def without_rounding(self, part: Part, tree: Tree, rounding: float, weight: int, count: int) -> Tree:
-        """Scale a site's sum down to the largest allowed norm, if only rounding has made it longer.
+        """Scale a site's sum down to the largest allowed norm, if its norm is larger only because of rounding.
 
         A sum that exceeds the limit by more than its rounding stays as it is, and `check_sum` refuses it.
 
@@ -310,7 +311,7 @@ class FirstHop:
             if count and name in ranges and not ranges[name].holds(value, count):
                 raise BeyondBoundError(
                     update.client,
-                    f"metric {name!r} has a mean of {value / count:g}, and on any client it is {ranges[name]}",
+                    f"metric {name!r} has a mean of {value / count:g}, but on every client it must be {ranges[name]}",
                 )
 
     def _check_summed_metrics(self, total: Aggregate, sender: object, count: int) -> None:
@@ -318,18 +319,18 @@ class FirstHop:
         counts = most if self.metric_cap is None else count * self.metric_cap
         for name, pair in total.metrics.items():
             if max(-int(pair.min()), int(pair.max())) > most or not 0 <= int(pair[1]) <= counts:
-                raise BeyondBoundError(sender, f"metric {name!r} is beyond what {count} reports add up to")
+                raise BeyondBoundError(sender, f"metric {name!r} is larger than {count} reports can add up to")
             value = math.ldexp(float(pair[0]), -METRIC_BITS)
             if name in ranges and not ranges[name].holds(value, int(pair[1]), count):
                 raise BeyondBoundError(
-                    sender, f"the mean of metric {name!r} is out of range: on any client it is {ranges[name]}"
+                    sender, f"the mean of metric {name!r} is out of range: on every client it must be {ranges[name]}"
                 )
 
     def _check_form(self, update: Update) -> None:
         if set(update.parts) != (counted := {part.name for part in self.parts}):
             raise ParticipantError(
                 update.client,
-                f"it sends {sorted(update.parts)}, and the plan counts {sorted(counted)}: not of this plan",
+                f"it sends {sorted(update.parts)}, and the plan counts {sorted(counted)}: it does not belong to this plan",
             )
         if unknown := set(update.metrics) - set(self.metrics):
             raise ParticipantError(update.client, f"it reports {sorted(unknown)}, which the plan does not measure")
@@ -349,7 +350,7 @@ class FirstHop:
 class CheckedUpdate:
     """An update that a first hop has checked. Only `FirstHop.check` makes such values, and a sum accepts only these from devices.
 
-    An update's form and magnitude are therefore validated only once, wherever the update waits before it is added.
+    An update's form and magnitude are therefore validated only once, even if the update is stored before it is added.
 
     Attributes:
         hop: The hop that has checked the update, and adds it.
@@ -366,7 +367,7 @@ class CheckedUpdate:
 
         Args:
             into: The running sum; None for an aggregate of one.
-            staleness: The number of versions by which the client's model was old, for parts weighted by staleness.
+            staleness: How many versions old the model was that the client trained on. Only parts weighted by staleness use it.
 
         Returns:
             The running sum so far; or the aggregate of one.
@@ -402,10 +403,10 @@ def _check_numbers(client: object, part: Part, tree: Tree, codes: int | None) ->
                 raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are floats")
             if part.least is not None and not float(leaf) >= part.least and not math.isnan(float(leaf)):
                 raise BeyondBoundError(
-                    client, f"`{part.name}` is {float(leaf):g}, and the plan counts nothing below {part.least:g}"
+                    client, f"`{part.name}` is {float(leaf):g}, but the plan accepts no value below {part.least:g}"
                 )
             if part.content == "bins" and not (set(np.unique(leaf).tolist()) <= {0.0, 1.0} and leaf.sum() <= 1):
-                raise ParticipantError(client, f"`{part.name}[{name}]` must hold a single 1, or zeros alone")
+                raise ParticipantError(client, f"`{part.name}[{name}]` must hold a single 1, or only zeros")
             continue
         largest = 2 ** (codes - 1) - 1
         if leaf.dtype != (np.int8 if codes <= 8 else np.int16):
@@ -413,7 +414,9 @@ def _check_numbers(client: object, part: Part, tree: Tree, codes: int | None) ->
                 client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are {codes}-bit codes"
             )
         if leaf.size and max(-int(leaf.min()), int(leaf.max())) > largest:
-            raise ParticipantError(client, f"`{part.name}[{name}]` holds codes beyond ±{largest}: not of this plan")
+            raise ParticipantError(
+                client, f"`{part.name}[{name}]` holds codes beyond ±{largest}, which do not belong to this plan"
+            )
 
 
 def _square(tree: Tree) -> int | float:

@@ -1,6 +1,6 @@
 """Turn floats into integers at the first hop, so that a plan's sums never overflow and never round.
 
-    sums = FixedPoint.fit(max_count=64)                  # as fine as 64 bits allow for 64 clients
+    sums = FixedPoint.fit(max_count=64)                  # as precise as 64 bits allow for 64 clients
     one = sums.encode(update, parts)                     # an aggregate of one
     values = sums.decode(part, total.sums[part.name])    # the server's end
 
@@ -59,7 +59,7 @@ class FixedPoint:
         object.__setattr__(self, "bound", float(self.bound))
         reach = math.log2(self.bound) + math.log2(self.max_weight) + math.log2(self.max_count) + self.fraction_bits
         limits = Fraction(self.bound) * self.max_weight * self.max_count
-        if reach > 63 or not limits * 2**self.fraction_bits < 2**62:  # the first check keeps the power below small
+        if reach > 63 or not limits * 2**self.fraction_bits < 2**62:  # the first check keeps this power small
             raise PlanError(
                 "sum-overflow",
                 f"a sum of {self.max_count} clients with weights up to {self.max_weight}, values up to {self.bound:g} and "
@@ -68,7 +68,7 @@ class FixedPoint:
 
     @classmethod
     def fit(cls, max_count: int, max_weight: int = 2**16, bound: float = 2.0**8) -> "FixedPoint":
-        """Choose as many fraction bits as the overflow rule allows for these limits, at most 40."""
+        """Make the rule with as many fraction bits as the overflow rule allows for these limits, at most 40."""
         return cls(max(0, _most_bits(max_count, max_weight, bound)), bound, max_weight, max_count)
 
     def encode(
@@ -114,7 +114,7 @@ class FixedPoint:
         trees = {part.name: update.parts[part.name] for part in parts}
         multiplies = {part.name: weighted is None or not part.in_chain for part in parts}
         counted = self.max_weight if weighted is None else weighted
-        here = min(counted, self.max_weight)  # the overflow rule holds for what multiplies here
+        here = min(counted, self.max_weight)  # the overflow rule limits only weights that are multiplied here
         weights = {p.name: p.weigh(update.examples, here if multiplies[p.name] else counted, staleness) for p in parts}
         metrics = {name: self._metric(value, count) for name, (value, count) in update.metrics.items()}
         vectors = zeros(trees) if into is None else into.vectors_for(trees)
@@ -147,8 +147,8 @@ class FixedPoint:
         if update.examples < 1:
             raise EmptyError(
                 update.client,
-                f"its update is of {update.examples} examples: a client without examples is no contributor, whatever the plan's "
-                "weights are",
+                f"its update was trained on {update.examples} examples: a client without examples is not a contributor, "
+                "for any weights of the plan",
             )
         if missing := {part.name for part in parts} - set(update.parts):
             raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
@@ -164,7 +164,7 @@ class FixedPoint:
         return min(self.fraction_bits, _most_bits(self.max_count, self.max_weight, part.bound))
 
     def misfit(self, part: Part) -> str | None:
-        """Say why sums of this part could overflow, and what to do about it; None if they cannot overflow."""
+        """Return why sums of this part could overflow, and what to do about it; None if they cannot overflow."""
         if self.bits(part) < 0:
             return (
                 f"part {part.name!r} with values up to {part.bound:g} leaves no bits for sums of {self.max_count} clients with "

@@ -1,7 +1,7 @@
 """The devices of a population: how fast they are, when they are online, and what goes wrong.
 
     Fleet(seconds=60, spread=10)                         speeds spread 1:10, a round's work takes about a minute
-    Fleet(seconds=60, spread=10, hours=8, waits=False)   phones: online some hours a day, asking at the time they were given
+    Fleet(seconds=60, spread=10, hours=8, waits=False)   phones: online some hours a day; the server tells them when to come
     Fleet(seconds=60, network=FleetNetwork(flaky=0.2))   one message in five is lost, and sent again
 
 A fleet is a few numbers; `devices(count, rng)` draws the devices from them. `sumus.simulator` reads measured devices from a file.
@@ -19,7 +19,7 @@ from sumus.types import Array, Floats, hold_plain_numbers
 
 MINUTE, DAY = 60.0, 86400.0
 EVENING, SIGMA = 22.5 * 3600, 2 * 3600
-"""The time at which people put phones on their chargers: a normal distribution over the evening."""
+"""The mean and the standard deviation of the time at which people put their phones on a charger, in seconds of the day."""
 _SHARE = "it is a share, a number from 0 to 1"
 _FINITE = "it must be 0 or more, and finite"
 
@@ -55,9 +55,9 @@ class DeviceArrays:
         seconds: The time that a round's work takes, in seconds.
         down: Bytes per second that the device receives.
         up: Bytes per second that the device sends.
-        clock: The speed of the device's clock; 1 is right.
-        begins: The beginnings of the intervals of each day in which the device is online, in seconds, `(n, k)`; `(n, 0)` for
-            always.
+        clock: The speed of the device's clock; 1 for an exact clock.
+        begins: The start times of the k daily intervals in which the device is online, in seconds of the day, `(n, k)`;
+            `(n, 0)` if the device is always online.
         lasts: The lengths of these intervals, in seconds.
     """
 
@@ -72,12 +72,20 @@ class DeviceArrays:
         return len(self.seconds)
 
     def online_until(self, who: Array, now: Array | float) -> Floats:
-        """Return when these devices go offline: infinity for never, `now` for those that are offline. Same shape as `who`."""
+        """Return when these devices go offline: infinity for never, and `now` if they are offline already.
+
+        Args:
+            who: The positions of the devices.
+            now: The current time in seconds, for all or for each.
+
+        Returns:
+            Times in seconds, in the shape of `who`.
+        """
         if not self.begins.shape[1]:
             return np.full(np.shape(who), math.inf)
         begins, lasts = self.begins[who], self.lasts[who]
         until = np.broadcast_to(np.asarray(now, np.float64), np.shape(who)).copy()
-        for _ in range(begins.shape[-1]):  # where one interval ends in another, they are one
+        for _ in range(begins.shape[-1]):  # intervals that overlap count as one
             since = (np.where(np.isfinite(until), until, 0.0)[..., None] - begins) % DAY
             until += np.maximum(np.where(lasts >= DAY, math.inf, lasts - since).max(-1), 0.0)
         return until
@@ -95,7 +103,7 @@ class DeviceArrays:
         return until
 
     def online_from(self, who: Array, now: Array) -> Floats:
-        """Return the first moment, from `now` on, at which these devices are online. Same shape as `who`."""
+        """Return the first time from `now` on at which these devices are online. See `online_until`."""
         if not self.begins.shape[1]:
             return np.asarray(now, np.float64)
         since = (now[..., None] - self.begins[who]) % DAY
@@ -177,8 +185,8 @@ class Fleet:
 
     Attributes:
         lost: The share of work that is begun and never reported, since the device disappears.
-        stragglers: The share of work for which there is time for only some of its steps, uniform from one to all. It takes as
-            long as all steps would.
+        stragglers: The share of work that is cut short: the client has time for only some of its steps, a uniform
+            number from one to all. Such work takes as long as all steps would.
         partial_work: Whether a straggler's partial report is counted (FedProx), or comes too late and is not counted (as in
             FedAvg's paper). [Li et al. 2020, arXiv:1812.06127, section 5.2]
         seconds: The training time of the median device in a round, in seconds.
@@ -228,7 +236,11 @@ class Fleet:
 
     @staticmethod
     def of(figures: Mapping[str, Any]) -> "Fleet":
-        """Create a fleet from the figures of a fleet, its network and its timing, all by name."""
+        """Create a fleet from a flat mapping.
+
+        Args:
+            figures: The values of fields of `Fleet`, `FleetNetwork` and `FleetTiming`, by field name.
+        """
         parts: list[dict[str, Any]] = [
             {field.name: figures[field.name] for field in fields(part) if field.name in figures}
             for part in (Fleet, FleetNetwork, FleetTiming)
@@ -237,7 +249,7 @@ class Fleet:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Return the figures of the fleet, its network and its timing, all by name, as `Fleet.of` takes them."""
+        """The values of all fields of the fleet, its network and its timing, by field name. `Fleet.of` takes this mapping."""
         own = {name: value for name, value in vars(self).items() if name not in ("network", "timing")}
         return own | vars(self.network) | vars(self.timing)
 
@@ -248,7 +260,7 @@ class Fleet:
         return bool(self.seconds or net.latency or net.down or net.up or self.hours or self.trace) or not self.waits
 
     def devices(self, count: int, rng: np.random.Generator) -> DeviceArrays:
-        """Draw `count` devices."""
+        """Draw the properties of `count` devices."""
         pace, down, up = (self.spread ** (rng.random(count) - 0.5) for _ in range(3))
         intervals = 0 if self.hours is None else 2
         begins, lasts = np.zeros((count, intervals)), np.zeros((count, intervals))
@@ -259,7 +271,7 @@ class Fleet:
             begins[:, 0] = (EVENING + SIGMA * rng.standard_normal(count)) % DAY
             begins[:, 1] = (
                 begins[:, 0] + lasts[:, 0] + rng.random(count) * (DAY - length)
-            ) % DAY  # when it is not night
+            ) % DAY  # an interval outside the night
         return DeviceArrays(
             self.seconds * pace,
             (self.network.down or math.inf) / down,
@@ -270,7 +282,12 @@ class Fleet:
         )
 
     def fate(self, steps: int, rng: np.random.Generator) -> Fate:
-        """Draw the outcome of a client's work, given the number of steps of the whole work."""
+        """Draw the outcome of a client's work.
+
+        Args:
+            steps: The number of local steps if the client does all of its work.
+            rng: The source of the draw.
+        """
         arrives, slow, share = rng.random(3).tolist()
         most = 1 + int(share * steps) if slow < self.stragglers else None
         late = most is not None and most < steps and not self.partial_work

@@ -1,16 +1,16 @@
-"""Influence: how large a share of a sum one dishonest device can have, and how far it can move the mean.
+"""Influence: the largest share of a sum that one dishonest device can have, and how far the device can move the mean.
 
     plan.influence.share        0.1: a tenth of the sum's weight
     plan.influence.step         0.1: the mean moves by at most this L2 norm, in parameters
 
 A device can move the mean in two ways. The first is its weight, which decides its share of the sum. The device itself
-states its number of examples, so only a cap limits the weight. The second is the length of its update. Only a clip that
-the first hop checks limits the length. The mean moves by at most the product of share and length, and the server
-optimizer takes its step by this mean.
+states its number of examples, so only a cap limits the weight. The second is the norm of its update. Only a clip that
+the first hop checks limits the norm. The mean moves by at most the product of share and norm, and the server optimizer
+takes its step by this mean.
 
 Some algorithms send devices more than the model. SCAFFOLD sends a control, which devices sum up and which corrects
 every step of every device. A device that lies about its control changes the updates of all other devices, so its share
-is not a bound. The clip of each update still is one: a mean of clipped updates is never longer than the clip.
+is not a bound. The clip of each update still is a bound: the norm of a mean of clipped updates is never larger than the clip.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class ModelMove:
     Attributes:
         norm: The L2 norm of the move, over this round and all later ones; None if the server optimizer does not bound
             it.
-        largest: The most by which a round moves any one number of the model, for any mean; None if nothing bounds it.
+        largest: The largest amount by which a round moves any one number of the model, for any mean; None if nothing bounds it.
     """
 
     norm: float | None = None
@@ -46,7 +46,7 @@ class Influence:
         contributors: The smallest number of devices whose sum is used.
         share: The device's largest share of the sum's weight, from 0 to 1, if every other device has weight 1. If the
             aggregator chooses among updates: the largest share of its result.
-        length: The L2 norm of the longest update that is counted, in parameters; None if no clip bounds it.
+        length: The largest L2 norm of an update that is counted, in parameters; None if no clip bounds it.
         step: The L2 norm by which the device can move the mean of `params`, in parameters. If the aggregator chooses
             among updates: the L2 norm of its result. If the algorithm steers (see `steers`): the L2 norm of the mean.
             None if nothing bounds it.
@@ -96,11 +96,9 @@ class Influence:
         mean = "that" if self.chooses else "the mean"
         if self.steers:
             through = " and ".join(f"`{name}`" for name in self.steers)
-            moves = (
-                f", and it turns the updates of all others through {through}: {mean} is at most {self.step:.4g} long"
-            )
+            moves = f", and it turns the updates of all others through {through}: {mean} has a norm of at most {self.step:.4g}"
         elif self.chooses:
-            moves = f", and that is at most {self.step:.4g} long"
+            moves = f", and that has a norm of at most {self.step:.4g}"
         else:
             moves = f", which moves the mean by at most {self.step:.4g}"
         if (norm := self.model.norm) is not None:
@@ -113,12 +111,12 @@ class Influence:
         """How far the server optimizer moves one number of the model, in words; empty if it does not bound that."""
         if (largest := self.model.largest) is None:
             return ""
-        return f"; the server optimizer moves no number of the model by more than {largest:.4g} a round"
+        return f"; the server optimizer moves no number of the model by more than {largest:.4g} per round"
 
     @property
     def _others(self) -> str:
         """How far the device moves a number of each part except `params`, in words."""
-        does = "it moves a number of `{0}` by at most {1:.4g} a round"
+        does = "it moves a number of `{0}` by at most {1:.4g} per round"
         if self.chooses:
             does = "a number of `{0}` in it is at most {1:.4g}"
         return "".join("; " + does.format(name, by) for name, by in self.others.items())
@@ -146,7 +144,7 @@ def influence_of(
     reaches = {name: _reach(part, sums, length) for name, part in parts.items()}
     factors = dict(shares)
     if algorithm.update.weight_cap is not None and parts["params"].in_chain:
-        # The device multiplies by its weight before it clips, so its contribution to the sum is at most C for any weight. It
+        # The device multiplies by its weight before it clips, so the norm of its contribution is at most C for any weight. It
         # moves the mean furthest if the divisor is smallest, which is the case with weight 1.
         factors["params"] = 1 / parts["params"].divisor(contributors, contributors, contributors)
     steers = tuple(name for name in algorithm.server.broadcasts if name != "params")
@@ -161,7 +159,7 @@ def influence_of(
         known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
         with own_code("longest", aggregator, "it must give a number"):
             step = aggregator.longest(known) * rounds
-    if aggregator.chosen is not None:  # each number of the result lies between numbers that devices sent
+    if aggregator.chosen is not None:  # each number of the result lies between two numbers that devices sent
         shares = {name: _scale(part, hop, contributors) for name, part in parts.items()}
     others = {name: shares[name] * (reach or 0.0) * rounds for name, reach in reaches.items() if name != "params"}
     beside = [part for name, part in parts.items() if name != "params" and not part.in_chain]
@@ -184,14 +182,16 @@ def influence_of(
 
 
 def _share(part: Part, hop: FirstHop, contributors: int) -> float:
-    """Return one client's largest weight over the part's divisor. This is above 1 if the divisor does not count that weight."""
+    """Return the largest ratio of one client's weight to the part's divisor. It exceeds 1 if the divisor does not count
+    the weight.
+    """
     weight = hop.most_weight(part)
     return weight / part.divisor(weight + contributors - 1, contributors, contributors)
 
 
 def _of_all(part: Part, hop: FirstHop, contributors: int) -> float:
-    """Return the largest sum of all clients' weights over the part's divisor. Their mean is at most this much longer
-    than the longest update.
+    """Return the largest ratio of all clients' summed weights to the part's divisor. The norm of their mean is at most this
+    ratio times the largest norm of an update.
     """
     if hop.weight_cap is None or not part.in_chain:
         return _scale(part, hop, contributors)
@@ -200,15 +200,15 @@ def _of_all(part: Part, hop: FirstHop, contributors: int) -> float:
 
 
 def _scale(part: Part, hop: FirstHop, contributors: int) -> float:
-    """Return the factor on an update that the aggregator chose: the update gets the weight of all clients, over the
-    part's divisor.
+    """Return the largest factor by which an update is multiplied if the aggregator chooses it. The update gets the weight of
+    all clients, which is then divided by the part's divisor.
     """
     counts = (contributors, hop.sums.max_count)
     return max(n * hop.most_weight(part) / part.divisor(n * hop.most_weight(part), n, n) for n in counts)
 
 
 def _reach(part: Part, sums: FixedPoint, length: float | None) -> float | None:
-    """Return how large one client's part can be, or None if nothing bounds it.
+    """Return the largest size of one client's part; None if nothing bounds it.
 
     For a part in the chain this is an L2 norm; for another part, the largest absolute value of each number.
     """

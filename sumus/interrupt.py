@@ -11,7 +11,7 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def undisturbed() -> Generator[None, None, None]:
-    """Ignore further Ctrl-C and SIGTERM inside, while results are being saved."""
+    """Ignore further Ctrl-C and SIGTERM in the block, while results are being saved."""
     with _handling(lambda number, frame: None):
         yield
 
@@ -30,7 +30,7 @@ def whole() -> Generator[None, None, None]:
 
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Generator[None, None, None]:
-    """Replace the handlers of Ctrl-C and SIGTERM inside, if they are Python functions. A signal that ends the process
+    """Replace the handlers of Ctrl-C and SIGTERM in the block, if they are Python functions. A signal that ends the process
     at once still does so.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -48,7 +48,7 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Generator[Non
 
 @contextmanager
 def unheard() -> Generator[None, None, None]:
-    """Block Ctrl-C and SIGTERM in processes that are started inside. The process that started them receives the signals,
+    """Block Ctrl-C and SIGTERM in processes that are started in the block. The process that started them receives the signals,
     and ends them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)

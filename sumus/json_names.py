@@ -1,7 +1,7 @@
-"""Find a name that an object of a JSON text has twice. RFC 8259 does not say what such a name means; most readers use
-the last value.
+"""Find a name that appears twice in one object of a JSON text. RFC 8259 does not define the meaning of such a name; most
+parsers use the last value.
 
-    repeated(b'{"label": 1,\\n "label": 2}')          ("label", 2): the name, and the line where it stands again
+    repeated(b'{"label": 1,\\n "label": 2}')          ("label", 2): the name, and the line where it appears again
 
 If a person wrote the JSON, one of the two values was a mistake. So sumus refuses such a text.
 """
@@ -14,10 +14,10 @@ _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:\n]', re.DOTALL)
 
 
 def repeated(body: bytes) -> tuple[str, int] | None:
-    """Find the first name that one object of a JSON text has twice.
+    """Find the first name that appears twice in one object of a JSON text.
 
     Args:
-        body: The text, in UTF-8. A body that is not JSON has no names.
+        body: The text, in UTF-8. For a body that is not JSON, the result is None.
 
     Returns:
         The name, and the line of its second occurrence, counted from 1; None if no name is repeated.
@@ -32,7 +32,7 @@ def repeated(body: bytes) -> tuple[str, int] | None:
 
 
 class _RepeatedError(Exception):
-    """An object has a name twice."""
+    """A name appears twice in one object."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> None:
@@ -41,7 +41,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _place(body: bytes) -> tuple[str, int]:
-    """Return the first name that an object has twice, and the line of its second occurrence."""
+    """Return the first name that appears twice in one object, and the line of its second occurrence."""
     line, last = 1, b""
     names: list[set[str] | None] = []
     for found in _TOKENS.finditer(body):
@@ -59,4 +59,4 @@ def _place(body: bytes) -> tuple[str, int]:
             known.add(name)
         elif token[:1] == b'"':
             last = token
-    raise AssertionError("a name that stands twice stands somewhere")
+    raise AssertionError("a name that appears twice must appear somewhere")

@@ -1,5 +1,5 @@
-"""Logs on standard error: text lines for people, or one JSON object a line. Logs contain no device, no token, and no
-device's address.
+"""Logs on standard error: text lines for people, or one JSON object per line. Logs contain no names of devices, no
+tokens, and no addresses of devices.
 
     LOG = logger("sumus.server")                instead of logging.getLogger
     log_to(sys.stderr, "json")
@@ -33,7 +33,7 @@ def log_to(stream: TextIO, form: Form = "text", level: int = logging.INFO) -> lo
 
     Args:
         stream: The stream.
-        form: Text lines, or one JSON object a line.
+        form: Text lines, or one JSON object per line.
         level: The lowest level of sumus's records that are written.
 
     Returns:

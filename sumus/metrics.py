@@ -3,7 +3,7 @@
     def within_a_degree(outputs, targets):
         return (outputs - targets).abs() < 1.0
 
-A metric is a function of a batch's outputs and targets (torch tensors). It returns one value an example, shape `(B,)`.
+A metric is a function of a batch's outputs and targets (torch tensors). It returns one value per example, shape `(B,)`.
 If an example holds many predictions (such as the words of a text), it returns a pair `(sums, counts)`, each of shape
 `(B,)`. Metrics run on devices, and only their sums leave a device. The metrics of this file use only methods of
 tensors, so that this module does not import torch.
@@ -159,7 +159,7 @@ def accuracy(outputs: Any, targets: Any) -> Any:
 
 
 def accuracy_along(axis: int) -> Any:
-    """Make `accuracy` for outputs with their classes on another axis: 1 for `(B, C, ...)`, torch's order."""
+    """Make the metric `accuracy` for outputs with their classes on another axis: 1 for `(B, C, ...)`, as in torch."""
 
     @ranged(0.0, 1.0)
     def along(outputs: Any, targets: Any) -> Any:
@@ -170,7 +170,7 @@ def accuracy_along(axis: int) -> Any:
 
 
 def top_k_accuracy(k: int, axis: int | None = None) -> Any:
-    """Make the share of predictions whose k largest scores include the target class. Shapes as for `accuracy`.
+    """Make a metric: the share of predictions whose k largest scores include the target class. Shapes are as in `accuracy`.
 
     Args:
         k: From 1 to the number of classes.
@@ -201,7 +201,7 @@ def binary_accuracy(outputs: Any, targets: Any) -> Any:
     outputs = fitted(outputs, targets)
     if bool(((outputs < 0) | (outputs > 1)).any()):
         raise TaskError(
-            "binary_accuracy takes chances from 0 to 1, and these outputs go from "
+            "binary_accuracy takes probabilities from 0 to 1, and these outputs go from "
             f"{float(outputs.min()):g} to {float(outputs.max()):g}: take binary_accuracy_with_logits for scores before a sigmoid"
         )
     return _sides(outputs, outputs > 0.5, targets)
@@ -209,7 +209,7 @@ def binary_accuracy(outputs: Any, targets: Any) -> Any:
 
 @ranged(0.0, 1.0)
 def binary_accuracy_with_logits(outputs: Any, targets: Any) -> Any:
-    """Compute `binary_accuracy` for scores before a sigmoid: a score of 0 is a probability of one half."""
+    """Compute `binary_accuracy` for scores before a sigmoid, where a score of 0 means a probability of one half."""
     outputs = fitted(outputs, targets)
     return _sides(outputs, outputs > 0, targets)
 
@@ -234,7 +234,7 @@ def by_class(metric: Callable[[Any, Any], Any], classes: int | Sequence[str]) ->
     With `accuracy`, these figures are the recalls. A figure is called `NAME.CLASS`, such as `recall.3` or `recall.cat`.
 
     Args:
-        metric: A metric with one value an example. If an example holds many predictions, the metric must return (sums,
+        metric: A metric with one value per example. If an example holds many predictions, the metric must return (sums,
             counts) and leave out targets of −100.
         classes: The number of classes, or their names in order.
     """
@@ -271,7 +271,7 @@ def by_class(metric: Callable[[Any, Any], Any], classes: int | Sequence[str]) ->
 
 
 def roc_auc(bins: int = 100) -> SeveralSums:
-    """Make the area under the ROC curve, for predicted probabilities.
+    """Make a metric: the area under the ROC curve, for predicted probabilities.
 
     A device counts how many of its positive and negative predictions lie in each bin. The counts of all devices are
     added, so the figure is that of all examples together. The bins are equally wide in asinh(logit), up to logits of
@@ -287,7 +287,7 @@ def roc_auc(bins: int = 100) -> SeveralSums:
 
 
 def roc_auc_with_logits(bins: int = 100) -> SeveralSums:
-    """Make the area under the ROC curve, as `roc_auc` does, for scores before a sigmoid."""
+    """Make the metric of `roc_auc` for scores before a sigmoid."""
     return _roc_auc(bins, of_chances=False)
 
 
@@ -310,7 +310,7 @@ def _roc_auc(bins: int, of_chances: bool) -> SeveralSums:
         scores = outputs.double().reshape(len(outputs), -1)
         if of_chances and bool(((outputs < 0) | (outputs > 1)).any()):
             raise TaskError(
-                f"roc_auc takes chances from 0 to 1, and these outputs go from {float(outputs.min()):g} to "
+                f"roc_auc takes probabilities from 0 to 1, and these outputs go from {float(outputs.min()):g} to "
                 f"{float(outputs.max()):g}: take roc_auc_with_logits for scores before a sigmoid"
             )
         logits = scores.logit() if of_chances else scores
@@ -327,9 +327,9 @@ def _roc_auc(bins: int, of_chances: bool) -> SeveralSums:
 
 
 def f1(classes: int) -> SeveralSums:
-    """Make the macro F1 score: the mean over classes of 2 · hits / (true + predicted).
+    """Make a metric: the macro F1 score, which is the mean over classes of 2 · hits / (true + predicted).
 
-    A class that is neither true nor predicted anywhere is left out. Shapes as for `accuracy`.
+    A class that is neither true nor predicted anywhere is left out. Shapes are as in `accuracy`.
 
     Args:
         classes: The number of classes.
@@ -358,7 +358,7 @@ def f1(classes: int) -> SeveralSums:
 
 
 def root_mean_squared_error() -> SeveralSums:
-    """Make the root of the mean squared error over all entries of all examples. Outputs and targets have one shape,
+    """Make a metric: the root of the mean squared error over all entries of all examples. Outputs and targets have one shape,
     `(B, ...)`.
     """
 
@@ -375,7 +375,7 @@ def _classes(targets: Any, classes: int) -> Any:
         raise TaskError("targets are not classes: give whole numbers from 0")
     found = targets.long()
     if bool((odd := (found != IGNORED) & ((found < 0) | (found >= classes))).any()):
-        raise TaskError(f"the target {int(found[odd][0])} is no class: there are {classes}, 0 to {classes - 1}")
+        raise TaskError(f"the target {int(found[odd][0])} is not a class: there are {classes}, 0 to {classes - 1}")
     return found
 
 
@@ -428,7 +428,7 @@ def _top(outputs: Any, targets: Any, k: int, axis: int | None, named: str) -> An
     if k > classes:
         raise TaskError(f"the {k} largest of {classes} scores: give k from 1 to {classes}")
     if bool((wrong := known & ((targets < 0) | (targets >= classes))).any()):
-        raise TaskError(f"the target {int(targets[wrong][0])} is no class: there are {classes}, 0 to {classes - 1}")
+        raise TaskError(f"the target {int(targets[wrong][0])} is not a class: there are {classes}, 0 to {classes - 1}")
     found = scores.argmax(-1) == targets if k == 1 else (scores.topk(k, -1)[1] == targets[..., None]).any(-1)
     broken = (scores.isnan().any(-1) & known).reshape(len(known), -1).any(-1)
     hits = (found & known).reshape(len(known), -1).sum(-1).double().masked_fill(broken, float("nan"))

@@ -53,8 +53,8 @@ class ServerOptimizer(Value):
         longest: (the L2 norm by which one client moves the mean of a round) → the L2 norm by which that client moves
             the model, over this round and all later ones, if the other clients' means stay as they are. None if the
             optimizer does not bound this.
-        largest: The most by which a round moves any one number of the model, for any means; None if nothing bounds
-            this.
+        largest: The largest amount by which a round moves any one number of the model, for any means; None if nothing
+            bounds this.
     """
 
     init: Callable[[Tree], ServerState]
@@ -79,7 +79,7 @@ def _elementwise(
         rule: (mean, memory, param) → (param, memory), for one leaf.
         gain: If the rule is linear in the means: the factor on one mean in the model, summed over its round and all
             later ones.
-        largest: The most by which a round moves any one number of the model.
+        largest: The largest amount by which a round moves any one number of the model.
     """
 
     def init(params: Tree) -> ServerState:
@@ -115,8 +115,12 @@ def _check(lr: float, *betas: float) -> None:
 
 @registered("server/sgd")
 def sgd(lr: float = 1.0) -> ServerOptimizer:
-    """x ← x + ηΔ. With η = 1, the new model is the mean of the clients' models. [McMahan et al. 2017, arXiv:1602.05629,
-    Algorithm 1]
+    """Make gradient descent: x ← x + ηΔ. With η = 1, the new model is the mean of the clients' models.
+
+    [McMahan et al. 2017, arXiv:1602.05629, Algorithm 1]
+
+    Args:
+        lr: η.
     """
     expect_number(lr, 0, math.inf, "lr")
     return _elementwise({}, lambda mean, memory, x: (x - lr * mean, {}), gain=lr)
@@ -124,10 +128,14 @@ def sgd(lr: float = 1.0) -> ServerOptimizer:
 
 @registered("server/momentum")
 def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> ServerOptimizer:
-    """v ← βv + Δ;  x ← x + ηv (with `nesterov`: x ← x + η(Δ + βv)). This is FedAvgM. [Hsu et al. 2019,
-    arXiv:1909.06335, section 4.3]
+    """Make momentum (FedAvgM): v ← βv + Δ;  x ← x + ηv. [Hsu et al. 2019, arXiv:1909.06335, section 4.3]
 
     Over all rounds, one Δ moves the model by η(1 + β + β² + …)Δ = η/(1 − β) Δ, with `nesterov` too.
+
+    Args:
+        lr: η.
+        beta: β.
+        nesterov: Whether the step is x ← x + η(Δ + βv) instead.
     """
     _check(lr, beta)
 
@@ -140,11 +148,16 @@ def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> Serv
 
 @registered("server/adagrad")
 def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
-    """m ← βm + (1−β)Δ;  v ← v + Δ²;  x ← x + ηm/(√v + τ), with v starting at τ². [Reddi et al. 2021, arXiv:2003.00295,
-    Algorithm 2, line FedAdagrad]
+    """Make Adagrad: m ← βm + (1−β)Δ;  v ← v + Δ²;  x ← x + ηm/(√v + τ), where v starts at τ².
 
-    Since |m| ≤ (1−β) √(1 + β² + β⁴ + …) √(ΣΔ²) ≤ √((1−β)/(1+β)) √v, no number moves by more than η √((1−β)/(1+β)) in a
-    round.
+    [Reddi et al. 2021, arXiv:2003.00295, Algorithm 2, line FedAdagrad]
+
+    Since |m| ≤ (1−β) √(1 + β² + β⁴ + …) √(ΣΔ²) ≤ √((1−β)/(1+β)) √v, no number moves by more than η √((1−β)/(1+β)) in a round.
+
+    Args:
+        lr: η.
+        beta: β.
+        tau: τ.
     """
     _check(lr, beta)
 
@@ -160,8 +173,9 @@ def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
 def adam(
     lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3, bias_correction: bool = False
 ) -> ServerOptimizer:
-    """m ← β₁m + (1−β₁)Δ;  v ← β₂v + (1−β₂)Δ²;  x ← x + ηm/(√v + τ), with v starting at τ². [Reddi et al. 2021,
-    arXiv:2003.00295, Algorithm 2, line FedAdam]
+    """Make Adam: m ← β₁m + (1−β₁)Δ;  v ← β₂v + (1−β₂)Δ²;  x ← x + ηm/(√v + τ), where v starts at τ².
+
+    [Reddi et al. 2021, arXiv:2003.00295, Algorithm 2, line FedAdam]
 
     By the Cauchy–Schwarz inequality, |m| ≤ (1−β₁) √(Σ (β₁²/β₂)^k) √(Σ β₂^k Δ²). So no number moves in a round by more
     than η times (1−β₁) / √((1−β₂)(1 − β₁²/β₂)), which is 2.35 by default. There is no such bound if β₁² ≥ β₂.
@@ -206,16 +220,15 @@ def _adam_ratio(beta1: float, beta2: float, bias_correction: bool) -> float | No
     if bias_correction:  # in round t, |m|² / v is at most `square` · (1 − (β₁²/β₂)^t) · (1 − β₂^t) / (1 − β₁^t)²
         rounds = np.arange(1, _EXACT_ROUNDS + 1)
         shares = (1 - (beta1 * beta1 / beta2) ** rounds) * (1 - beta2**rounds) / (1 - beta1**rounds) ** 2
-        square *= max(
-            float(shares.max()), 1 / (1 - beta1**_EXACT_ROUNDS) ** 2
-        )  # the last term holds for all later rounds
+        square *= max(float(shares.max()), 1 / (1 - beta1**_EXACT_ROUNDS) ** 2)  # later rounds have no larger term
     return math.sqrt(square)
 
 
 @registered("server/yogi")
 def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> ServerOptimizer:
-    """Like `adam`, but with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by (1−β₂)Δ², however large v is. [Reddi et al. 2021,
-    arXiv:2003.00295, Algorithm 2, line FedYogi]
+    """Make Yogi: `adam` with v ← v − (1−β₂)Δ² sign(v − Δ²), so v moves by (1−β₂)Δ² for any v. The arguments are those of `adam`.
+
+    [Reddi et al. 2021, arXiv:2003.00295, Algorithm 2, line FedYogi]
 
     After each round, v is at least β₂ times the v before it, and at least min(β₂, 1−β₂) Δ². So |m| ≤ (1−β₁) Σ
     (β₁/√β₂)^k √v / √min(β₂, 1−β₂), and no number moves in a round by more than η times (1−β₁) / ((1 − β₁/√β₂) √min(β₂,
@@ -238,10 +251,10 @@ def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3)
 
 @registered("server/averaged")
 def averaged(server: ServerOptimizer, decay: float = 0.9) -> ServerOptimizer:
-    """Train with `server`, and publish a running mean of its models: a ← γa + (1−γ)x; after the first round, a = x.
+    """Make an optimizer that trains with `server`, and publishes a running mean of its models: a ← γa + (1−γ)x.
 
-    Clients continue from x. Evaluation and `history.model` use a. The mean reduces the fluctuation of adaptive server
-    optimizers. [Polyak & Juditsky 1992, as an exponential mean]
+    After the first round, a = x. Clients continue from x. Evaluation and `history.model` use a. The mean reduces the
+    fluctuation of adaptive server optimizers. [Polyak & Juditsky 1992, as an exponential mean]
 
     A mean of models moves no further than the model that moves furthest, so the bounds of `server` hold for a too.
 

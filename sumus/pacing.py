@@ -1,11 +1,12 @@
-"""Pacing decides which devices take part in a round, and when: a plan fixes it, and `protocol.round` carries it out.
+"""Pacing decides which devices take part in a round, and when. A plan contains it, and `sumus.protocol.round` carries it out.
 
     Pacing(cohort=64, over_select=1.3, deadline=600)       synchronous: a round sums over the first 64 of 84 devices
     Pacing(cohort=10, concurrency=100)                     buffered: 100 devices train, and every 10 reports are a sum
     Pacing(cohort=64, every=86400)                         at most one round a day
 
-If `concurrency` is given, devices train on the model that was newest when they checked in, and a round is a buffer of reports
-of any age. [Nguyen et al. 2022, arXiv:2106.06639]  The algorithm decides how much a stale report counts (`sumus.staleness`).
+If `concurrency` is given, devices train on the model that was newest when they checked in. A round is then a buffer:
+the sum of the next reports, of any age. [Nguyen et al. 2022, arXiv:2106.06639]  The algorithm decides how much a stale
+report counts (`sumus.staleness`).
 """
 
 import math
@@ -61,20 +62,20 @@ class Pacing:
         over_select: Devices to choose for each report that is wanted; reports after the last wanted one are not counted. None
             means 1.0 in a simulation, and 1.3 if the plan is made for devices.
         least: The share of the cohort that a round needs; with fewer reports it is abandoned at the deadline or, without a
-            deadline, when all chosen devices have ended.
-        deadline: Seconds from a round's opening to its end, even if devices are missing; None to wait for all of them. For a
-            buffer: the seconds that a device may take. With a deadline, the place of a device that gives up, or is silent for
-            much longer than the work takes, is given to another device (docs/protocol.md, "Places").
+            deadline, when the sessions of all chosen devices have ended.
+        deadline: Seconds from a round's opening until it ends, even if reports are missing; None to wait for all of
+            them. For a buffer: the seconds that a device may take. With a deadline, the place of a device that gives
+            up, or is silent for much longer than the work takes, is given to another device (docs/protocol.md, "Places").
         concurrency: The number of devices that train at once. If it is given, rounds are buffers.
         most_stale: The number of versions that a report's model may be behind; None for no limit.
-        separation: The least number of models from one contribution of a device to its next: with 5, four models come from
-            other sums in between. An abandoned sum makes no model, so it does not count here. With 1, a device is in each sum
-            at most once. The population must be at least `separation` times the number of devices per round, or rounds may wait
-            for devices that may not come.
-        most_rounds: The most contributions of one device in the whole run; None for no limit.
+        separation: The smallest number of models from one contribution of a device to its next. With 5, at least four
+            models in between come from sums without this device. An abandoned sum makes no model, so it does not count
+            here. With 1, a device is in each sum at most once. The population must be at least `separation` times the
+            number of devices per round, or rounds may wait for devices that may not come.
+        most_rounds: The largest number of contributions of one device in the whole run; None for no limit.
         requires: The conditions that a device must report at check-in.
         checkins: Check-ins per second that the server is planned for; in a large population, the retry windows keep to this rate.
-        every: The least number of seconds from the end of a round to the beginning of the next; None to begin at once, so that
+        every: The smallest number of seconds from the end of a round to the beginning of the next; None to begin at once, so that
             rounds follow one another as fast as devices train. For a buffer: the seconds from its opening until devices are
             given work for it; then only as many devices work at once as one buffer takes. The first round begins at once.
     """
@@ -114,17 +115,19 @@ class Pacing:
             expect_number(int(self.most_stale), 0, math.inf, "Pacing(most_stale=)")
         if self.concurrency is None and self.most_stale is not None:
             raise PlanError(
-                "pacing-buffer", "most_stale= is of buffers, and synchronous reports are never stale: leave it out"
+                "pacing-buffer",
+                "most_stale= applies only to buffers, since synchronous reports are never stale: leave it out",
             )
         if self.concurrency is not None and (self.over_select not in (None, 1.0) or self.least):
             raise PlanError(
                 "pacing-buffer",
-                "over_select= and least= are of synchronous rounds, and with concurrency= rounds are buffers: leave them out",
+                "over_select= and least= apply only to synchronous rounds, and with concurrency= rounds are "
+                "buffers: leave them out",
             )
 
     @property
     def buffered(self) -> bool:
-        """Whether a sum is over the next reports, of any age, and not over chosen devices."""
+        """Whether a sum counts the next reports that arrive, of any age, instead of the reports of chosen devices."""
         return self.concurrency is not None
 
     @property

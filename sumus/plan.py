@@ -38,13 +38,13 @@ FORMAT = 1
 _MAX_JSON = 16 * 2**20
 ADDING = Edges()
 MOST_VALUE = 2.0**8
-"""The largest absolute value that the sums of a plan hold, if nothing says otherwise."""
+"""The default of the largest absolute value that the sums of a plan can hold."""
 MOST_WEIGHT = 2**16
 """The largest weight of one client in a plan that names no cap."""
 OVER_SELECT = 1.3
 """The number of devices to which a deployed round is given for each report that it needs, since some devices never answer."""
 FITTED = FixedPoint(0, 1.0, 1, 1)
-"""A placeholder for sums that are as fine as the overflow rule allows for all clients that the plan's pacing chooses."""
+"""A placeholder for a conversion that is as precise as the overflow rule allows for all clients that the pacing chooses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +55,10 @@ class Plan:
         task: A `Task`; or only its description, on a server that does not have the code.
         algorithm: The algorithm.
         pacing: The rules that say who takes part, and when.
-        min_contributors: The fewest people from whom a deployed server publishes a model or a metric. The simulator does
-            not check this.
-        sums: The integers of the first hop. By default, they are as fine as the overflow rule allows for all chosen
-            clients, since an edge's sum may have more contributors than the cohort.
+        min_contributors: The smallest number of people whose sum a deployed server publishes, as a model or a metric.
+            The simulator does not check this.
+        sums: The conversion of floats into integers at the first hop. By default, the integers are as precise as the
+            overflow rule allows for all chosen clients, since an edge's sum may have more contributors than the cohort.
         edges: The work of edges, if devices report through edges.
         trusts_devices: False if the plan bounds what one device can do to a sum, by a clip and by a cap of its weight.
             True if the plan sets no such bound, because one owner controls all devices. None until `for_devices` is
@@ -111,7 +111,7 @@ class Plan:
     def for_devices(self) -> "Plan":
         """Return the plan that is sent to devices: values that a simulation leaves open are fixed.
 
-        If the plan does not say whether it trusts its devices, it does not.
+        A plan that leaves `trusts_devices` open becomes a plan that does not trust its devices.
         """
         pacing = self.pacing
         if pacing.over_select is None and not pacing.buffered:
@@ -130,7 +130,7 @@ class Plan:
 
     @property
     def metric_cap(self) -> int | None:
-        """The most predictions that a client's metrics count; None for any number.
+        """The largest number of predictions that counts in a client's metrics; None for any number.
 
         Only a plan that does not trust its devices has such a cap.
         """
@@ -138,12 +138,14 @@ class Plan:
 
     @property
     def example_cap(self) -> int | None:
-        """The most examples that one client's weight counts: 1 if all clients weigh alike; None if the plan names no cap."""
+        """The largest number of examples that counts towards a client's weight: 1 if all weights are equal; None
+        without a cap.
+        """
         caps = [self._cap(part) for part in self.algorithm.aggregator.parts]
         return None if None in caps else max(cap for cap in caps if cap is not None)
 
     def _cap(self, part: Part) -> int | None:
-        """Return the most examples that a client's weight counts in a part; None if only the limit of the sums bounds it."""
+        """Return the largest number of examples that counts towards a weight in a part; None if only the sums limit it."""
         if part.weight != "examples":
             return 1
         on_device = self.algorithm.update.weight_cap if part.in_chain else None
@@ -161,12 +163,12 @@ class Plan:
         return influence_of(self.algorithm, self.description, self.sums, fewest, self.edges.rounds, trusted)
 
     def _fitted(self) -> FixedPoint:
-        """Return sums as fine as 64 bits allow for the largest weights, and for the largest values that the clip and
-        the bounds of the parts permit.
+        """Return a conversion that is as precise as 64 bits allow for the largest weights, and for the largest values
+        that the clip and the bounds of the parts permit.
         """
         algorithm, shapes = self.algorithm, self.description.trained_layout
         cap, parts = algorithm.update.weight_cap, algorithm.parts(self.description)
-        weighed = [part for part in parts if cap is None or not part.in_chain]  # devices multiply the others themselves
+        weighed = [part for part in parts if cap is None or not part.in_chain]  # devices multiply the others
         largest = max((part.largest_weight(cap or MOST_WEIGHT) for part in weighed), default=1)
         length, _ = algorithm.update.reach(shapes)
         alone = algorithm.update.code_bits is None and all(part.in_chain or part.bound is not None for part in parts)
@@ -179,7 +181,7 @@ class Plan:
         )
         if length is None or not alone:  # `alone` is False for integer codes, which need no fraction bits
             return FixedPoint.fit(self.pacing.chosen, largest, max(MOST_VALUE, own))
-        reach = math.frexp(length * self.edges.rounds * (1 + SLACK))[1]  # the length is below this power of two
+        reach = math.frexp(length * self.edges.rounds * (1 + SLACK))[1]  # the norm is below this power of two
         return FixedPoint.fit(self.pacing.chosen, largest, max(min(2.0**reach, MOST_VALUE), own))
 
     @property
@@ -230,7 +232,7 @@ class Plan:
             fields = cast(dict[str, Json], json.loads(text))
             if (twice := repeated(text.encode("utf-8", "surrogatepass"))) is not None:
                 raise PlanError(
-                    "malformed", f"a plan in which {twice[0]!r:.80} stands twice in one object (line {twice[1]})"
+                    "malformed", f"a plan in which {twice[0]!r:.80} appears twice in one object (line {twice[1]})"
                 )
             if fields.pop("sumus") != FORMAT:
                 raise PlanError("plan-format", f"this sumus reads plans of format {FORMAT}; upgrade the older side")
@@ -270,7 +272,7 @@ def _sums_too_few(plan: Plan) -> str | None:
     if plan.sums.max_count < plan.pacing.cohort:
         return (
             f"sums are planned for {plan.sums.max_count} contributors and the cohort is {plan.pacing.cohort}: "
-            "raise max_count, which takes fraction bits, or lower the cohort"
+            "raise max_count, which costs fraction bits, or lower the cohort"
         )
     return None
 
@@ -285,7 +287,7 @@ def _chain_unused(plan: Plan) -> str | None:
         stage for stage in algorithm.update.links if stage.props.buffer_bound is None
     ]  # clip_buffers acts on buffers, which do not pass through the chain
     if links and not any(part.in_chain for part in algorithm.aggregator.parts):
-        return f"no part of this algorithm may be changed on its way, so {algorithm.update!r} would do nothing: leave it out"
+        return f"no part of this algorithm may be transformed, so {algorithm.update!r} would do nothing: leave it out"
     return None
 
 
@@ -301,7 +303,7 @@ def _leaf_options(plan: Plan) -> str | None:
         matching = [group.pattern for group in groups if fnmatch.fnmatchcase(name, group.pattern)]
         if len(matching) > 1:
             return (
-                f"the patterns {' and '.join(map(repr, matching))} of leaves= both match `{name}`, and a plan keeps no order of "
+                f"the patterns {' and '.join(map(repr, matching))} of leaves= both match `{name}`, but a plan stores no order of "
                 "patterns: let each leaf match one"
             )
     return None
@@ -320,8 +322,9 @@ def _cohort_too_small(plan: Plan) -> str | None:
 def _needs_each(plan: Plan) -> str | None:
     if plan.algorithm.aggregator.needs_each_update:
         return (
-            f"{plan.algorithm.aggregator!r} needs every update apart, and a server only keeps their sum: simulate it, use mean "
-            "with clip_by_global_norm, or serve it with --spool, where each lies sealed on the disk for its round"
+            f"{plan.algorithm.aggregator!r} needs each update separately, but a server keeps only their sum: "
+            "simulate it, use mean "
+            "with clip_by_global_norm, or serve it with --spool, which keeps each update sealed on the disk until its round ends"
         )
     return None
 
@@ -330,7 +333,7 @@ def _buffer_of_each(plan: Plan) -> str | None:
     aggregator = plan.algorithm.aggregator
     if plan.pacing.buffered and (aggregator.needs_each_update or aggregator.one_by_one or aggregator.least > 1):
         return (
-            f"{aggregator!r} needs the reports of a round together, and with concurrency= they come from several models: use "
+            f"{aggregator!r} needs the reports of a round together, but with concurrency= they come from several models: use "
             "mean, or synchronous rounds"
         )
     return None
@@ -339,7 +342,7 @@ def _buffer_of_each(plan: Plan) -> str | None:
 def _one_by_one(plan: Plan) -> str | None:
     if plan.algorithm.aggregator.one_by_one:
         return (
-            f"{plan.algorithm.aggregator!r} hands each client's model to the next client, as it is: simulate it, or use "
+            f"{plan.algorithm.aggregator!r} passes each client's model unchanged to the next client: simulate it, or use "
             "fedavg, where a model holds many people's work"
         )
     return None
@@ -359,7 +362,7 @@ def _weight_first(plan: Plan) -> str | None:
     seen: str | None = None
     for stage in plan.algorithm.update.links:
         if stage.props.weight_cap is not None and seen is not None:
-            return f"{stage!r} stands after {seen}: a weight after the clip undoes it; put weight first, and only once"
+            return f"{stage!r} comes after {seen}: a weight after the clip undoes it; put weight first, and only once"
         seen = repr(stage)
     return None
 
@@ -389,7 +392,10 @@ def _cannot_travel(plan: Plan) -> str | None:
     algorithm = plan.algorithm
     for value in (algorithm.client, algorithm.update, algorithm.aggregator, algorithm.server):
         if found := is_custom(value):
-            return f"{found[0]} has no registered name, and code does not travel: decorate its factory with @sumus.registered"
+            return (
+                f"{found[0]} has no registered name, and code is not sent to devices: decorate its factory with "
+                "@sumus.registered"
+            )
     return None
 
 
@@ -406,12 +412,12 @@ def _site_parts(plan: Plan) -> str | None:
     sent, down = [part.name for part in algorithm.aggregator.parts], algorithm.client.rules.receives
     if sent != ["params"] or tuple(down) != ("params",):
         return (
-            f"a site sends what its model has moved by, and this algorithm sends {sorted(sent)} and broadcasts {sorted(down)}: "
+            f"a site sends how far its model has moved, but this algorithm sends {sorted(sent)} and broadcasts {sorted(down)}: "
             "let edges add, with Edges(rounds=1), or use fedavg, fedprox or a server optimizer of params"
         )
     if not isinstance(denominator := algorithm.aggregator.parts[0].denominator, str) or denominator == "population":
         return (
-            f"params are divided by {denominator!r}, which does not depend on who takes part, and a site has its own people: "
+            f"params are divided by {denominator!r}, which does not depend on who takes part, but a site has its own clients: "
             "divide by weight or count, or let edges add, with Edges(rounds=1)"
         )
     return None
@@ -420,14 +426,14 @@ def _site_parts(plan: Plan) -> str | None:
 def _site_sum(plan: Plan) -> str | None:
     aggregator = plan.algorithm.aggregator
     if plan.edges.rounds > 1 and (aggregator.needs_each_update or aggregator.one_by_one):
-        return f"{aggregator!r} works on no sum, and a site sends one: use mean, or Edges(rounds=1)"
+        return f"{aggregator!r} cannot work on a sum, but a site sends one: use mean, or Edges(rounds=1)"
     return None
 
 
 def _site_state(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and plan.keeps_state:
         return (
-            "clients keep a state from round to round of the server, and a site has rounds of its own: let edges add, with "
+            "clients keep a state between rounds of the server, but a site runs rounds of its own: let edges add, with "
             "Edges(rounds=1), or use an algorithm without client state and no personal leaves"
         )
     return None
@@ -436,7 +442,8 @@ def _site_state(plan: Plan) -> str | None:
 def _site_buffer(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and plan.pacing.buffered:
         return (
-            "a site's rounds are of one model of the server, and with concurrency= devices work on several: use synchronous "
+            "a site's rounds start from one model of the server, but with concurrency= devices work on several "
+            "models: use synchronous "
             "rounds, or Edges(rounds=1)"
         )
     return None
@@ -456,14 +463,15 @@ def _site_codes(plan: Plan) -> str | None:
 def _site_lifts(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and not plan.algorithm.update.lifts:
         stage = next(stage for stage in plan.algorithm.update.links if not stage.lifts)
-        return f"{stage!r} can be inverted and not lifted, as a site's sum must be: give its Transform a lift="
+        return f"{stage!r} can be inverted but not lifted, as a site's sum must be: give its Transform a lift="
     return None
 
 
 def _noise_at_sites(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and plan.edges.noise_at == "edges":
         return (
-            "no privacy ledger of this sumus accounts for noise that sites add in each of their rounds: take noise_at='top', or "
+            "no privacy ledger of this version of sumus accounts for noise that sites add in each of their rounds: "
+            "take noise_at='top', or "
             "Edges(rounds=1)"
         )
     return None
@@ -471,7 +479,10 @@ def _noise_at_sites(plan: Plan) -> str | None:
 
 def _noise_at_edges(plan: Plan) -> str | None:
     if plan.edges.noise_at == "edges":
-        return "no edge of this sumus adds noise, and no privacy ledger accounts for it: take noise_at='top', which is only shown"
+        return (
+            "no edge of this version of sumus adds noise, and no privacy ledger accounts for it: take "
+            "noise_at='top', which is only displayed so far"
+        )
     return None
 
 
@@ -485,15 +496,16 @@ def _trusts_devices(plan: Plan) -> str | None:
     remedies: list[str] = []
     params = next(part for part in plan.algorithm.aggregator.parts if part.name == "params")
     if found.length is None:
-        steps.append("its update may be as long as it likes")
+        steps.append("nothing limits the norm of its update")
         if not params.in_chain:
             remedies.append(
                 "the update of this algorithm does not pass through the chain, so nothing can clip it: take another algorithm"
             )
         elif (stage := plan.algorithm.update.lengthening) is not None:
             remedies.append(
-                f"{stage!r} does not say that it keeps norms: give it Props(keeps_norm=True) if neither of its ends makes an "
-                "update longer, or longest= and unit=, which say how long"
+                f"{stage!r} does not say that it keeps norms: give it Props(keeps_norm=True) if neither `apply` nor "
+                "`invert` makes a "
+                "norm larger; or give it longest= and unit=, which bound the norm"
             )
         else:
             remedies.append("put clip_by_global_norm(...) into the update's chain, before any rotate and quantize")

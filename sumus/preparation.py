@@ -57,7 +57,7 @@ def standardize_running(
     examples. It does not need labels.
 
     Examples come in the order in which they were recorded. Example i is standardised by the mean and the deviation of
-    examples 0 to i, so a device can do the same as data arrives, and the step never looks ahead.
+    examples 0 to i. No later examples are used, so a device can do the same while data arrives.
 
     Args:
         prior: The number of examples that `center` and `scale` stand for at the start; 0 for none.
@@ -105,7 +105,7 @@ def windows(length: int, stride: int) -> Step:
         narrow = found.astype(np.float32)
         if (changed := first_changed(found, narrow)) is not None:
             raise ValueError(
-                f"{where(changed)} of the windows is {found[changed]}, which float32 rounds: scale it before"
+                f"{where(changed)} of the windows is {found[changed]}, which float32 rounds: scale it first"
             )
         return narrow, array_of([label for _, label in cut])
 

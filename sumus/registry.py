@@ -1,6 +1,6 @@
 """Load the values that sumus registers itself, without imports from a lower layer to a higher one.
 
-    supply(load)                         the package supplies, once, a function that registers all of its own values
+    supply(load)                         the package sets the function that registers all of its own values
     load_own()                           `sumus.spec` calls this when it meets a name that is not registered yet
 
 A plan from another machine names values such as "aggregator/median", whose file may not be imported yet. `sumus.spec` reads
@@ -29,5 +29,5 @@ def supply(loader: Callable[[], None]) -> None:
 
 
 def load_own() -> None:
-    """Register all of sumus's own values."""
+    """Register all of sumus's own values, by calling the loader that was given to `supply`."""
     _loader()

@@ -33,7 +33,7 @@ PARAMS = Part("params", weight="uniform", denominator="count")
 
 
 def _around(centre: Centre, parts: tuple[Part, ...], chosen: Chosen, least: int = 1) -> Aggregator:
-    """Make the mean of these parts (of `params` alone, if no part is named), but with `centre` in place of the mean."""
+    """Make an aggregator of these parts that uses `centre` in place of the mean. If no part is named, it combines `params`."""
     plain = mean(*(parts or (PARAMS,)))
     return Aggregator(parts=plain.parts, combine=plain.combine, centre=centre, chosen=chosen, least=least)
 
@@ -55,11 +55,11 @@ def median(*parts: Part) -> Aggregator:
     """Take the median of every entry. [Yin et al. 2018, arXiv:1803.01498, Algorithm 1, option I]"""
 
     def chosen(count: int) -> tuple[float, float]:
-        """Return the share and the length: the median can be one update, and is at most √2 times as long as the longest update.
+        """Return the share and the factor: the median can be one update, and its norm is at most √2 times the largest norm.
 
-        In each entry, at least half of the updates are at least as far from 0 as the median. That gives the √2. The
-        share is 1, since a round may have an odd number of updates, and each entry of the median is then the entry of
-        one update.
+        In each entry, at least half of the updates are at least as far from 0 as the median. The factor √2 follows from
+        this. The share is 1, since a round may have an odd number of updates, and each entry of the median is then the
+        entry of one update.
         """
         return 1.0, math.sqrt(2)
 
@@ -77,7 +77,7 @@ def trimmed_mean(*parts: Part, attackers: int) -> Aggregator:
         return np.sort(values, axis=0)[attackers : len(values) - attackers].mean(axis=0)
 
     def chosen(count: int) -> tuple[float, float]:
-        """Return the share and the length of the mean of the values that are kept.
+        """Return the share, and the factor on the largest norm, for the mean of the values that are kept.
 
         The square of a mean is at most the mean of the squares, and the sum of the kept squares is at most that of all
         updates.

@@ -68,7 +68,7 @@ def exponential(rate: float, decay: float) -> Schedule:
 
 @registered("schedule/cosine")
 def cosine(rate: float, rounds: int, floor: float = 0.0) -> Schedule:
-    """Follow half a cosine from `rate` down to `floor · rate` over `rounds` rounds, then keep that rate. [Loshchilov &
+    """Lower the rate along half a cosine, from `rate` to `floor · rate` over `rounds` rounds; then keep that rate. [Loshchilov &
     Hutter 2017, arXiv:1608.03983, eq. 5, without restarts]
     """
     expect_number(rate, 0, math.inf, "rate")

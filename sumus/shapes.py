@@ -53,19 +53,19 @@ def scores_last(outputs: Any, targets: Any, axis: int | None, named: str) -> Any
     if not theirs or rest[0] != theirs[0] or _long_axes(rest) != _long_axes(theirs):
         hint = ""
         if axis is None and len(mine) > 2 and mine[:1] + mine[2:] == theirs:
-            hint = f"; for classes on axis 1, as torch has them, take {named}_along(1)"
+            hint = f"; for classes on axis 1, as in torch, use {named}_along(1)"
         raise TaskError(
             f"outputs {mine} with the classes on axis {place} need targets {rest}, and they are {theirs}: "
             f"they {_difference(rest, theirs)}{hint}"
         )
     if axis is None and len(mine) > 2 and mine[1] == mine[-1] and mine[:1] + mine[2:] == theirs:
         raise TaskError(
-            f"outputs {mine} fit targets {theirs} with the classes on axis 1 and on axis {place}: say which, by "
+            f"outputs {mine} fit targets {theirs} with the classes on axis 1 and on axis {place}: choose one, by "
             f"{named}_along(1) or {named}_along(-1)"
         )
     if mine[place] < 2:
         raise TaskError(
-            f"outputs {mine} hold one score a prediction, and so one class: give a score for each class, or take the loss "
+            f"outputs {mine} hold one score per prediction, and so only one class: give a score for each class, or take the loss "
             "and the accuracy of two classes (binary_cross_entropy_with_logits, binary_accuracy_with_logits)"
         )
     if axis is not None and place != len(mine) - 1:

@@ -1,7 +1,9 @@
-"""The work of edges between two sums that they send: either they only add, or they run rounds on a model of their own.
+"""What an edge does between two sums that it sends: it only adds reports, or it runs rounds on a model of its own.
+
+An edge of the second kind is called a site. "The server above" is the server, or another edge, that receives its sums.
 
     site = Site.of(algorithm, task, sums, seed, broadcast)
-    site = site.after(total)            a round of its own: the sum of the site's devices moves the model
+    site = site.after(total)            the sum of one of the site's rounds moves the site's model
     site = site.after(another)
     sent = site.total(count)            W · (base − model), as integers: an aggregate like any other
 
@@ -40,8 +42,8 @@ class Edges:
     """The edge settings of a plan.
 
     Attributes:
-        rounds: The number of rounds that an edge runs between two sums that it sends (κ₂ of Liu et al. 2020). With 1, an edge
-            only adds, and the model is bit for bit the same as without the edge. With more, the edge is a *site*.
+        rounds: The number of rounds that an edge runs for each sum that it sends (κ₂ of Liu et al. 2020). With 1, an
+            edge only adds, and the model has the same bits as without the edge. With more, the edge is a *site*.
         noise_at: The place where the noise of differential privacy will be added: at the "top" server, or at the "edges".
     """
 
@@ -65,10 +67,10 @@ class Site:
         algorithm: The plan's algorithm, with plain averaging in place of the server's optimizer.
         task: The plan's task.
         sums: The conversion of the plan's floats into integers.
-        seed: The public seed of the sum of the server above, 32 bytes.
-        base: The broadcast of the server above, with which the site began.
-        at: The broadcast after the site's rounds.
-        done: The number of rounds that have moved the model.
+        seed: The public seed of the round of the server above, 32 bytes.
+        base: The broadcast of the server above, from which the site started.
+        at: The site's own broadcast after its rounds so far.
+        done: The number of the site's rounds so far.
         weights: The weight of each part, summed over these rounds.
         metrics: The metrics of the last of these rounds.
     """
@@ -85,19 +87,22 @@ class Site:
 
     @staticmethod
     def of(algorithm: Algorithm, task: Description, sums: FixedPoint, seed: bytes, base: Broadcast) -> "Site":
-        """Return a site as it is before its first round."""
+        """Return a site before its first round. The arguments are the attributes of `Site`."""
         return Site(replace(algorithm, server=sgd(1.0)), task, sums, seed, base, base)
 
     @property
     def seed_now(self) -> bytes:
         """The public seed of the next round, 32 bytes.
 
-        The first round uses the seed of the server above, since its sum may go up unchanged.
+        The first round uses the seed of the server above, since its sum may be sent to that server unchanged.
         """
         return seed_of(self.seed, self.done)
 
     def after(self, total: Aggregate) -> "Site":
         """Return the site after one more round. A sum without reports or without weight does not move the model.
+
+        Args:
+            total: The sum of the round's reports.
 
         Raises:
             ParticipantError: The sum holds more reports than planned.
@@ -108,7 +113,7 @@ class Site:
         return replace(self, at=moved, done=self.done + 1, weights=weights, metrics=total.metrics)
 
     def total(self, count: int) -> Aggregate:
-        """Return the sum for the server above.
+        """Return the sum that the site sends to the server above.
 
         Args:
             count: The number of reports that the sum stands for. Each report keeps its mean weight over the rounds.
@@ -121,8 +126,9 @@ class Site:
             part: tree_map(lambda base, now: base.astype(np.float64) - now, tree, self.at[part])
             for part, tree in self.base.items()
         }
-        # Each round has rounded every number by _EPSILON of its size. A number near its bound moves one way. So its size was at
-        # most the larger one of where it began and where it is now, and what rounding had added.
+        # Each round has rounded every number by at most _EPSILON of its absolute value. A number whose move is near the bound
+        # has moved in one direction. So its absolute value was never larger than the larger one of its first and its last
+        # value, apart from what rounding had added.
         share = self.done * _EPSILON / (1 - self.done * _EPSILON)
         rounding = {
             part: tree_map(
@@ -136,5 +142,10 @@ class Site:
 
 
 def seed_of(seed: bytes, done: int) -> bytes:
-    """Return the public seed of a site's next round, 32 bytes. done: the number of rounds before it."""
+    """Return the public seed of a site's next round, 32 bytes.
+
+    Args:
+        seed: The public seed of the round of the server above.
+        done: The number of the site's rounds before the next one.
+    """
     return seed if done == 0 else hashlib.sha256(_SEED + seed + done.to_bytes(8, "big")).digest()

@@ -1,4 +1,4 @@
-"""Specs: each value of a plan knows the registered name of the function that made it, and that function's arguments.
+"""Specs: each value of a plan stores the registered name of the function that made it, and the arguments of the call.
 
     @registered("update/clip_by_global_norm")
     def clip_by_global_norm(max_norm: float) -> Transform: ...
@@ -294,7 +294,7 @@ def _where(factory: Any) -> tuple[str, str]:
 
 
 def _as_declared(value: Any, annotation: str) -> Any:
-    """Convert an argument to its declared type, so that `lr=1`, `lr=1.0` and `lr=np.float64(1)` give the same plan id.
+    """Convert an argument to its declared type. Then `lr=1`, `lr=1.0` and `lr=np.float64(1)` give the same plan id.
 
     Integers become floats if the parameter is a float; numpy numbers become Python numbers.
     """

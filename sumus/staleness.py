@@ -38,7 +38,7 @@ class Staleness(Value):
 
 @registered("staleness/constant")
 def constant() -> Staleness:
-    """Count old updates like fresh ones: factor 1."""
+    """Count old updates in full, like fresh ones: the factor is always 1."""
     return Staleness(factor=lambda staleness: 1.0)
 
 
@@ -54,8 +54,9 @@ def polynomial(exponent: float = 0.5) -> Staleness:
 
 @registered("staleness/hinge")
 def hinge(after: int = 10, slope: float = 1.0) -> Staleness:
-    """Use the factor 1 up to a staleness of `after`, then 1 / (1 + slope · (s − after)). [Xie et al. 2019,
-    arXiv:1903.03934, section 5.2]
+    """Use the factor 1 up to a staleness s of `after`, and 1 / (1 + slope · (s − after)) for a larger s.
+
+    [Xie et al. 2019, arXiv:1903.03934, section 5.2]
     """
     if after < 0 or not 0 < slope < math.inf:
         raise PlanError(

@@ -156,7 +156,7 @@ class Task:
 
     Attributes:
         model: An `nn.Module`, or a callable without arguments that makes one.
-        loss: (outputs, targets) → one value an example, shape `(B,)`. A training step descends the mean over a batch.
+        loss: (outputs, targets) → one value per example, shape `(B,)`. A training step lowers the mean over a batch.
         metrics: Metrics by name; see `sumus.metrics`.
         leaves: Shell-style pattern → "shared", "personal" or "frozen", such as `{"*": "frozen", "head.*": "shared"}`.
             The last pattern that matches a leaf's name decides; a leaf that no pattern matches is "shared". A role that
@@ -197,7 +197,7 @@ class Task:
                 raise TaskError(f"metric {name!r} takes a function of (outputs, targets), not {type(metric).__name__}")
             if metric is binary_accuracy and _is_on_logits(self.loss):
                 raise TaskError(
-                    f"metric {name!r} takes chances from 0 to 1, and the loss takes scores before a sigmoid: take "
+                    f"metric {name!r} takes probabilities from 0 to 1, and the loss takes scores before a sigmoid: take "
                     "sumus.metrics.binary_accuracy_with_logits"
                 )
         sums_of(self.metrics)  # refuses two sums with one name
@@ -405,8 +405,8 @@ def _expect_plain(name: str, tensor: Any) -> None:
     """Raise TaskError for an entry of a module's state that is not a dense tensor with a known shape and values."""
     if name.rpartition(".")[2] == "_extra_state":
         raise TaskError(
-            f"`{name}` is what get_extra_state() gives, and only parameters and buffers are sent and kept: put it into a "
-            "buffer, or take get_extra_state() off the model"
+            f"`{name}` is what get_extra_state() gives, but only parameters and buffers are sent and kept: put it into a "
+            "buffer, or remove get_extra_state() from the model"
         )
     if type(tensor).__name__.startswith("Uninitialized"):
         raise TaskError(f"`{name}` has no shape yet: initialise lazy layers first, by one forward pass inside model=")

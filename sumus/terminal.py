@@ -3,7 +3,7 @@
     echo("kitchen.csv: 40 kept")                a line on standard output
     console().print(table)                      tables and colours, by rich
 
-These functions escape text from outside, so that their callers need not.
+These functions escape text that comes from outside, so their callers do not have to escape it.
 """
 
 import sys

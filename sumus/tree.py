@@ -126,7 +126,9 @@ def unnested(trees: Mapping[str, Mapping[str, A]]) -> dict[str, A]:
     """
     for name, tree in trees.items():
         if "/" in name or not tree:
-            raise UsageError(f"{name!r} names a tree that is kept or sent: give it a name without a slash, and leaves")
+            raise UsageError(
+                f"{name!r} cannot be kept or sent: give the tree a name without a slash, and at least one leaf"
+            )
     return {f"{name}/{leaf}": array for name, tree in trees.items() for leaf, array in tree.items()}
 
 

@@ -74,7 +74,7 @@ def load_plan(file: str) -> Trial:
         return Trial(value, {"examples": examples})
     if not isinstance(value.task, Task) or value.task.data is None:
         raise ExperimentError(
-            f"{file} defines a plan, and neither `examples` to try it on nor what they look like: declare that, "
+            f"{file} defines a plan, but neither `examples` to try it on nor their form: declare the form, such as "
             'Task(data=sumus.Data(inputs=(4,), inputs_dtype="float32", targets=(), targets_dtype="int64", classes=2)); or add '
             "`examples = (inputs, targets)`"
         )
@@ -122,7 +122,8 @@ def load_client(file: str) -> Client:
     examples = getattr(module, name or "examples", None)
     if examples is None:
         raise ExperimentError(
-            f"{file} defines no `{name or 'examples'}`: add `{name or 'examples'} = (inputs, targets)`, what this device holds"
+            f"{file} defines no `{name or 'examples'}`: add `{name or 'examples'} = (inputs, targets)`, the "
+            "examples of this device"
         )
     return Client(task, examples, getattr(module, "held_out", None))
 

@@ -1,4 +1,4 @@
-"""A client's work on the model that it receives: data about local training, and three small pure rules.
+"""Client work: a description of a client's local training as data, with three small pure rules.
 
     work = sgd(lr=0.1, epochs=1, batch_size=20)
 
@@ -12,8 +12,8 @@ which is pending until its update is counted; `work.rules.init` returns its firs
 gradient: `params` of `correct` are the shared and the personal ones, `params` of `finish` are the shared ones. The executor
 handles running statistics.
 
-The rules use only operators that numpy and torch share, so one definition can be looped over clients, vectorized, and traced
-into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
+The rules use only operators that numpy and torch share, so an executor can run them client by client, vectorize them,
+or trace them into a graph for a phone. An executor may fuse a rule that it recognises by its spec.
 """
 
 import fnmatch
@@ -60,7 +60,7 @@ class LeafGroup:
     Attributes:
         pattern: Shell-style pattern of the leaves' names.
         optimizer: The optimizer of these leaves.
-        lr_factor: Factor of the learning rate for these leaves.
+        lr_factor: The factor by which the learning rate is multiplied for these leaves.
     """
 
     pattern: str
@@ -89,7 +89,7 @@ def no_correction(grads: Tensors, params: Tensors, broadcast: Parts, state: Clie
 
 @dataclass(frozen=True)
 class LocalRun:
-    """The facts of a client's round.
+    """A summary of one client's local training in one round.
 
     Attributes:
         steps: The number of local steps.
@@ -118,7 +118,7 @@ class ClientRules:
     Attributes:
         correct: (grads, params, broadcast, client state) → grads, for every batch.
         finish: (broadcast, params, client state, run) → (parts, client state), at the end, where `run` is a `LocalRun`.
-        init: shared params of its first broadcast → a client's first state. With `no_state`, no state is kept.
+        init: (the shared params of the client's first broadcast) → the client's first state. With `no_state`, no state is kept.
         needs_gradient: Whether `finish` receives the gradient at the broadcast model, which costs one more pass over the
             examples.
         sends: The names of the parts that `finish` returns.
@@ -148,10 +148,10 @@ class ClientWork(Value):
         epochs: Passes over the client's examples; one if neither `epochs` nor `steps` is given.
         steps: A number of batches, in place of `epochs`; the examples are shuffled anew at each pass.
         batch_size: Examples per batch; the last batch may be smaller. None: all of the client's examples form one batch.
-        clip_norm: The largest L2 norm of a step's gradient over all trained leaves; a longer gradient is scaled down.
+        clip_norm: The largest L2 norm of a step's gradient over all trained leaves; a gradient with a larger norm is scaled down.
         drop_last: Whether a pass leaves out the examples that do not fill its last batch. A client with fewer examples than one
             batch takes all of them as one batch.
-        groups: Leaves with optimizer settings of their own. A plan refuses patterns that match one leaf twice.
+        groups: Leaves with optimizer settings of their own. A plan refuses two patterns that match the same leaf.
         rules: The algorithm's changes to local training.
     """
 
@@ -209,7 +209,11 @@ class ClientWork(Value):
         """Yield the row indices of each batch of one round, as int64 arrays; `slice(None)` for a batch of all examples.
 
         Each pass visits every example once, in a new order; with `drop_last`, it leaves out those that do not fill a batch.
-        most: the number of steps that the client has time for; None for all.
+
+        Args:
+            examples: The number of the client's examples.
+            rng: The source of the order.
+            most: The number of steps that the client has time for; None for all.
         """
         size, order = self._batch(examples), None
         steps = self.step_count(examples)
@@ -228,11 +232,9 @@ class ClientWork(Value):
 
 
 def expect_plain(client: ClientWork, by: str) -> None:
-    """Refuse client work that another algorithm has changed already: `by` would undo or misread that change."""
+    """Refuse client work that another algorithm has already changed: the function `by` would undo or misread that change."""
     if not client.rules.are_plain:
-        raise PlanError(
-            "client-changed-twice", f"{by} takes plain client work such as sgd(), as it is, and not {client!r}"
-        )
+        raise PlanError("client-changed-twice", f"{by} takes unchanged client work such as sgd(), and not {client!r}")
 
 
 def apply_gradients(
@@ -245,7 +247,9 @@ def apply_gradients(
     lr: Any,
     step: Any,
 ) -> tuple[dict[str, Any], dict[str, LeafState]]:
-    """Take one local step after the gradient is known: correct, clip, and update every leaf. Pure; the reference for executors.
+    """Take one local step after the gradient is known: correct, clip, and update every leaf.
+
+    This pure function is the reference for executors.
 
     Args:
         work: The work of the client.
@@ -296,7 +300,7 @@ def clip_gradients(grads: Tensors, max_norm: float) -> dict[str, Any]:
 
 
 NO_GROUPS: Mapping[str, Mapping[str, float]] = MappingProxyType({})
-"""Groups of leaves: none, so all leaves are optimized alike."""
+"""No groups: all leaves have the same optimizer settings."""
 _LATER = ("drop_last", "leaves")
 _OF_LEAVES = ("lr_factor", "weight_decay")
 
@@ -312,11 +316,11 @@ def _client_work(
     clip_norm: float | None,
     drop_last: bool,
 ) -> ClientWork:
-    """Return client work from arguments as users write them.
+    """Make client work from the arguments that a user gives.
 
     Args:
         rule: Function that makes an optimizer from a weight decay.
-        weight_decay: The weight decay of all leaves for which `leaves` gives no other.
+        weight_decay: The weight decay of all leaves for which `leaves` gives no other value.
         leaves: Other values for some leaves, by pattern of their names.
         lr: The learning rate of each round.
         epochs: See `ClientWork`, also for the arguments after this one.
@@ -344,7 +348,7 @@ def _groups(
         if not isinstance(cast(object, given), Mapping) or not given or set(given) - set(_OF_LEAVES):
             raise PlanError(
                 "leaf-options",
-                f"{said}: give what is otherwise for these leaves, of {', '.join(map(repr, _OF_LEAVES))}",
+                f"{said}: give the values that differ for these leaves, among {', '.join(map(repr, _OF_LEAVES))}",
             )
         factor, decay = (
             plain_number(value) for value in (given.get("lr_factor", 1.0), given.get("weight_decay", weight_decay))
@@ -427,8 +431,9 @@ def sgd(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Return client work by local SGD: one epoch unless `epochs` or `steps` is given; the optimizer's state starts afresh each
-    round.
+    """Return client work that trains by SGD: for one epoch, unless `epochs` or `steps` is given.
+
+    The optimizer's state starts anew in each round.
 
     Args:
         lr: The learning rate of each round.
@@ -436,12 +441,12 @@ def sgd(
         steps: A number of batches, in place of `epochs`.
         batch_size: Examples per batch; None for one batch of all examples.
         momentum: The share of the last step that is kept in the next one.
-        nesterov: Whether to use Nesterov momentum, which looks ahead.
+        nesterov: Whether to use Nesterov momentum.
         weight_decay: The rate at which each leaf is pulled towards zero.
         clip_norm: The largest L2 norm of a step's gradient; None for no clipping.
         drop_last: Whether the examples that do not fill a pass's last batch are left out.
         leaves: Other values for some leaves, by a shell-style pattern of their names: `weight_decay`, and `lr_factor`, which
-            multiplies the learning rate. A leaf may match one pattern at most.
+            multiplies the learning rate. A leaf may match at most one pattern.
     """
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: sgd_rule(momentum, nesterov, decay), weight_decay, leaves, *amount)
@@ -461,8 +466,15 @@ def adam(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Return client work by local Adam, whose moments start afresh each round and never leave the device. The other arguments
-    are as in `sgd`.
+    """Return client work that trains by Adam.
+
+    Adam's moments start anew in each round, and never leave the device.
+
+    Args:
+        lr: The learning rate of each round.
+        epochs: See `sgd`, also for the arguments that are not listed here.
+        betas: (β₁, β₂): the decay rates of the first and the second moment.
+        eps: The number that is added to the root of the second moment.
     """
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay), weight_decay, leaves, *amount)
@@ -482,6 +494,6 @@ def adamw(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Return client work by local AdamW: weight decay is applied apart from the gradient. The other arguments are as in `sgd`."""
+    """Return client work that trains by AdamW: weight decay is not part of the gradient. The arguments are those of `adam`."""
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay, decoupled=True), weight_decay, leaves, *amount)

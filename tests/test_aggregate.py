@@ -135,7 +135,7 @@ def test_a_zero_update_counts_as_a_person_and_changes_no_sum() -> None:
 
 
 def test_a_client_without_examples_is_no_contributor() -> None:
-    with pytest.raises(EmptyError, match="'alice': its update is of 0 examples"):
+    with pytest.raises(EmptyError, match="'alice': its update was trained on 0 examples"):
         SUMS.encode(one([1.0], examples=0), PARTS[:1])
 
 

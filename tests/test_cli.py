@@ -138,7 +138,7 @@ def test_rehearse_says_what_a_fleet_would_do(file: Path, tmp_path: Path) -> None
         assert word in " ".join(done.stdout.split())
     assert (tmp_path / "fleet.png").stat().st_size > 10_000
     assert json.loads(done.stdout.splitlines()[-1])["devices"] == 500
-    assert "no time goes by" in sumus("rehearse", file, code=2).stderr
+    assert "simulated time would not advance" in sumus("rehearse", file, code=2).stderr
     assert "pictures end in" in sumus(*command, "--plot", tmp_path / "fleet.txt", code=2).stderr
 
 
@@ -200,7 +200,7 @@ def test_pack_writes_a_bundle_that_names_its_plan(file: Path, tmp_path: Path) ->
         (FILE.replace("cohort=10", "cohort=50"), "a cohort of 50 is larger than the population of 20"),
         (FILE.replace("lr=0.2", "lr=0.2, steps=2, epochs=3"), "[rule epochs-or-steps]"),
         (FILE.replace("sumus.clip_by_global_norm(1.0)", "sumus.quantize(bits=8)"), "[rule quantize-range]"),
-        (FILE.replace("nn.Linear(4, 2)", "nn.Linear(4, 1)"), "one score a prediction"),
+        (FILE.replace("nn.Linear(4, 2)", "nn.Linear(4, 1)"), "one score per prediction"),
         (FILE.replace('.astype("int64")', '.astype("int64") * 7'), "label 7 of example"),
         (FILE.replace("lr=0.2", "lr=1e30").replace(", sumus.clip_by_global_norm(1.0)", ""), "lower the learning rate"),
         (FILE.replace("range(20), load)", "[1] * 20, load)"), "client id 1 is given twice"),

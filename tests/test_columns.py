@@ -42,7 +42,7 @@ def test_an_array_holds_what_the_column_holds(values: Any, wanted: np.ndarray) -
         ([b"a", "a"], "row 0 is bytes"),
         ([[1, 2], ["a", 3]], r"row 1: row 1 is a whole number \(3\)"),
         ([[1, 2], ["a", "b"]], "row 1 is text .*, and row 0 is a number"),
-        ([[1, 2], [3]], r"row 1 is of shape \(1,\), and row 0 of \(2,\)"),
+        ([[1, 2], [3]], r"row 1 has shape \(1,\), but row 0 has shape \(2,\)"),
         ([BIG, 0.5], f"row 0 is {BIG}, which float64 rounds to {BIG - 1}"),
         ([[1.5, 2.5], [0, BIG]], f"row 1: |row 1, entry 1 is {BIG}, which float64 rounds"),
         ([np.array([2**63], np.uint64), np.array([-1])], None),
@@ -64,7 +64,7 @@ def test_what_a_conversion_would_change_is_refused_by_row(values: Any, said: str
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (np.array(["1", "2"]), r"row 0 holds text \('1'\), which is no number"),
+        (np.array(["1", "2"]), r"row 0 holds text \('1'\), which is not a number"),
         (np.array([b"1"]), "row 0 holds bytes"),
         ([1.0, None], "row 1 holds nothing"),
         (pd.Series([True, None], dtype="boolean"), "row 1 holds nothing"),

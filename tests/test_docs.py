@@ -81,7 +81,7 @@ def test_pages_that_promise_code_have_some() -> None:
         docs / "idea.md",
         docs / "device.md",
         docs / "node.md",
-        docs / "sharp-edges.md",
+        *(docs / f"{name}.md" for name in ("data", "model-code", "update", "reproducibility", "loop", "server")),
         API,
     ):
         assert blocks(page, *RUNNABLE), f"{name_of(page)} has no Python block that a test runs"
@@ -285,7 +285,7 @@ def test_api_lists_every_command_and_option() -> None:
 
 
 def test_api_lists_every_demo() -> None:
-    from sumus.cli import Demo
+    from sumus.demos.commands import Demo
 
     (row,) = (line for line in section(API, "Command line").splitlines() if line.startswith("| `sumus demo"))
     for name in Demo:
@@ -562,6 +562,26 @@ def test_every_extra_is_on_the_page_of_installing() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     listed = first_cells((ROOT / "docs" / "install.md").read_text(encoding="utf-8"))
     assert sorted(listed) == sorted(project["optional-dependencies"])
+
+
+def test_the_sharp_edges_are_an_index_of_one_line_for_each_trap() -> None:
+    """`test_relative_links_resolve` checks that the page and the heading of each link exist."""
+    lines = (ROOT / "docs" / "sharp-edges.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    traps = [line for line in lines if line.startswith("- ")]
+    assert len(traps) >= 60
+    for trap in traps:
+        assert re.search(r"\]\([\w-]+\.md#[\w-]+\)", trap), f"no link to the heading where it is explained: {trap}"
+    rest = [line for line in lines if line and not line.startswith(("- ", "#"))]
+    assert len(rest) <= 3, "a trap is explained on its own page"
+
+
+def test_each_trap_that_the_index_calls_a_note_is_said_so_on_its_page() -> None:
+    index = ROOT / "docs" / "sharp-edges.md"
+    noted = re.findall(r"^- .*\]\(([\w-]+\.md)#.*\*\*\(note\)\*\*", index.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(noted) >= 12
+    for page in set(noted):
+        assert "note" in prose(index.parent / page), page
 
 
 def test_the_planted_bugs_are_counted() -> None:

@@ -119,8 +119,8 @@ DOORS = doors()
 
 def test_the_doors_are_found() -> None:
     names = {
-        "operations.serve.serve", "operations.service.Storage", "node.node.Node", "node.options.NodeTraining",
-        "operations.commands.register.<locals>.serve", "operations.options.ListenOptions", "cli.simulate",
+        "operations.serve.serve", "operations.stores.Storage", "node.node.Node", "node.options.NodeTraining",
+        "operations.commands.register.<locals>.serve", "operations.options.ListenOptions", "simulator.commands.simulate",
     }  # fmt: skip
     assert names <= set(DOORS)
 

@@ -173,7 +173,7 @@ NOTHING = {"": np.zeros(())}
 FORMS: dict[str, tuple[Callable[[Update], Update], str]] = {
     "a part too few": (
         lambda sent: dataclasses.replace(sent, parts={n: t for n, t in sent.parts.items() if n != "steps"}),
-        r"it sends \['buffers', 'control', 'params'\], and the plan counts .*'steps'.*: not of this plan",
+        r"it sends \['buffers', 'control', 'params'\], and the plan counts .*'steps'.*: it does not belong to this plan",
     ),
     "buffers too few": (
         lambda sent: dataclasses.replace(sent, parts={n: t for n, t in sent.parts.items() if n != "buffers"}),
@@ -181,7 +181,7 @@ FORMS: dict[str, tuple[Callable[[Update], Update], str]] = {
     ),
     "a part too many": (
         lambda sent: dataclasses.replace(sent, parts={**sent.parts, "diary": NOTHING}),
-        r"it sends .*'diary'.*: not of this plan",
+        r"it sends .*'diary'.*: it does not belong to this plan",
     ),
     "no parts": (lambda sent: dataclasses.replace(sent, parts={}), r"it sends \[\], and the plan counts"),
     "a leaf too few": (
@@ -265,7 +265,7 @@ def test_what_is_not_of_the_plan_is_refused_and_adds_nothing(what: str) -> None:
 
 @pytest.mark.parametrize("examples", [0, -1])
 def test_an_update_of_no_examples_is_refused_and_adds_nothing(examples: int) -> None:
-    refused(hop_of(), an_update(examples=examples), f"of {examples} examples", EmptyError)
+    refused(hop_of(), an_update(examples=examples), f"trained on {examples} examples", EmptyError)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -438,7 +438,11 @@ def test_codes_of_the_plans_width_are_counted_and_wider_ones_refused(bits: int) 
         codes[3] = edge
         assert int(hop.count_in(with_codes(bits, codes)).sums["params"]["rotated"][3]) == 5 * edge
     codes[3] = -largest - 1
-    refused(hop, with_codes(bits, codes), rf"`params\[rotated\]` holds codes beyond ±{largest}: not of this plan")
+    refused(
+        hop,
+        with_codes(bits, codes),
+        rf"`params\[rotated\]` holds codes beyond ±{largest}, which do not belong to this plan",
+    )
     if largest < np.iinfo(dtype).max:
         codes[3] = largest + 1
         refused(hop, with_codes(bits, codes), rf"`params\[rotated\]` holds codes beyond ±{largest}")
@@ -521,7 +525,7 @@ def test_an_edge_can_be_sent_its_hop_as_text() -> None:
     sent = plan.algorithm.report("alice", parts, 5, {}, b"round", generator(0))
     assert encode_aggregate(again.count_in(sent)) == encode_aggregate(plan.first_hop.count_in(sent))
     refused_here = dataclasses.replace(sent, parts={"params": sent.parts["params"]})
-    with pytest.raises(ParticipantError, match="not of this plan"):
+    with pytest.raises(ParticipantError, match="does not belong to this plan"):
         again.count_in(refused_here)
 
 

@@ -1,4 +1,4 @@
-"""A name that stands twice in one object of JSON is found, with its line, and refused where a person writes JSON."""
+"""A name that appears twice in one object of JSON is found, with its line, and refused where a person writes JSON."""
 
 import tracemalloc
 from types import SimpleNamespace
@@ -55,9 +55,9 @@ def test_the_first_name_that_stands_twice(text: str, found: tuple[str, int] | No
     ],
 )
 def test_a_reading_that_says_a_name_twice_is_refused(body: str) -> None:
-    with pytest.raises(BadReading, match="the name 'label' stands twice in one object: which of the two"):
+    with pytest.raises(BadReading, match="the name 'label' appears twice in one object: keep one of the two"):
         read_json(body.encode())
-    with pytest.raises(BadReading, match="'label' stands twice"):
+    with pytest.raises(BadReading, match="'label' appears twice"):
         _readings_of(SimpleNamespace(topic="home/1", payload=body.encode()))
     with pytest.raises(BadReading, match="the second time in line 2"):
         read_json(body.replace('"label": 2', '\n"label": 2').encode())
@@ -67,9 +67,9 @@ def test_a_reading_that_says_a_name_twice_is_refused(body: str) -> None:
 def test_of_lines_that_one_is_refused_and_a_document_as_a_whole() -> None:
     batch = read_lines(b'{"a": 1}\n{"a": 1, "a": 2}\n{"a": 3}\n')
     assert [isinstance(each, BadReading) for each in batch.found] == [False, True, False]
-    assert "stands twice" in str(batch.found[1])
+    assert "appears twice" in str(batch.found[1])
     assert batch.where(1) == "line 2"
-    with pytest.raises(BadReading, match="'a' stands twice in one object, the second time in line 3"):
+    with pytest.raises(BadReading, match="'a' appears twice in one object, the second time in line 3"):
         read_lines(b'[{"a": 1},\n {"a": 2,\n "a": 3}]\n')
 
 
@@ -89,7 +89,7 @@ def test_a_plan_that_says_something_twice_is_refused() -> None:
     text = tiny().plan.to_json()
     assert Plan.from_json(text) == tiny().plan
     first = text.index('"min_contributors"')
-    with pytest.raises(PlanError, match=r"'min_contributors' stands twice in one object \(line 1\)"):
+    with pytest.raises(PlanError, match=r"'min_contributors' appears twice in one object \(line 1\)"):
         Plan.from_json(text[:first] + '"min_contributors":1,' + text[first:])
 
 
@@ -99,5 +99,5 @@ def test_what_an_admin_sends_says_everything_once(tmp_path: Any) -> None:
         headers = {"Host": "localhost", "Content-Type": "application/json"}
         answer = admin.request("POST", "/v1/admin/login", b'{"code": "a",\n"code": "b"}', headers)
     assert answer.status == 400
-    assert b"stands twice in one object, the second time in line 2" in answer.body
+    assert b"appears twice in one object, the second time in line 2" in answer.body
     service.close()

@@ -149,9 +149,9 @@ def test_they_travel_in_a_plan() -> None:
 @pytest.mark.parametrize(
     ("make", "rule", "said"),
     [
-        (lambda: sumus.sgd(0.1, leaves={"*": {}}), "leaf-options", "give what is otherwise"),
+        (lambda: sumus.sgd(0.1, leaves={"*": {}}), "leaf-options", "give the values that differ"),
         (lambda: sumus.sgd(0.1, leaves={"*": {"lr": 3.0}}), "leaf-options", "'lr_factor', 'weight_decay'"),
-        (lambda: sumus.sgd(0.1, leaves={"*": 3.0}), "leaf-options", "give what is otherwise"),
+        (lambda: sumus.sgd(0.1, leaves={"*": 3.0}), "leaf-options", "give the values that differ"),
         (lambda: sumus.adam(0.1, leaves={"*": {"lr_factor": 0}}), "positive", "lr_factor"),
         (lambda: sumus.adam(0.1, leaves={"*": {"weight_decay": -1.0}}), "positive", "weight_decay"),
         (lambda: sumus.sgd(0.1, drop_last=True), "positive", "needs batch_size="),

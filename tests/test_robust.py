@@ -293,7 +293,7 @@ def test_with_too_few_contributors_the_round_is_void(name: str) -> None:
 def test_a_client_without_examples_is_refused_and_no_contributor() -> None:
     """It is neither one of the three that are needed, nor a value among theirs."""
     by, clients = algorithm(robust.trimmed_mean(WEIGHED, attackers=1)), drawn(4, 0)
-    with pytest.raises(EmptyError, match="a client without examples is no contributor"):
+    with pytest.raises(EmptyError, match="a client without examples is not a contributor"):
         combined(by, clients, [5, 0, 7, 9])
 
 
@@ -390,14 +390,16 @@ def test_a_sum_is_refused(name: str) -> None:
     by, total = algorithm(ALL[name]()), RunningSum()
     for one in ones_of(by, drawn(7, 0)):
         total.add(one)
-    with pytest.raises(UsageError, match=rf"^{name}\(.* works on no sum: give every update apart, to combine_each$"):
+    with pytest.raises(
+        UsageError, match=rf"^{name}\(.* cannot work on a sum: give each update separately, to combine_each$"
+    ):
         by.combine(total.total, TASK, SUMS, b"round", 7)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_server_refuses_them_by_the_rules_name_and_the_simulator_does_not(name: str) -> None:
     plan = sumus.Plan(TASK, sumus.fedavg(sumus.sgd(0.1), aggregator=ALL[name]()), sumus.Pacing(10))
-    with pytest.raises(PlanError, match=rf"^{name}\(.* needs every update apart") as error:
+    with pytest.raises(PlanError, match=rf"^{name}\(.* needs each update separately") as error:
         plan.check_deployable()
     assert error.value.rule == "needs-each-update"
     assert sumus.Plan.from_json(plan.to_json()) == plan

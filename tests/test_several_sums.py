@@ -154,7 +154,7 @@ def test_one_class_alone_has_no_auc_and_nan_is_nan() -> None:
     [
         (lambda: metrics.roc_auc(1), "from 2 to 1000 bins"),
         (lambda: metrics.roc_auc()(torch.tensor([0.5, 1.5]), torch.tensor([0.0, 1.0])), "take roc_auc_with_logits"),
-        (lambda: metrics.roc_auc()(torch.tensor([0.5]), torch.tensor([2.0])), "the target 2 is no class"),
+        (lambda: metrics.roc_auc()(torch.tensor([0.5]), torch.tensor([2.0])), "the target 2 is not a class"),
         (lambda: metrics.roc_auc()(torch.tensor([0.5]), torch.tensor([0.5])), "whole numbers from 0"),
         (lambda: metrics.roc_auc()(torch.rand(2, 3), torch.zeros(2)), "have 2 and 1 axes"),
         (lambda: metrics.f1(1), "2 or more classes"),
@@ -165,7 +165,7 @@ def test_one_class_alone_has_no_auc_and_nan_is_nan() -> None:
         (lambda: metrics.by_class(metrics.accuracy, 0), "how many classes there are"),
         (
             lambda: metrics.by_class(metrics.accuracy, 2)(torch.rand(1, 3), torch.tensor([2])),
-            "the target 2 is no class",
+            "the target 2 is not a class",
         ),
         (lambda: task_of(auc=metrics.roc_auc(), **{"auc@roc_auc:n3": metrics.accuracy}), "choose another"),
         (lambda: task_of(**{"a": metrics.by_class(metrics.accuracy, 2), "a.1": metrics.accuracy}), "are called 'a.1'"),
@@ -253,7 +253,7 @@ def test_a_run_with_them_is_the_same_run() -> None:
 
 def test_a_target_that_is_a_sum_of_a_figure_is_not_measured() -> None:
     with pytest.raises(
-        sumus.ExperimentError, match=r"not measured; there is loss, auc, side.no, side.yes, rms, recall@5"
+        sumus.ExperimentError, match=r"not measured; give one of loss, auc, side.no, side.yes, rms, recall@5"
     ):
         sumus.simulate(
             TASK,
@@ -295,7 +295,7 @@ def test_sums_that_no_predictions_add_up_to_are_refused(lie: Any) -> None:
 def test_a_share_outside_of_its_range_is_refused() -> None:
     hop = evaluation_hop(dataclasses.replace(TASK.description), 9)
     own = measured_by(0) | {"auc@roc_auc:p99": (-3.0, 8)}
-    with pytest.raises(BeyondBoundError, match="on any client it is from 0 to 1"):
+    with pytest.raises(BeyondBoundError, match="on every client it must be from 0 to 1"):
         hop.check(evaluation_report("ada", own, 8))
 
 

@@ -51,11 +51,11 @@ CLASSES = [losses.cross_entropy, metrics.accuracy, metrics.top_k_accuracy(2)]
 @pytest.mark.parametrize(
     ("outputs", "targets", "said"),
     [
-        ((4, 1), (4,), "hold one score a prediction"),
-        ((4, 7, 1), (4, 7), "hold one score a prediction"),
+        ((4, 1), (4,), "hold one score per prediction"),
+        ((4, 7, 1), (4, 7), "hold one score per prediction"),
         ((4,), (4,), "have no axis of classes"),
-        ((4, 5, 6), (4, 6), r"need targets \(4, 5\), and they are \(4, 6\).* take \w+_along\(1\)"),
-        ((4, 5, 5), (4, 5), r"with the classes on axis 1 and on axis 2: say which, by \w+_along\(1\) or"),
+        ((4, 5, 6), (4, 6), r"need targets \(4, 5\), and they are \(4, 6\).* use \w+_along\(1\)"),
+        ((4, 5, 5), (4, 5), r"with the classes on axis 1 and on axis 2: choose one, by \w+_along\(1\) or"),
         ((4, 6, 2, 3), (4, 3, 2), r"need targets \(4, 6, 2\)"),
         ((4, 3, 2, 5), (4, 2, 3), "another order"),
         ((6, 3), (3,), "differ in axis 0"),
@@ -111,7 +111,7 @@ def test_top_k_needs_as_many_classes(k: int) -> None:
 
 @pytest.mark.parametrize("targets", [torch.tensor([0, 3]), torch.tensor([-1, 0]), torch.tensor([0.5, 1.0])])
 def test_targets_that_are_no_class_are_no_miss(targets: torch.Tensor) -> None:
-    with pytest.raises(sumus.TaskError, match="is no class|classes are whole numbers"):
+    with pytest.raises(sumus.TaskError, match="is not a class|classes are whole numbers"):
         metrics.accuracy(torch.rand(2, 3), targets)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sumus.cli import packed
 from sumus.errors import ExperimentError, PlanError
+from sumus.simulator.commands import packed
 from sumus.task import Data
 from sumus.userfile import load_client, load_plan, made_up
 
@@ -115,7 +115,7 @@ def test_what_is_made_up_proposes_no_clip(tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(PlanError, match="add `examples`, and it does") as caught:
         packed(str(file), 0)
-    assert "leaves them as they are" not in str(caught.value)
+    assert "leaves them unchanged" not in str(caught.value)
 
 
 def test_what_is_made_up_is_of_the_declared_form() -> None:

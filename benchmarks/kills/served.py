@@ -38,7 +38,9 @@ from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, optimizers, sgd
 from sumus.device.link import read_link
 from sumus.edge.edge import open_edge
 from sumus.http.limits import Limits, Rate
-from sumus.operations.service import ServerPolicy, Service, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.protocol.round import AcceptReport, Commit, Report, decide
 from sumus.rounds.coordinator import Coordinator
 from sumus.rounds.run import Run

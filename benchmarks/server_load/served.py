@@ -41,8 +41,9 @@ from sumus.device.link import read_link
 from sumus.edge.edge import open_edge
 from sumus.http.limits import Limits, Rate
 from sumus.http.listening import Listening
+from sumus.operations.policy import ServerPolicy
 from sumus.operations.serve import Startup, keep, run
-from sumus.operations.service import ServerPolicy, Storage
+from sumus.operations.stores import Storage
 from sumus.storage.identities import Identity
 from sumus.storage.sql import SqlStore
 from sumus.task import Data, Description, Leaf

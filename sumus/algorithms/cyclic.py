@@ -1,8 +1,8 @@
-"""Cyclic training: the model travels from client to client, and each continues where the previous client stopped.
+"""Cyclic training: the model travels from client to client, and each client continues where the previous client stopped.
 
-A round visits its cohort once, in the order of the population. [Chang et al. 2018, doi:10.1093/jamia/ocy017, cyclical
-weight transfer] Each client receives the model that the previous client alone has just trained, which reveals that
-person's data. A plan with this algorithm is therefore refused outside the simulator.
+In a round, the model visits each client of the cohort once, in the order of the population. [Chang et al. 2018,
+doi:10.1093/jamia/ocy017, cyclical weight transfer] Each client receives the model that the previous client alone has
+just trained, which reveals that person's data. A plan with this algorithm is therefore refused outside the simulator.
 
     part      value    weight     divided by
     params    x − y    uniform    the number of contributors, which is one at a time

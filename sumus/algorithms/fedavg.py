@@ -5,8 +5,8 @@ with batches of B (ClientUpdate), and w_{t+1} = Σ (n_k / n) w^k_{t+1}. Here, a 
 subtracts the mean.
 
 The variants put a server optimizer in place of this subtraction: FedAdagrad, FedAdam and FedYogi [Reddi et al. 2021,
-arXiv:2003.00295, Algorithm 2], and FedAvgM [Hsu et al. 2019, arXiv:1909.06335]. FedSGD takes one full batch a round
-(McMahan et al., E = 1, B = ∞).
+arXiv:2003.00295, Algorithm 2], and FedAvgM [Hsu et al. 2019, arXiv:1909.06335]. In FedSGD, a client takes one step per
+round, on all of its examples (McMahan et al., E = 1, B = ∞).
 """
 
 from typing import Literal
@@ -35,8 +35,8 @@ def fedavg(
         update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; by default the new model is the mean of the clients' models.
         weight: "examples" weighs clients by their number of examples (the paper's n_k); "uniform" weighs them alike.
-        aggregator: An aggregator in place of this weighted mean, with weights of its own; see `sumus.robust`.
-        cap: The most examples that a client's weight counts.
+        aggregator: An aggregator that replaces the weighted mean, and has its own weights; see `sumus.robust`.
+        cap: The largest number of examples that counts towards a client's weight.
     """
     if aggregator is not None and (weight != "examples" or cap is not None):
         raise PlanError(
@@ -53,14 +53,25 @@ def fedavgm(
     update: Transform | None = None,
     cap: int | None = None,
 ) -> Algorithm:
-    """Make FedAvg with momentum on the server. [Hsu et al. 2019, section 4.3]"""
+    """Make FedAvg with momentum on the server. [Hsu et al. 2019, section 4.3]
+
+    Args:
+        client: The client's local training.
+        lr: The server's learning rate.
+        beta: The server's momentum.
+        update: See `fedavg`.
+        cap: See `fedavg`.
+    """
     return fedavg(client, update, optimizers.momentum(lr, beta), cap=cap)
 
 
 def fedadagrad(
     client: ClientWork, lr: float, tau: float = 1e-3, update: Transform | None = None, cap: int | None = None
 ) -> Algorithm:
-    """Make FedAvg with Adagrad on the server. [Reddi et al. 2021, Algorithm 2]"""
+    """Make FedAvg with Adagrad on the server. [Reddi et al. 2021, Algorithm 2]
+
+    `lr` and `tau` are those of `sumus.optimizers.adagrad`; the other arguments are those of `fedavg`.
+    """
     return fedavg(client, update, optimizers.adagrad(lr, tau=tau), cap=cap)
 
 
@@ -72,7 +83,10 @@ def fedadam(
     update: Transform | None = None,
     cap: int | None = None,
 ) -> Algorithm:
-    """Make FedAvg with Adam on the server. [Reddi et al. 2021, Algorithm 2]"""
+    """Make FedAvg with Adam on the server. [Reddi et al. 2021, Algorithm 2]
+
+    `lr`, `betas` and `tau` are those of `sumus.optimizers.adam`; the other arguments are those of `fedavg`.
+    """
     return fedavg(client, update, optimizers.adam(lr, betas, tau), cap=cap)
 
 
@@ -84,7 +98,10 @@ def fedyogi(
     update: Transform | None = None,
     cap: int | None = None,
 ) -> Algorithm:
-    """Make FedAvg with Yogi on the server. [Reddi et al. 2021, Algorithm 2]"""
+    """Make FedAvg with Yogi on the server. [Reddi et al. 2021, Algorithm 2]
+
+    `lr`, `betas` and `tau` are those of `sumus.optimizers.yogi`; the other arguments are those of `fedavg`.
+    """
     return fedavg(client, update, optimizers.yogi(lr, betas, tau), cap=cap)
 
 

@@ -4,11 +4,11 @@ a step after every K updates.
     x ← x + η (1/K) Σ s(τᵢ) Δᵢ,     s(τ) = 1/√(1 + τ)
 
 τ is the number of steps that the server took since it sent the client its model. [Nguyen et al. 2022, arXiv:2106.06639,
-Algorithm 1 and section 5] This file holds only the rule. The pacing decides K, and how many clients train at once. In
-synchronous rounds no update is stale, and the rule is FedAvg with equal weights.
+Algorithm 1 and section 5] This file contains only the weighting rule. The pacing decides K, and how many clients train
+at once. In synchronous rounds no update is stale, and the rule is FedAvg with equal weights.
 
     part      value    weight    divided by
-    params    x − y    s(τᵢ)     the number of contributors: the weight that a stale update lacks is not given to the others
+    params    x − y    s(τᵢ)     the number of contributors, so stale updates do not increase the weight of the others
 """
 
 from sumus import optimizers

@@ -10,7 +10,7 @@ momentum. [Wang et al. 2020, arXiv:2007.07481, eqs. 8 to 10 and section 4.1]
     params    (x − y) / ‖a‖₁    examples    the summed weights
     steps     ‖a‖₁              examples    the summed weights
 
-`steps` is one number, from ‖a‖₁ of one step to ‖a‖₁ of the most steps.
+`steps` is one number: at least ‖a‖₁ of one step, and at most ‖a‖₁ of the largest number of steps.
 
 A chain changes the values that are sent, which are the differences *per step*. A clip to C therefore bounds a client's whole
 difference by C ‖a‖₁.
@@ -35,7 +35,7 @@ from sumus.work import ClientState, ClientWork, LocalRun, Parts, expect_plain, s
 PARAMS = Part("params", weight="examples", denominator="weight")
 STEPS = Part("steps", content="scalar", weight="examples", denominator="weight")
 MOST_STEPS = 1024
-"""The most steps of a client in a round, if the client's work does not fix the number."""
+"""The largest number of steps of a client in a round, if the client's work does not fix the number."""
 
 
 def fednova(
@@ -51,9 +51,9 @@ def fednova(
         client: The client's local training.
         update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; SGD with rate 1 by default.
-        cap: The most examples that a client's weight counts.
-        most_steps: The most steps of a client in a round, if `client.steps` does not fix the number. A report with more
-            steps, or with less than one, is refused.
+        cap: The largest number of examples that counts towards a client's weight.
+        most_steps: The largest number of steps of a client in a round, if `client.steps` does not fix the number. A
+            report with more steps, or with less than one, is refused.
     """
     work = normalized(client)
     momentum, nesterov = _of_sgd(client)
@@ -98,7 +98,7 @@ def _of_sgd(client: ClientWork) -> tuple[float, bool]:
 
 @cache
 def reach(momentum: float, nesterov: bool, steps: int) -> float:
-    """Compute ‖a‖₁ by running the rule: how far SGD with rate 1 goes in `steps` steps if every gradient is 1."""
+    """Compute ‖a‖₁ by running the rule: the distance that SGD with rate 1 moves in `steps` steps if every gradient is 1."""
     rule = sgd_rule(momentum, nesterov)
     place: Any = 0.0
     state = rule.init(place)

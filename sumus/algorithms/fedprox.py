@@ -1,7 +1,7 @@
 """FedProx: FedAvg in which clients stay near the server's model, and send as much work as they had time for.
 
-A client minimises h(w) = F_k(w) + μ/2 ‖w − wᵗ‖², in as many steps as its device has time for. Every report counts, also
-a partial one. [Li et al. 2020, arXiv:1812.06127, Algorithm 2]
+A client minimises h(w) = F_k(w) + μ/2 ‖w − wᵗ‖², in as many steps as its device has time for. Every report counts, even
+if it contains only a part of the work. [Li et al. 2020, arXiv:1812.06127, Algorithm 2]
 
     part      value     weight      divided by
     params    wᵗ − w    examples    the summed weights
@@ -41,7 +41,7 @@ def fedprox(
         mu: μ, how strongly a client is pulled towards the server's model; from 0.001 to 1 in the paper.
         update: The transform of an update before it is added; no transform by default.
         server: The server optimizer; SGD with rate 1 by default.
-        cap: The most examples that a client's weight counts.
+        cap: The largest number of examples that counts towards a client's weight.
     """
     return Algorithm(prox(client, mu), update or chain(), mean(replace(PARAMS, cap=cap)), server or optimizers.sgd(1.0))
 

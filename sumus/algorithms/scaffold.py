@@ -1,4 +1,5 @@
-"""SCAFFOLD: each client knows how its gradient differs from the mean of all clients, and corrects every step by the difference.
+"""SCAFFOLD: each client estimates how its gradient differs from the mean of all clients, and corrects every step by the
+difference.
 
     y ← y − η (gᵢ(y) − cᵢ + c)                                                                  line 10
     cᵢ⁺ = ∇fᵢ(x)  (option 1)   or   cᵢ − c + (x − y) / (Kη)  (option 2)                         line 12
@@ -16,7 +17,7 @@ as gradients, so it has its own bound. With `control_bound=`, a client clips eac
 keeps and sends the number, so that cᵢ and c still change by the same amount.
 
 c is a sum of clients' reports, and corrects the steps of all clients. A client that lies about its control changes
-all other updates. Only the clip bounds the model's step (`sumus.influence`).
+all other updates. Only the clip of updates bounds the step of the model (`sumus.influence`).
 """
 
 from dataclasses import replace
@@ -55,9 +56,9 @@ def scaffold(
         update: The transform of an update before it is added; no transform by default.
         server: The server optimizer of the model; SGD with rate 1 by default.
         option: How cᵢ⁺ is computed: 2 costs nothing and needs plain SGD; 1 costs a pass over the client's examples.
-        control_bound: The most by which a client moves a number of its control in a round, in units of gradients,
-            rounded down to single precision. None for 65536, which is too wide to protect anything: a plan for devices
-            must name a bound.
+        control_bound: The largest amount by which a client moves a number of its control in a round, in units of
+            gradients. It is rounded down to single precision. None for 65536, which is too wide to protect anything: a
+            plan for devices must name a bound.
     """
     part = CONTROL if control_bound is None else replace(CONTROL, bound=in_single(control_bound, _BOUND))
     work = control(client, option, control_bound)
@@ -69,7 +70,7 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
     """Make the client's half of SCAFFOLD: corrected steps, and a new cᵢ.
 
     Args:
-        client: The client's local training; with option 1, its optimizer may be any.
+        client: The client's local training. Option 1 works with any optimizer.
         option: How cᵢ⁺ is computed, see `scaffold`.
         bound: The bound of each number of cᵢ⁺ − cᵢ; None for no bound.
     """
@@ -114,7 +115,7 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
 
 @registered("server/controlled")
 def controlled(server: ServerOptimizer) -> ServerOptimizer:
-    """Make the server's half of SCAFFOLD: `server` steps the model. The server stores c in float64, and sends it in the
+    """Make the server's half of SCAFFOLD: `server` takes the model's step. The server stores c in float64, and sends it in the
     model's dtypes.
     """
 

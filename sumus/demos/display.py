@@ -17,7 +17,7 @@ def show(module: str, people: DemoPeople, folder: Path, rounds: int, every: int,
     """Run a demo, with a progress bar for its rounds on `err` and its results on `out`."""
     out.print(
         f"server   sumus serve PLAN.sumus: SQLite in a temporary folder, loopback; no code of the model, no PyTorch\n"
-        f"edge     sumus edge: {len(behind_edge(people))} of the devices are behind it: the edge sends one sum a round\n"
+        f"edge     sumus edge: {len(behind_edge(people))} of the devices are behind it: the edge sends one sum per round\n"
         f"devices  {len(people.training)} × sumus join, each with one person's examples; {len(people.unseen)} more people, never "
         "seen in training, measure the models",
         soft_wrap=True,

@@ -4,7 +4,7 @@
 
 The demo runs the ordinary commands: `sumus pack`, `sumus serve`, `sumus edge`, and for each person `sumus join` with a
 file of four lines that gives only that person's examples. Every second person who trains joins through the edge, which
-sends the server one sum a round. Server and edge have neither the task's code nor PyTorch. The server ends by itself
+sends the server one sum per round. Server and edge have neither the task's code nor PyTorch. The server ends by itself
 after the last round, and the other processes end with it.
 """
 
@@ -268,12 +268,12 @@ def _watched(
     folder: Path,
     watch: Callable[[DemoView], None],
 ) -> Mapping[str, Any]:
-    """Ask for the server's status until the server ends. Return the last status."""
+    """Request the server's status again and again until the server ends. Return the last status."""
     remote = Remote(opened["admin_url"], Logins(scratch / "admin"))
     remote.log_in(opened["login"])
     status: Mapping[str, Any] = {}
     while server.poll() is None:
-        with suppress(ExperimentError):  # it may just have ended
+        with suppress(ExperimentError):  # the server may have ended just now
             status = remote.ask("GET", "/v1/admin/status")
             watch(_look(status["tasks"][0]))
         for device in devices:

@@ -24,7 +24,7 @@ class ServerAccess:
         link: The server's address, and the token that lets the device in. An empty address means the server at which the
             device is enrolled.
         memory: Holds the device's key, its membership and the server's authority.
-        new_key: Returns a private key; called if the device has none yet.
+        new_key: Returns a new private key; called if the device has none yet.
         transport: Carries the requests; None for HTTP.
     """
 
@@ -54,7 +54,7 @@ class ServerAccess:
         if self._requests is None:
             if self._transport is None:
                 if not self.server:
-                    raise ExperimentError("this device knows no server: give it an address or a link")
+                    raise ExperimentError("this device has no server: give it an address or a link")
                 self._transport = HttpTransport(self.server, self._vouching() or None)
             if (key := self._memory.store.key()) is None:
                 self._memory.store.put_key(key := self._new_key())
@@ -70,15 +70,13 @@ class ServerAccess:
 
         Raises:
             Unreachable: The server cannot be reached, or cannot enrol the device at the moment.
-            ExperimentError: A person must do something.
+            ExperimentError: A person must act; the message says how.
         """
         requests, member = self.requests, self._memory.record.membership
         if member is not None and not self._enrols_again:
             return None
         if self._link.token is None:
-            raise ExperimentError(
-                "this device is not enrolled: give it a link or a token, from whoever runs the server"
-            )
+            raise ExperimentError("this device is not enrolled: give it a link or a token, from the server's operator")
         try:
             enrolment = requests.enrol(self._link.token)
         except Refused as refused:
@@ -87,7 +85,7 @@ class ServerAccess:
             raise ExperimentError(refused_enrolment(refused)) from refused
         if member is not None and enrolment.population != member.population:
             raise ExperimentError(
-                f"{self._link.server} is of the population {enrolment.population}, and this device is of "
+                f"{self._link.server} serves the population {enrolment.population}, but this device belongs to "
                 f"{member.population}: give another --folder"
             )
         member = Membership(self._link.server, enrolment.population, enrolment.device)
@@ -96,14 +94,17 @@ class ServerAccess:
         return member
 
     def enrol_again(self) -> bool:
-        """Let the next `enrol` use the token, since the server no longer knows the device. Return False if there is no token."""
+        """Let the next `enrol` use the token, since the server no longer knows the device.
+
+        Returns:
+            Whether there is a token."""
         if self._link.token is None:
             return False
         self._enrols_again = True
         return True
 
     def server_answered(self) -> None:
-        """Save the address and the authority of a server that knows this device, if they are new: the server has moved there."""
+        """Save the address and the authority of a server that knows this device. If they are new, the server has moved."""
         record = self._memory.record
         member = record.membership
         if member is not None:
@@ -124,7 +125,7 @@ class ServerAccess:
                 if not left:
                     raise
             except Refused as refused:
-                raise Unreachable(f"the server does not give what it announced: {refused}") from refused
+                raise Unreachable(f"the server does not provide an object that it announced: {refused}") from refused
         raise AssertionError("the last try returns or raises")
 
     def forget_key(self) -> None:
@@ -137,7 +138,7 @@ class ServerAccess:
             self._transport.close()
 
     def _vouching(self) -> str:
-        """Return the certificates (PEM) that vouch for the server: named or pinned by the link, or saved earlier."""
+        """Return the certificates (PEM) that the server's must come from: those that the link names or pins, or saved ones."""
         if self._link.authority:
             self._authority = self._link.authority
         if self._link.pin is not None and pin_of(self._authority) != self._link.pin:
@@ -146,8 +147,8 @@ class ServerAccess:
 
 
 def lets_in_elsewhere(link: Link, member: Membership) -> bool:
-    """Return whether a link admits the device to a server other than the member's. An address without a token means
-    that the server has moved."""
+    """Return whether a link admits the device to a server other than its own. An address without a token means that the
+    device's own server has moved."""
     return link.token is not None and link.server not in ("", member.server)
 
 
@@ -162,12 +163,12 @@ def expect_own_server(record: Record, link: Link, moves: bool) -> None:
         return
     if not moves:
         raise ExperimentError(
-            f"this folder is a device of {member.server}: give another --folder for {link.server}, or forget it first; where "
-            "that server has moved, give its new address alone, without a token; where this is another edge of the same "
-            "population, --move"
+            f"this folder belongs to a device of {member.server}: give another --folder for {link.server}, or forget this "
+            "device first. If that server has moved, give its new address alone, without a token. If the link is for another "
+            "edge of the same population, add --move"
         )
     if record.row.session:
         raise ExperimentError(
-            f"what became of its last report is known at {member.server} alone: let it check in there once more before it "
-            f"moves to {link.server}"
+            f"only {member.server} knows whether this device's last report was counted: let the device check in there once "
+            f"more before it moves to {link.server}"
         )

@@ -33,14 +33,25 @@ ClientFile = Annotated[
     ),
 ]
 Folder = Annotated[Path | None, typer.Option(help="The device's folder; by default that of `join`.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON objects, one per line.")]
 Authority = Annotated[
     Path | None,
     typer.Option(
-        help="Certificates, PEM, that the server's must come from, if it has one of an authority of your own.",
+        help="File of certificates (PEM), one of which must have issued the server's, if you have an authority of your own.",
         metavar="FILE",
     ),
 ]
+
+
+def secret_file(content: str, source: str = "") -> Any:
+    """Declare an option for a file with the token or the link by which a device or an edge enrols at a server.
+
+    Args:
+        content: The content of the file.
+        source: A sentence about where the operator gets the content.
+    """
+    text = f"File with {content}, - for standard input; else SUMUS_TOKEN may hold it."
+    return typer.Option(help=f"{text} {source}".rstrip())
 
 
 @dataclass(frozen=True)
@@ -48,12 +59,9 @@ class ServerOptions:
     """The server that a device or a node uses."""
 
     url: Annotated[
-        str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; a link gives it too.")
+        str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; not needed with a link.")
     ] = None
-    token_file: Annotated[
-        str | None,
-        typer.Option(help="File with a token or a link, - for standard input; else SUMUS_TOKEN may hold it."),
-    ] = None
+    token_file: Annotated[str | None, secret_file("a token or a link")] = None
     authority: Authority = None
 
 
@@ -61,21 +69,23 @@ class ServerOptions:
 class WorkOptions:
     """The work that a device accepts, and when it stops."""
 
-    rounds: Annotated[int | None, typer.Option(min=1, help="End after so many counted reports.")] = None
-    once: Annotated[bool, typer.Option(help="Check in once, do what there is to do, and end.")] = False
+    rounds: Annotated[int | None, typer.Option(min=1, help="End after this many counted reports.")] = None
+    once: Annotated[bool, typer.Option(help="Check in once, do the work that the server gives, and end.")] = False
     evaluate_only: Annotated[bool, typer.Option(help="Measure models, and never train.")] = False
     train_only: Annotated[bool, typer.Option(help="Train, and never measure models.")] = False
-    executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto"
+    executor: Annotated[str, typer.Option(help="auto, or an executor of `sumus simulate`.")] = "auto"
 
 
 @dataclass(frozen=True)
 class ConsentOptions:
     """The owner's consent, for a device or a node."""
 
-    always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False
+    always: Annotated[bool, typer.Option(help="Treat the conditions charging, unmetered and idle as met.")] = False
     floor: Annotated[
         list[str] | None,
-        typer.Option(help="What its owner consents to, as rounds=100; see sumus.Floor. May be given several times."),
+        typer.Option(
+            help="A limit that the owner consents to, such as rounds=100; see sumus.Floor. May be given several times."
+        ),
     ] = None
 
 
@@ -86,12 +96,13 @@ def join(
     work: WorkOptions,
     consent: ConsentOptions,
     folder: Annotated[
-        Path | None, typer.Option(help="Folder for the device's key and memory; by default one of this user's.")
+        Path | None, typer.Option(help="Folder for the device's key and memory; by default in this user's data folder.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The device's name, in its messages to you.")] = None,
-    insecure: Annotated[bool, typer.Option(help="Take http:// to another machine.")] = False,
+    insecure: Annotated[bool, typer.Option(help="Allow http:// to another machine.")] = False,
     move: Annotated[
-        bool, typer.Option(help="The link is of another edge of the same population: move there, with the same key.")
+        bool,
+        typer.Option(help="Move, with the same key, to another edge of the same population, which the link names."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -122,7 +133,10 @@ def join(
     )
     with device:
         if not as_json and device.status.server:
-            echo(f"asks {device.status.server} for work; Ctrl-C ends it, and the same command goes on", error=True)
+            echo(
+                f"asks {device.status.server} for work; press Ctrl-C to stop, and run the same command to continue",
+                error=True,
+            )
         before = device.status.checkins
         try:
             device.run(
@@ -130,24 +144,22 @@ def join(
             )
         except KeyboardInterrupt:
             done = device.status.counts.get("counted", 0)
-            raise Interrupted(f"stopped; {many(done, 'report')} counted so far; run the same again to go on") from None
+            raise Interrupted(
+                f"stopped; {many(done, 'report')} counted so far; run the same command again to continue"
+            ) from None
         if work.once and device.status.unanswered:
-            raise Unreachable(f"the check-in came to nothing: {device.status.trouble}; run the same again later")
+            raise Unreachable(f"the check-in failed: {device.status.trouble}; run the same command again later")
 
 
 def predict(
     client: ClientFile,
     folder: Folder = None,
-    inputs: Annotated[
-        Path | None, typer.Option(help="Inputs to predict for, .npy; by default the file's examples.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the outputs to a file, .npy.")] = None,
-    task: Annotated[
-        str | None, typer.Option(help="The task whose model predicts, where the server has several.")
-    ] = None,
+    inputs: Annotated[Path | None, typer.Option(help="Inputs (.npy); by default the examples of the file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the outputs to a file (.npy).")] = None,
+    task: Annotated[str | None, typer.Option(help="The task whose model predicts, if the server has several.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict with the last model that the device was given; asks nobody, needs no network."""
+    """Predict with the newest model that the device has. No network is needed."""
     from sumus.device.device import Device
     from sumus.device.store import FolderDeviceStore
 
@@ -165,27 +177,30 @@ def predict(
     elif as_json:
         echo(json.dumps({"task": found.task, "version": found.version, "outputs": outputs.tolist()}))
     else:
-        echo(f"{of} answers", error=True)
+        echo(f"outputs of {of}", error=True)
         for row in outputs:
             echo(" ".join(f"{value:g}" for value in np.ravel(row)))
 
 
 def forget(
     client: Annotated[
-        str | None, typer.Option("--client", metavar="FILE.py", help="The file that `join` was given; it is not run.")
+        str | None,
+        typer.Option("--client", metavar="FILE.py", help="The file that was given to `join`; it is not run."),
     ] = None,
     folder: Folder = None,
 ) -> None:
-    """Withdraw this device's consent: the server forgets it, and what it kept is erased."""
+    """Withdraw the owner's consent: the server forgets the device, and the device's data are erased."""
     from sumus.device.requests import Requests
     from sumus.device.store import FolderDeviceStore
     from sumus.device.withdrawal import forget as forgotten
     from sumus.transport.http import HttpTransport
 
     if folder is None and client is None:
-        raise UsageError("which device? Give --client FILE.py as to `sumus join`, or --folder DIR, which it printed")
+        raise UsageError(
+            "no device is named: give --client FILE.py as for `sumus join`, or --folder DIR, which `sumus join` printed"
+        )
     where = folder or folder_of(client or "")
-    FolderDeviceStore(where, look=True)  # a device's, or nothing of it is touched
+    FolderDeviceStore(where, look=True)  # raises, and changes nothing, unless the folder is a device's
     with closing(FolderDeviceStore(where)) as store:
         record, key = store.read(), store.key()
         requests = None
@@ -240,12 +255,12 @@ def _read(path: Path) -> Any:
         raise ExperimentError(f"--inputs {path} cannot be read: {unread(error)}") from error
     except ValueError as error:
         raise ExperimentError(
-            f"--inputs {path} is no .npy of numbers, or holds Python objects, which are not read: write it with numpy.save"
+            f"--inputs {path} is not an .npy file of numbers, or contains Python objects: write it with numpy.save"
         ) from error
 
 
 class Lines:
-    """Prints a device's news: a line for each report that the server answered, and for everything the owner should know."""
+    """Prints a device's news: a line for each report that was counted or discarded, and for each other event of interest."""
 
     def __init__(self, folder: Path, as_json: bool) -> None:
         self._folder, self._as_json = folder, as_json
@@ -275,7 +290,7 @@ _AS = {"aborted": "gave up", "trouble": "trouble", "waiting": "waits"}
 
 
 def _again(seconds: float, now: Callable[[], datetime] = datetime.now) -> str:
-    """Say when the device asks again, in words for a person who looks at a clock."""
+    """Describe when the device checks in again: in seconds, or as a time of day."""
     if seconds <= 0:
         return ""
     if seconds < 120:
@@ -285,7 +300,7 @@ def _again(seconds: float, now: Callable[[], datetime] = datetime.now) -> str:
 
 
 def _work_of(news: "DeviceNews") -> str:
-    if not news.examples:  # of the process before
+    if not news.examples:  # the work was done by an earlier process
         return f"model {news.version}, {news.task}"
     verb = "trained" if news.what == "trained" else "evaluated"
     measured = ", ".join(f"{name} {value:.4f}" for name, value in news.measured.items())

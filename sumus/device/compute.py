@@ -6,9 +6,9 @@
     device = Device(link, OnnxCompute("model.onnx"), examples)
 
 All values that cross this boundary are plans, bytes, and trees of numpy arrays keyed by leaf name. An implementation keeps a
-client's examples in a form of its own; the device only counts them and passes them back. Nothing here imports torch; the
-implementation that does is `sumus.device.training`. The functions below do the steps that all implementations share: they
-read plans, models and broadcasts, and make reports.
+client's examples in a form of its own; the device only counts them and passes them back. Nothing here imports torch; only the
+implementation in `sumus.device.training` does. The functions below do the steps that all implementations share: they read
+plans, models and broadcasts, and make reports.
 """
 
 import math
@@ -93,11 +93,11 @@ class JobResult:
 
 
 class DeviceCompute(Protocol[E]):
-    """A task bound to a library that computes it. Several devices of one process may share one, each from a thread of its own."""
+    """A task, bound to the library that computes it. Several devices of a process may share one, each from its own thread."""
 
     @property
     def fingerprint(self) -> str:
-        """The hash of the task's leaves and data, `Description.fingerprint`. A plan with a different one is refused."""
+        """The hash of the task's leaves and data, `Description.fingerprint`. A plan with a different hash is refused."""
         ...
 
     def read(self, client: Any, examples: Any) -> E:
@@ -125,14 +125,14 @@ class DeviceCompute(Protocol[E]):
         ...
 
     def memory(self, plan: Plan, examples: E) -> int:
-        """Return the fewest bytes that one local step of a plan can take; 0 if that is not known."""
+        """Return the minimum number of bytes that one local step of a plan can take; 0 if that is not known."""
         ...
 
     def broadcast(self, plan: Plan, sha256: str, body: bytes) -> Broadcast:
         """Decode and check a round's broadcast; `read_broadcast` does this.
 
         Raises:
-            ParticipantError: The leaves or shapes differ from those that the plan sends.
+            ParticipantError: The leaves or shapes are not those of the plan's broadcasts.
         """
         ...
 
@@ -140,7 +140,7 @@ class DeviceCompute(Protocol[E]):
         """Decode and check a released model; `read_model` does this.
 
         Raises:
-            ParticipantError: The leaves differ from the task's shared leaves, or a value is not finite.
+            ParticipantError: The leaves are not the task's shared leaves, or a value is not finite.
         """
         ...
 
@@ -168,7 +168,7 @@ class DeviceCompute(Protocol[E]):
         ...
 
 
-# ── what every implementation does in the same way ───────────────────────────────────────────────────────────────────
+# ── steps that all implementations share ─────────────────────────────────────────────────────────────────────────────
 
 
 class PlanCache:
@@ -205,7 +205,7 @@ def loaded(client: Any, examples: Any) -> Any:
 
 
 def read_broadcast(plan: Plan, initial: Tree, body: bytes) -> Broadcast:
-    """Decode a broadcast, whose leaves and shapes must be those that the plan sends.
+    """Decode a broadcast, and check its leaves and shapes against the plan.
 
     Args:
         plan: The plan.
@@ -217,10 +217,10 @@ def read_broadcast(plan: Plan, initial: Tree, body: bytes) -> Broadcast:
 
 
 def read_model(initial: Tree, body: bytes) -> Tree:
-    """Decode a released model, which must have exactly these shared leaves, all of them finite."""
+    """Decode a released model. It must have exactly the leaves of `initial`, and all values must be finite."""
     tree = decode_tree(body, _forms(initial))
     if (leaf := first_non_finite(tree)) is not None:
-        raise ParticipantError(None, f"the model holds NaN or infinity at `{leaf}`")
+        raise ParticipantError(None, f"the model contains NaN or infinity at `{leaf}`")
     return tree
 
 
@@ -265,7 +265,9 @@ def evaluation_result(plan: Plan, job: DeviceJob[Any], measured: Mapping[str, tu
     """
     wanted = ("loss", *plan.description.metrics)
     if missing := [name for name in wanted if name not in measured]:
-        raise PlanError("wrong-type", f"the plan measures {missing[0]!r}, and this device's task does not: update it")
+        raise PlanError(
+            "wrong-type", f"the plan measures {missing[0]!r}, but this device's task does not: update the task's file"
+        )
     chosen = {name: measured[name] for name in wanted}
     update = evaluation_report(job.client, chosen, job.examples.count)
     _expect_finite(update)

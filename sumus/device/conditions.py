@@ -1,7 +1,7 @@
-"""Checks whether a device is charging, on an unmetered network, and idle. Each check can be replaced, or all of them.
+"""Checks whether a device is charging, on an unmetered network, and idle. Each check can be replaced.
 
 sensors = Linux()                                        asks the system
-sensors = AllConditionsMet()                             a machine in a rack, and tests
+sensors = AllConditionsMet()                             for a machine in a rack, and for tests
 sensors = Linux(idle=lambda: keyboard.quiet(300))        a check of your own in place of one of them
 """
 
@@ -16,9 +16,9 @@ from typing import Protocol
 from sumus.pacing import Conditions
 
 BUSY = 0.5
-"""The load per core from which a machine counts as in use."""
+"""The load per core at or above which a machine counts as in use."""
 _METERED_NAMES = re.compile(r"(wwan|ppp|rmnet|usb|bnep)")
-"""Names of interfaces that belong to a modem, or to a telephone connected by cable or Bluetooth."""
+"""Names of network interfaces of a modem, or of a telephone that is connected by cable or Bluetooth."""
 
 
 class Sensors(Protocol):
@@ -49,8 +49,8 @@ class Linux:
     Args:
         root: The root of the file system.
         run: Returns a command's standard output; None if the command cannot be run.
-        charging: A check in place of /sys/class/power_supply. A machine without a battery is on mains.
-        battery: A level from 0 to 1 in place of the one in /sys/class/power_supply. A machine without a battery has 1.
+        charging: A check in place of /sys/class/power_supply. A machine without a battery counts as charging.
+        battery: A level from 0 to 1, in place of that in /sys/class/power_supply. Without a battery, the level is 1.
         unmetered: A check in place of NetworkManager, which is asked about the connections in use. If NetworkManager does
             not run, the kind of interface of the default route decides. Without a route, the network does not count as unmetered.
         idle: A check in place of two others: the load of the last minute must be below 0.5 per core, and logind must not

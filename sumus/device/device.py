@@ -7,15 +7,15 @@
 
 `Device` is the entry point. Its parts each have a module of their own:
 
-    rounds        the shell around the protocol's table: check-ins, work, reports
+    rounds        carries out the decisions of the protocol's table: check-ins, work, reports
     record_step   the pure part of `rounds`: how an event changes the record
-    work          what an assignment asks of this device, and carrying it out
+    work          checks an assignment, and does its work
     compute       the contract for computations; `training` implements it with torch
     access        access to the server: enrolment, certificates, signed requests
     models        the released models with which the device predicts
     memory        the record and the objects; `store` keeps them in a folder or in memory
     news, words   messages to the owner, and their wording
-    waits         when something is due next
+    waits         the time of the next action
     options       the options for making a device
 """
 
@@ -114,7 +114,7 @@ class Device:
         watch: Called with each `DeviceNews`.
 
     Raises:
-        ExperimentError: A person must fix something first. Other `UsageError`s mean the same.
+        ExperimentError: A person must fix something first; the message says what. Other kinds of `UsageError` mean the same.
     """
 
     def __init__(
@@ -169,19 +169,20 @@ class Device:
     # ── taking part ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def enrol(self) -> str:
-        """Enrol the device with its token unless it is enrolled already; return its id. A second call changes nothing."""
+        """Enrol the device with its token, unless it is enrolled already; return its id. A second call changes nothing."""
         return self._rounds.enrol()
 
     def wake(self) -> float:
-        """Do what is due, and return the seconds until something is due again. For programs with an event loop of their own.
+        """Do everything that is due now, and return the seconds until the next action is due. For programs with their own event
+        loop.
 
         Raises:
-            ExperimentError: A person must do something.
+            ExperimentError: A person must act; the message says how.
         """
         return self._rounds.wake()
 
     def run(self, rounds: int | None = None, until: Callable[[DeviceStatus], bool] | None = None) -> None:
-        """Take part in rounds. On Ctrl-C the server is told that the current work will not come.
+        """Take part in rounds. On Ctrl-C, the device tells the server that no report will come for the current work.
 
         Args:
             rounds: The number of further counted reports after which to end.
@@ -200,7 +201,7 @@ class Device:
             raise
 
     def give_up(self) -> None:
-        """Tell the server, after Ctrl-C, that the work in progress will not come."""
+        """Tell the server, after Ctrl-C, that no report will come for the work in progress."""
         self._rounds.give_up()
 
     def stop(self) -> None:
@@ -218,7 +219,7 @@ class Device:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # ── what it knows ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── models and state ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def predict(self, inputs: Any, task: str | None = None) -> Array:
         """Predict with the newest model that is stored here. No network is needed.
@@ -237,12 +238,12 @@ class Device:
             model = compute.model(kept.body)
         except ParticipantError as error:
             raise ExperimentError(
-                f"the kept model is not of this task: {error}; let the device check in again"
+                f"the stored model does not belong to this task: {error}; let the device check in again"
             ) from error
         return Prediction(compute.predict(model, kept.state, self._examples, inputs), kept.task, kept.version)
 
     def forget(self) -> ForgetReport:
-        """Withdraw the owner's consent: the server forgets the device, and everything that it kept here is erased.
+        """Withdraw the owner's consent: the server forgets the device, and everything that the device stored here is erased.
 
         Raises:
             Unreachable: The server cannot be reached. Nothing was erased; call this again.
@@ -279,7 +280,7 @@ class Device:
 
 
 class _OneCompute:
-    """Makes a device's compute at the first call, and returns the same one at each later call. Several threads may call."""
+    """Makes a device's compute at the first call, and returns the same one at each later call. Several threads may call it."""
 
     def __init__(self, task: Task | DeviceCompute[Any], examples: Any, executor: str) -> None:
         self._task, self._examples, self._executor = task, examples, executor
@@ -297,7 +298,7 @@ class _OneCompute:
 
 
 def _memory_of(folder: str | Path | DeviceStore | None, link: Link, moves: bool) -> DeviceMemory:
-    """Return the memory of a device that may use the server of a link. Raise ExperimentError if it may not, or lacks its key."""
+    """Return a device's memory. Raise ExperimentError if the device may not use the server of the link, or has lost its key."""
     if folder is None:
         store, is_own = MemoryDeviceStore(), True
     elif isinstance(folder, str | Path):
@@ -310,8 +311,8 @@ def _memory_of(folder: str | Path | DeviceStore | None, link: Link, moves: bool)
         if memory.record.membership is not None and store.key() is None:
             where = folder if isinstance(folder, str | Path) else "this device"
             raise ExperimentError(
-                f"{where} knows its server and has no key: it was put back in part. Put its `key` back too, or "
-                "delete the folder and enrol it anew, with a new link"
+                f"{where} is enrolled but has no key, so it was restored only in part: restore its `key` too, or "
+                "delete the folder and enrol the device again, with a new link"
             )
     except ExperimentError:
         if is_own:

@@ -26,7 +26,7 @@ from sumus.transport.http import unverified
 
 VARIABLE = "SUMUS_TOKEN"
 """The name of the environment variable that may hold a token or a whole link."""
-_NO_ADDRESS = "a server's address is https://HOST:PORT, with what its link says after # or without"
+_NO_ADDRESS = "a server's address is https://HOST:PORT, with or without the part of a link after #"
 _QUOTES = "\"'`<>\u2018\u2019\u201c\u201d\ufeff "
 """Characters to strip around a link that was copied from a shell, a mail or a file."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,512}")
@@ -40,7 +40,7 @@ class Link:
         server: scheme://host:port; empty if only a token is known.
         token: The token. For several links: their tokens, separated by blanks; the first unused one is used.
         pin: SHA-256 of the server's authority, hexadecimal.
-        authority: Certificates (PEM), one of which must have issued the server's, if a person named any; else "".
+        authority: Certificates (PEM), one of which must have issued the server's; empty if the user named none.
     """
 
     server: str
@@ -74,7 +74,7 @@ def read_link(text: str, insecure: bool = False) -> Link:
     if _TOKEN.fullmatch(text):
         return Link("", text)
     try:
-        address = parse_url(text)  # as urllib3, which connects to it, reads it: no other reader may see another host
+        address = parse_url(text)  # urllib3 also connects to it: two parsers could see two hosts
     except LocationParseError:
         raise ExperimentError(_NO_ADDRESS) from None
     if address.scheme not in ("http", "https") or not address.host:
@@ -84,16 +84,16 @@ def read_link(text: str, insecure: bool = False) -> Link:
         raise ExperimentError(f"{server}: a server's address has no path, no query and no user: give https://HOST:PORT")
     if address.scheme == "http" and not (insecure or is_loopback(address.host.strip("[]"))):
         raise ExperimentError(
-            f"{server} is not encrypted: use https://, or --insecure where the network itself is (insecure=True)"
+            f"{server} is not encrypted: use https://, or --insecure (insecure=True) if the network is encrypted"
         )
     said = dict(parse_qsl(address.fragment or ""))
     token, pin = said.get("enrol"), said.get("pin")
     if token is not None and not _TOKEN.fullmatch(token):
-        raise ExperimentError("the token of this link is not whole: copy the link again, to its end")
+        raise ExperimentError("the token of this link is incomplete: copy the whole link again")
     if pin is not None and not re.fullmatch(r"[0-9a-f]{64}", pin):
-        raise ExperimentError("the pin of this link is not whole: copy the link again, to its end")
+        raise ExperimentError("the pin of this link is incomplete: copy the whole link again")
     if pin is not None and address.scheme == "http":
-        raise ExperimentError("a pin is of an https:// server: copy the link again")
+        raise ExperimentError("a pin needs an https:// address: copy the link again")
     return Link(server + (f":{address.port}" if address.port else ""), token, pin)
 
 
@@ -101,19 +101,19 @@ def _one_of(links: Sequence[Link]) -> Link:
     """Combine several links of the same server into one; a device may use any of their tokens."""
     first = links[0]
     if any((link.server, link.pin) != (first.server, first.pin) or link.token is None for link in links):
-        raise ExperimentError("these are no links of one server, one a line: give a file with the links of one")
+        raise ExperimentError("these are not links of one server, one per line: give a file with such links")
     return replace(first, token=" ".join(link.token for link in links if link.token is not None))
 
 
 def link_of_command(text: str, insecure: bool = False) -> Link:
     """Read a server's address from a command line, which must not contain a token."""
     if "://" not in text:
-        raise ExperimentError(f"{text!r} is no server's address: give https://HOST:PORT")
+        raise ExperimentError(f"{text!r} is not a server's address: give https://HOST:PORT")
     link = read_link(text, insecure)
     if link.token is not None:
         raise ExperimentError(
-            "a command line is no place for a token, everyone on this machine can read it: put the link into a file and give "
-            f"--token-file FILE, or - for standard input, or set {VARIABLE}; then ask for another token"
+            "everyone on this machine can read a command line, so it must not contain a token: put the link into a file and "
+            f"give --token-file FILE, or - for standard input, or set {VARIABLE}; then ask for another token"
         )
     return link
 
@@ -123,7 +123,7 @@ def read_authority(file: str | Path) -> str:
     try:
         text = expanded(file).read_text(encoding="utf-8")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
-    except (OSError, ValueError) as error:  # of TLS too
+    except (OSError, ValueError) as error:  # also errors of TLS
         reason = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else error
         raise UsageError(f"the authority {file} cannot be read ({reason}): give a file of certificates, PEM") from error
     return text
@@ -163,9 +163,7 @@ def _given(text: str | None, file: str | None, environment: Mapping[str, str], i
         return link
     more = read_link(secret, insecure)
     if link.server and more.server and more.server != link.server:
-        raise ExperimentError(
-            f"the link is of {more.server}, and the address given is {link.server}: leave the address out"
-        )
+        raise ExperimentError(f"the link is for {more.server}, but the address is {link.server}: leave the address out")
     return replace(link, server=link.server or more.server, token=more.token, pin=more.pin or link.pin)
 
 
@@ -174,7 +172,7 @@ def fetch_authority(link: Link, patience: float = 30.0) -> str:
     text = unverified(link.server, "/v1/authority", patience).decode("ascii", "replace").strip()
     if pin_of(text) != link.pin:
         raise ExperimentError(
-            f"{link.server} is not the server of this link: its authority has another fingerprint; ask who gave you the link"
+            f"{link.server} is not the server of this link: its authority has another hash; ask the sender of the link"
         )
     return text
 

@@ -1,4 +1,4 @@
-"""The released models, which a device keeps in order to predict."""
+"""The released models, which a device stores in order to predict."""
 
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -38,7 +38,7 @@ class ReleasedModels:
         self._compute, self._longest = compute, longest
 
     def take(self, released: Mapping[str, Released]) -> None:
-        """Fetch the model of each task, unless it is stored already or too long. At most `MOST_TASKS` are considered."""
+        """Fetch the model of each task, unless it is stored already or too large. At most `MOST_TASKS` are considered."""
         for task, one in islice(released.items(), MOST_TASKS):
             self._take(task, one)
 
@@ -49,10 +49,10 @@ class ReleasedModels:
         try:
             if kept is None or kept.object != model.sha256:
                 body = self._access.object(model)
-                self._compute().model(body)  # refuses a model that this device's task cannot answer with
+                self._compute().model(body)  # refuses a model with which this device's task cannot predict
                 self._memory.store.put(body)
         except (Unreachable, Refused, ParticipantError) as error:
-            self._news.tell_trouble(f"model {released.version} could not be taken: {error}")
+            self._news.tell_trouble(f"model {released.version} could not be fetched: {error}")
             return
         self._memory.keep_model(task, KeptModel(released.version, model.sha256))
         self._news.tell(DeviceNews("model", "to predict with", task, "train", released.version))

@@ -28,7 +28,7 @@ class Consent:
     """The owner's consent to a device's work.
 
     Attributes:
-        floor: Limits for the work that the device accepts, and the fewest contributors to a sum.
+        floor: Limits for the work that the device accepts, and the minimum number of contributors to a sum.
         requires: Conditions that must be met before the device does anything, even a check-in.
         trains: Whether the device accepts training work.
         evaluates: Whether the device accepts evaluation work.
@@ -57,7 +57,7 @@ class ServerConnection:
         moves: Whether the device may move, with its key, to the server of a new link. That must be another edge of the same
             population, or the server above it.
         authority: A file of certificates (PEM), one of which must have issued the server's. The device keeps them for its next
-            start. None means those that were given before, or else those of the system.
+            start. None means those of an earlier start, or else those of the system.
         transport: Carries the requests in place of HTTP, in tests and simulations.
     """
 

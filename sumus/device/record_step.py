@@ -17,7 +17,7 @@ from sumus.protocol.session import Floor
 V = TypeVar("V")
 
 MOST_TASKS = 16
-"""The most tasks for which a device keeps data. The newest ones are kept, however many a server names."""
+"""The maximum number of tasks for which a device keeps data. The newest ones are kept, however many a server names."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RecordStep:
     Attributes:
         record: The record to be written.
         actions: The device's next actions, in order.
-        news: "counted" or "discarded", for each session whose end is known now.
+        news: "counted" or "discarded", for each session whose outcome has become known.
     """
 
     record: Record
@@ -56,7 +56,7 @@ def step_record(record: Record, event: session.Event, floor: Floor) -> RecordSte
             news.append(news_of("discarded", work))
         elif isinstance(act, session.SendAbort):
             record = replace(record, counts=counted(record.counts, "aborted"))
-    if not row.session:  # how it ended is known, or there is no session
+    if not row.session:  # its outcome is known, or there is no session
         record = replace(record, work=None)
     if not row.unsettled:
         record = replace(record, report=None, pending=None)

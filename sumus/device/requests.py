@@ -90,7 +90,7 @@ class Requests:
         request = EnrolmentRequest(token, public_key, challenge.nonce, to_base64url(signature))
         enrolment = read_answer(Enrolment, self._ask("enrol", write(request)))
         if enrolment.device != self.device:
-            raise Unreachable("the server gave the device an id that is not its key's: is this a sumus server?")
+            raise Unreachable("the server gave the device an id that does not match its key: is this a sumus server?")
         self.population = enrolment.population
         return enrolment
 
@@ -127,7 +127,7 @@ class Requests:
         """Fetch the bytes with a hash. Raise Unreachable if the server sends other bytes."""
         answer = self._ask("object", b"", {"sha256": body.sha256}, patience=UPLOADING, most=body.bytes)
         if hashlib.sha256(answer.body).hexdigest() != body.sha256:
-            raise Unreachable(f"what the server gives as object {body.sha256[:12]}… is something else")
+            raise Unreachable(f"the server sent other bytes than those of the object {body.sha256[:12]}…")
         return answer.body
 
     def _ask(
@@ -162,7 +162,7 @@ def read_answer(form: type[M], answer: Answer) -> M:
     try:
         return read(form, answer.body)
     except ParticipantError as error:
-        raise Unreachable(f"what the server answers cannot be read: {error}") from error
+        raise Unreachable(f"the server's answer cannot be read: {error}") from error
 
 
 def _refused(answer: Answer) -> Exception:
@@ -170,7 +170,7 @@ def _refused(answer: Answer) -> Exception:
     try:
         problem = read(Problem, answer.body)
     except ParticipantError:
-        return Unreachable(f"it answers {answer.status}, and not as a sumus server does")
+        return Unreachable(f"its answer, with the status {answer.status}, is not one of a sumus server")
     return Refused(printable(problem.code), printable(problem.detail), problem.retry_after_s, problem.serial)
 
 

@@ -1,10 +1,10 @@
-"""A device's part in its server's rounds: the shell around the table of `sumus.protocol.session`.
+"""A device's part in its server's rounds: it carries out the decisions of the table in `sumus.protocol.session`.
 
-The table decides, and this shell carries out. An event leads to a new record and a list of actions (`record_step`). The record
-is written first; then the actions are carried out, and their result is the next event. So if the process ends at any moment,
-the next one continues from the record, with the same report.
+The table decides, and this module carries the decisions out. An event leads to a new record and a list of actions
+(`record_step`). The record is written first; then the actions are carried out, and their result is the next event. So if the
+process ends at any moment, the next one continues from the record, with the same report.
 
-Nothing here sleeps. `wake` does what is due, and returns the seconds until something is due again.
+Nothing here sleeps. `wake` does everything that is due now, and returns the seconds until the next action is due.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ LONGEST_WAIT = 60.0
 FIRST_WAIT = 0.5
 """The same limit for a process's first check-ins, so that the owner soon learns what the device waits for."""
 SPREAD = 100
-"""The longest step by which a device whose folder was copied raises its check-in serial. The step is random, so that the
+"""The largest step by which a device whose folder was copied raises its check-in serial. The step is random, so that the
 other device with the same key learns of the copy too."""
 HIGHEST = 2**52
 """The highest check-in serial that a server accepts."""
@@ -93,7 +93,7 @@ class DeviceRounds:
         """The number of requests in a row that the server did not answer."""
         return self._unanswered
 
-    # ── what the device's owner calls ────────────────────────────────────────────────────────────────────────────────
+    # ── methods for the device's owner ───────────────────────────────────────────────────────────────────────────────
 
     def enrol(self) -> str:
         """Enrol the device at its server unless it is enrolled already; return its id."""
@@ -103,10 +103,10 @@ class DeviceRounds:
         return self._access.requests.device
 
     def wake(self) -> float:
-        """Do what is due, and return the seconds until something is due again.
+        """Do everything that is due now, and return the seconds until the next action is due.
 
         Raises:
-            ExperimentError: A person must do something.
+            ExperimentError: A person must act; the message says how.
         """
         self._go_on()
         if (left := self._timer.left()) > 0:
@@ -116,7 +116,7 @@ class DeviceRounds:
         if unmet is not None:
             self._sleep_within(UNMET)
             self._news.tell(
-                DeviceNews("waiting", WAITS[unmet].replace("as the plan asks", "as you ask"), again_s=UNMET[1])
+                DeviceNews("waiting", WAITS[unmet].replace("as the plan requires", "as you require"), again_s=UNMET[1])
             )
         elif self._is_enrolled():
             self._sleep_within(self._memory.record.row.window)  # unless an action says otherwise
@@ -125,7 +125,7 @@ class DeviceRounds:
         return max(0.0, self._timer.left())
 
     def give_up(self) -> None:
-        """Tell the server that the work in progress will not come."""
+        """Tell the server that no report will come for the work in progress."""
         if self._memory.read_again().row.phase is Phase.TRAINING:
             self._carry_out(session.Failed("stopped"))
 
@@ -149,7 +149,7 @@ class DeviceRounds:
             return False
         return True
 
-    # ── the table, and what it decides ───────────────────────────────────────────────────────────────────────────────
+    # ── decisions of the table ───────────────────────────────────────────────────────────────────────────────────────
 
     def _apply(self, event: session.Event, record: Record | None = None) -> tuple[session.Action, ...]:
         """Let the table decide, and write the record.
@@ -300,7 +300,7 @@ class DeviceRounds:
         work, report = self._memory.record.work, self._memory.record.report
         if work is None or report is None:
             raise ExperimentError(
-                "the device's record names a report that it does not hold: delete its folder, and enrol again"
+                "the device's record names a report that is not stored: delete its folder, and enrol again"
             )
         try:
             self._access.requests.report(work, self._memory.store.get(report))

@@ -203,7 +203,7 @@ class FolderDeviceStore:
 
     Args:
         folder: The folder. It is made if it does not exist.
-        look: Whether to only read, even while another process uses the folder.
+        look: Whether to open the folder only for reading, even while another process uses it.
 
     Raises:
         ExperimentError: The folder has other contents, which are left unchanged, or cannot be used. The text says what to do.
@@ -215,24 +215,24 @@ class FolderDeviceStore:
         self._unlock: Callable[[], None] = _nothing
         if look:
             if not (self.folder / "record.json").is_file():
-                raise ExperimentError(f"{folder} is no device's folder: give the one that `sumus join` was given")
+                raise ExperimentError(f"{folder} is not a device's folder: give the folder of `sumus join`")
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not _is_a_devices(self.folder):
                 raise ExperimentError(
-                    f"{folder} holds something else, and is no device's folder: give a new one, or the one of this device"
+                    f"{folder} has other contents, and is not a device's folder: give a new one, or the one of this device"
                 )
             self.folder.chmod(0o700)
             make_private_folder(self._objects)
             self._unlock = lock_file(self.folder / "lock")
         except LockHeldError as error:
             raise ExperimentError(
-                f"another process is this device: end what runs on {self.folder}, or give each device a folder of its own"
+                f"another process uses {self.folder}: end that process, or give each device a folder of its own"
             ) from error
         except OSError as error:
             raise ExperimentError(
-                f"a device cannot keep anything in {folder}: {error.strerror or error}; give a folder that is yours"
+                f"a device cannot store anything in {folder}: {error.strerror or error}; give a folder that is yours"
             ) from error
         self._clear(self.read())
 
@@ -244,7 +244,7 @@ class FolderDeviceStore:
             return Record()
         except msgspec.DecodeError as error:
             raise ExperimentError(
-                f"{path} is damaged ({error}): delete {self.folder}, and enrol this device anew with another token"
+                f"{path} is damaged ({error}): delete {self.folder}, and enrol this device again with another token"
             ) from error
 
     def write(self, record: Record) -> None:
@@ -266,7 +266,7 @@ class FolderDeviceStore:
             body = b""
         if hashlib.sha256(body).hexdigest() != name:
             raise ExperimentError(
-                f"{path} is gone or damaged: delete {self.folder}, and enrol this device anew with another token"
+                f"{path} is gone or damaged: delete {self.folder}, and enrol this device again with another token"
             )
         return body
 
@@ -289,25 +289,26 @@ class FolderDeviceStore:
         self._unlock()
 
     def _clear(self, record: Record) -> None:
-        """Delete only objects that the record does not name, and files that a crash left half written."""
+        """Delete the objects that the record does not name, and the half-written files of a crash. Keep all other files."""
         own = [path for path in self._objects.iterdir() if _OBJECT.fullmatch(path.name)]
         unnamed = [path for path in own if path.name not in record.objects]
         for path in (*unnamed, *(self.folder / name for name in _HALF_WRITTEN)):
-            with suppress(OSError):  # it only takes room
+            with suppress(OSError):  # a leftover only takes space
                 path.unlink()
 
 
 def _is_a_devices(folder: Path) -> bool:
     """Return whether a folder belongs to a device, or may become a device's.
 
-    It belongs to a device if it has a record or a key. It may become one's if it is empty, except for leftovers of a device.
+    It belongs to a device if it has a record or a key. It may become a device's if it is empty, or contains only leftovers
+    of a device.
     """
     record, key, objects = folder / "record.json", folder / "key", folder / "objects"
     if record.is_file():
         try:
             return "row" in msgspec.json.decode(record.read_bytes(), type=dict[str, msgspec.Raw])
         except msgspec.DecodeError:
-            return key.is_file()  # damaged
+            return key.is_file()  # the record is damaged, but the key shows whose folder it is
     if key.is_file():
         return key.stat().st_size == KEY_BYTES
     left = {path.name for path in folder.iterdir()} <= {"lock", "objects", *_HALF_WRITTEN}
@@ -319,5 +320,5 @@ def _nothing() -> None:
 
 
 def counted(counts: Mapping[str, int], *words: str) -> dict[str, int]:
-    """Return the counts with one more for each kind."""
+    """Return the counts with one more for each of these kinds."""
     return {**counts, **{word: counts.get(word, 0) + 1 for word in words}}

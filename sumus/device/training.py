@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROUNDS = 100
-"""The number of training rounds that a device is expected to do, for judging whether capturing its step pays."""
+"""The number of training rounds that a device is expected to do, for deciding whether to capture its step as a graph."""
 
 
 _counting, _inside, _number = threading.Lock(), list[None](), ExitStack()
@@ -95,7 +95,7 @@ class Training:
     Args:
         task: The task.
         examples: The first device's examples, which show what the examples of all devices look like.
-        executor: "auto" captures the step as a graph if that pays and gives the results of autograd; or a name of `--executor`.
+        executor: "auto" captures the step as a graph if that saves time and gives autograd's results; or a name of `--executor`.
         device: The torch device for all computations.
         seed: The seed for leaves that no server sends.
         witness: Makes a `Witness` for the program, in a simulation. Devices use none, as nobody would read its results.
@@ -132,7 +132,7 @@ class Training:
         self._memory: dict[tuple[str, int], int] = {}
         self._broadcast: tuple[str, Broadcast] = ("", {})
 
-    # ── what is read ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def read(self, client: Any, examples: Any) -> TensorExamples:
         """Prepare and check a device's examples, which may come from a function."""
@@ -144,7 +144,7 @@ class Training:
             return self._plans.get(sha256, body)
 
     def memory(self, plan: Plan, examples: TensorExamples) -> int:
-        """Return the fewest bytes that a local step of a plan can take."""
+        """Return the minimum number of bytes that a local step of a plan can take."""
         work, count = plan.algorithm.client, examples.count
         step = (repr(work), min(work.batch_size or count, count))
         with self._one_at_a_time:
@@ -164,7 +164,7 @@ class Training:
         """Decode a released model."""
         return read_model(self.program.initial_shared, body)
 
-    # ── what is done ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── computing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def train(self, plan: Plan, broadcast: Broadcast, job: DeviceJob[TensorExamples]) -> JobResult:
         """Train, and make the report. Errors in the client's training are raised."""
@@ -190,7 +190,7 @@ class Training:
     def predict(self, model: Tree, state: ClientState, examples: Any, inputs: Any) -> Array:
         """Return the model's outputs for inputs as this device stores them: one row for each prepared input."""
         _, targets = as_pair("this device", loaded("this device", examples))
-        filled = np.repeat(np.asarray(targets)[:1], len(inputs), axis=0)  # preparations take targets too
+        filled = np.repeat(np.asarray(targets)[:1], len(inputs), axis=0)  # `prepare` needs targets too
         with self._one_at_a_time:
             prepared, _ = self.program.reader.convert("the inputs", (inputs, filled))
             self._load(model, state)

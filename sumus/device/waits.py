@@ -1,8 +1,8 @@
-"""When a device acts next: time windows, and a moment within a window.
+"""The time of a device's next action: windows of time, and a random moment within a window.
 
 timer = WakeTimer(clock, keys, "alice")
 timer.sleep_within(longer(row.window, failures), row)
-timer.left()                                    seconds until something is due
+timer.left()                                    seconds until the next action
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from sumus.wire.messages import Window
 LEAST = 1.0
 """The earliest end of a window from a server, in seconds from now."""
 SOON = (0.0, 0.1)
-"""The window in which a device asks again, after its report is settled if the server may hold its check-in, or just after its
-process has started."""
+"""The window in which a device checks in again: after its report is settled, if the server may hold its check-in; or just after
+its process has started."""
 UNMET = (60.0, 300.0)
 """The window in which a device checks its own conditions again if they are not met."""
 
@@ -42,7 +42,7 @@ class WakeTimer:
         self._due = clock()
 
     def left(self) -> float:
-        """Return the seconds until something is due; negative if the moment has passed."""
+        """Return the seconds until the next action; negative if the moment has passed."""
         return self._due - self._clock()
 
     def sleep_within(self, window: Window, row: DeviceState) -> None:

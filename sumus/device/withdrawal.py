@@ -1,4 +1,4 @@
-"""The end of a device: its owner withdraws the consent."""
+"""The end of a device: its owner withdraws the consent, and its data are erased."""
 
 from dataclasses import dataclass
 
@@ -37,17 +37,19 @@ def forget(store: DeviceStore, requests: Requests | None) -> ForgetReport:
         try:
             requests.withdraw()
         except Refused as refused:
-            if refused.problem.code != "unknown_device":  # which says that the server has forgotten the device already
-                raise Unreachable(f"the server did not take it: {refused}; nothing was erased, try again") from refused
+            if refused.problem.code != "unknown_device":  # this code means that the server forgot the device earlier
+                raise Unreachable(
+                    f"the server did not accept the withdrawal: {refused}; nothing was erased, try again"
+                ) from refused
     store.erase()
     sent = record.counts.get("in sums", 0)
-    erased = ["here: its key, what it kept from rounds, models and counts"]
+    erased = ["here: its key, its state from rounds, its models and its counts"]
     if requests is not None:
-        erased.append("at the server: its key and identity; it can send nothing more under them")
-    remains = ["its examples: they never left this device, and are its owner's to delete"]
+        erased.append("at the server: its key and identity; it can send nothing more with them")
+    remains = ["its examples: they never left this device, and only their owner can delete them"]
     if sent:
         remains.append(
-            f"models: {many(sent, 'report')} of it went into sums that models are made of, and what is in a sum cannot be "
-            "taken out"
+            f"models: {many(sent, 'report')} of this device are in sums from which models were made, and a report "
+            "cannot be taken out of a sum"
         )
     return ForgetReport(tuple(erased), tuple(remains))

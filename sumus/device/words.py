@@ -19,9 +19,9 @@ from sumus.text import amount, many
 from sumus.wire.messages import AbortReason, Refused
 
 COPIED = (
-    "somebody else asks with this device's key: the server has answered check-in {}, and the last one of this folder is {}. The "
-    "folder was copied to another machine, or put back from a backup. Of two machines with one folder let one go on alone, and "
-    "enrol the other with a link and a folder of its own; a folder that was put back goes on by itself"
+    "this device's key is in use elsewhere, or its folder is an old copy: the server has answered check-in {}, and the last one "
+    "of this folder is {}. If two machines use copies of one folder, let only one of them continue, and enrol the other with a "
+    "link and a folder of its own. If the folder was restored from a backup, do nothing: the device continues by itself"
 )
 REFUSALS = frozenset(
     {
@@ -40,45 +40,45 @@ REFUSALS = frozenset(
 )
 """Codes that mean that the server has not counted a report, and never will."""
 WAITS: Mapping[str, str] = {
-    "asking": "for the server above its edge to answer",
-    "battery": "until its battery is charged further, as the plan asks",
-    "cap": "for nothing more: it has had all the rounds that the plan gives it",
-    "charging": "until it is charging, as the plan asks (--always, for a machine that always is)",
+    "asking": "for an answer from the server above its edge",
+    "battery": "until its battery is charged further, as the plan requires",
+    "cap": "for nothing more: it has taken part in all the rounds that the plan allows it",
+    "charging": "until it is charging, as the plan requires (--always, for a machine that always is)",
     "closed": "for the next round",
     "few": "until enough devices are enrolled for a sum",
-    "full": "for the next round: this one has all its devices",
-    "idle": "until nobody uses it, as the plan asks (--always, for a machine that nobody does)",
-    "left": "for the next round: somebody who came with the same link is in this one, and has left",
-    "not_edge": "until its edge may speak for more devices: ask who runs the edge",
-    "nothing to do": "for work: the server has none of the kinds that it takes",
+    "full": "for the next round: this one has enough devices",
+    "idle": "until nobody uses the machine, as the plan requires (--always, if nobody ever does)",
+    "left": "for the next round: a device with the same link has taken part in this one, and has left",
+    "not_edge": "until its edge may speak for more devices: ask the edge's operator",
+    "nothing to do": "for work: the server has none of a kind that it accepts",
     "pace": "for the next round: the plan leaves time between rounds",
-    "parent": "until the work that it has by way of another edge has ended",
-    "paused": "until the server's operator lets it go on",
-    "resting": "for a while, since earlier work of this device did not come to an end",
-    "separation": "until others have had their turn",
-    "unmetered": "until its network is unmetered, as the plan asks (--always, for one that always is)",
-    "version": "for a newer version of the program that it is part of, as the plan asks: update it",
+    "parent": "until the work that it was given through another edge has ended",
+    "paused": "until the server's operator resumes the task",
+    "resting": "for a while, since this device did not finish earlier work",
+    "separation": "until other devices have had their turn",
+    "unmetered": "until its network is unmetered, as the plan requires (--always, for one that always is)",
+    "version": "for a newer version of its program, as the plan requires: update the program",
 }
 """The possible reasons for a device's waiting, by the server's code. The words follow "it waits"."""
 FINAL: Mapping[str, str] = {
     "not_device": "this link is for an edge, and not for a device: ask for another one",
-    "revoked": "the server has barred this device: ask who runs it; predictions go on working",
+    "revoked": "the server has barred this device: ask its operator; predictions still work",
     "wrong_task": "the server has no task with this model and these data: update the file that defines them",
-    "old_protocol": "the server speaks another version of the protocol: update sumus, here or there",
-    "unknown_device": "the server does not know this device: it was let go there, or the server was put back from a backup "
-    "that is older than this device; enrol it again, with a new link",
+    "old_protocol": "the server uses another version of the protocol: update sumus here or on the server",
+    "unknown_device": "the server does not know this device: it was removed there, or the server was restored from a "
+    "backup that is older than the device; enrol it again, with a new link",
 }
 """Codes of refused check-ins that require a person to act."""
 _REFUSED_ENROLMENT: Mapping[str, str] = {
     "bad_token": "the server does not know this token: ask for a new link",
-    "token_used": "this link was used already, or its time is over: ask for a new one",
-    "quota": "the server takes no more devices: ask who runs it",
-    "revoked": "the server has barred this device: ask who runs it",
+    "token_used": "this link was used already, or has expired: ask for a new one",
+    "quota": "the server accepts no more devices: ask its operator",
+    "revoked": "the server has barred this device: ask its operator",
 }
 _BEYOND: Mapping[str, str] = {
     "steps": "the round takes {} local steps",
-    "seconds": "the round takes some {} seconds of training here",
-    "bytes": "the round takes {}, plan, model and report together",
+    "seconds": "the round takes about {} seconds of training here",
+    "bytes": "the round takes {} for the plan, the model and the report together",
     "memory": "a local step takes at least {} of memory",
 }
 _REASONS: tuple[tuple[type[Exception], AbortReason], ...] = (
@@ -110,19 +110,19 @@ def beyond_floor(reason: str, offer: WorkOffer, floor: Floor) -> str:
     consented = getattr(floor, name)
     if name == "contributors":
         return (
-            f"the server's sums have at least {offer.contributors} contributors, and you consent to {consented} and more: join "
-            f"with --floor contributors={offer.contributors}"
+            f"the server's sums have at least {offer.contributors} contributors, and you consent to no fewer than {consented}: "
+            f"join with --floor contributors={offer.contributors}"
         )
     if name == "rounds":
         a_day = many(consented, "round")
-        return f"you consent to {a_day} a day, and so many were begun: wait, or join with a greater --floor rounds=N"
+        return f"you consent to {a_day} a day, and this many have begun today: wait, or join with a higher --floor rounds=N"
     asked = math.ceil(getattr(offer, name))
     takes, most = (amount(each) if name in ("bytes", "memory") else f"{each:,.0f}" for each in (asked, consented))
-    return f"{_BEYOND[name].format(takes)}, and you consent to {most}: join with --floor {name}={asked}"
+    return f"{_BEYOND[name].format(takes)}, but you consent to {most}: join with --floor {name}={asked}"
 
 
 def abort_reason(error: Exception) -> AbortReason:
-    """Return the one word for an error that the server is told."""
+    """Return the single word that the server is told about an error."""
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason

@@ -1,9 +1,9 @@
-"""The work of one device: finding out what an assignment asks for, and carrying it out.
+"""The work of one device: checks what an assignment requires, and does the work.
 
     offer = work.look_at(assignment)                the work's cost here, or why this device cannot do it
     done = work.do(assignment, offer.plan)          a stored report, or the reason for a failure
 
-`sumus.device.rounds` decides what to do next, and talks to the server; nothing here does.
+`sumus.device.rounds` decides what to do next, and communicates with the server; this module does neither.
 """
 
 import time
@@ -115,7 +115,7 @@ class LocalWork:
         return self._compute().fingerprint
 
     def look_at(self, work: Assignment) -> OfferSeen:
-        """Find out from the plan of an assignment what it asks for.
+        """Read the plan of an assignment, and find out what the work requires.
 
         Raises:
             Unreachable: The plan could not be fetched.
@@ -141,7 +141,7 @@ class LocalWork:
         if plan.description.fingerprint != compute.fingerprint:
             return OfferSeen(
                 replace(asked, unfit="floor-task"),
-                trouble="the plan is of another model, or of other data, than this device's file defines",
+                trouble="the plan is for another model, or other data, than this device's file defines",
             )
         requires = plan.pacing.requires
         if requires != ANY_CONDITIONS and requires.unmet(self._conditions()) is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sumus.device.commands import Authority
+from sumus.device.commands import Authority, secret_file
 from sumus.operations.options import LinkOptions, ListenOptions, Memory, OutputOptions
 from sumus.options import TlsCommand, with_option_groups
 
@@ -17,14 +17,11 @@ class UpstreamOptions:
     """The server above an edge."""
 
     upstream: Annotated[
-        str | None, typer.Option(metavar="URL", help="The server above, https://HOST:PORT; a link gives it too.")
+        str | None, typer.Option(metavar="URL", help="The server above, https://HOST:PORT; not needed with a link.")
     ] = None
     link_file: Annotated[
         str | None,
-        typer.Option(
-            help="File with the edge's token or link, - for standard input; else SUMUS_TOKEN may hold it. The server above "
-            "makes one with `sumus admin token --edge`."
-        ),
+        secret_file("the edge's token or link", "On the server above, `sumus admin token --edge` makes one."),
     ] = None
     authority: Authority = None
 
@@ -33,7 +30,7 @@ class UpstreamOptions:
 class EdgeListenOptions(ListenOptions):
     """The addresses at which an edge answers its devices and its operator."""
 
-    insecure: Annotated[bool, typer.Option(help="Without TLS, also if others reach it, or it reaches others.")] = False
+    insecure: Annotated[bool, typer.Option(help="Allow connections with other machines without TLS.")] = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class EdgeLinkOptions(LinkOptions):
     """The links that an edge makes when it starts."""
 
     edges: Annotated[
-        int, typer.Option(min=0, help="Make so many links, each for one edge below this one, in --edge-file.")
+        int, typer.Option(min=0, help="Write this many links to --edge-file, each for one edge below this one.")
     ] = 0
 
 
@@ -49,11 +46,11 @@ class EdgeLinkOptions(LinkOptions):
 class EdgeOutputOptions(OutputOptions):
     """The output of an edge."""
 
-    quiet: Annotated[bool, typer.Option(help="Print no line for each sum that went up.")] = False
+    quiet: Annotated[bool, typer.Option(help="Print no line for each sum that was sent.")] = False
 
 
 BESIDE_A_SERVER = EdgeListenOptions(port=8090, admin_port=8091)
-"""Ports other than those of a server, so that both can run on the same machine."""
+"""Ports that differ from those of a server, so that both can run on the same machine."""
 
 
 def register(app: typer.Typer) -> None:
@@ -62,22 +59,23 @@ def register(app: typer.Typer) -> None:
     @app.command(cls=TlsCommand)
     @with_option_groups
     def edge(  # pyright: ignore[reportUnusedFunction]
-        data: Annotated[Path, typer.Option(help="Folder for all that the edge keeps.")],
+        data: Annotated[Path, typer.Option(help="Folder for all of the edge's data.")],
         above: UpstreamOptions,
         links: EdgeLinkOptions,
         output: EdgeOutputOptions,
         listen: EdgeListenOptions = BESIDE_A_SERVER,
-        quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 100_000,
+        quota: Annotated[int, typer.Option(min=1, help="Maximum number of enrolled devices.")] = 100_000,
         memory: Memory = 64,
         linger: Annotated[
-            float, typer.Option(min=0.0, help="Seconds to await more devices, once all that work have ended.")
+            float, typer.Option(min=0.0, help="Seconds to wait for more devices once all work has ended.")
         ] = 20.0,
     ) -> None:
-        """Add what devices report, and send one sum to the server above, until Ctrl-C."""
+        """Add the reports of devices, and send one sum for each round to the server above, until Ctrl-C."""
         from sumus.device.link import given
         from sumus.edge.edge import open_edge
+        from sumus.operations.policy import ServerPolicy
         from sumus.operations.serve import keep
-        from sumus.operations.service import ServerPolicy, Storage
+        from sumus.operations.stores import Storage
 
         links.check()
         link = given(above.upstream, above.link_file, os.environ, listen.insecure, above.authority)

@@ -28,7 +28,10 @@ from sumus.errors import ExperimentError, PlanError
 from sumus.http.limits import Limits
 from sumus.http.room import Room
 from sumus.logs import logger
-from sumus.operations.service import ServerPolicy, Service, Shared, Storage, Stores
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service
+from sumus.operations.shared import Shared
+from sumus.operations.stores import Storage, Stores
 from sumus.rounds.circumstances import Crowd
 from sumus.server.device_plane import device_app
 from sumus.server.identity import DeviceRegister, count_enrolled
@@ -48,7 +51,7 @@ class EdgeTasks:
     """The tasks of the server above, as the edge's own server serves them."""
 
     def __init__(self, server: Server, relay: Relay, kept: Stores, crowd: Crowd, linger: float) -> None:
-        """Serve nothing yet.
+        """Begin without tasks; `take_up` adds them.
 
         Args:
             server: The edge's own server.
@@ -81,7 +84,7 @@ class EdgeTasks:
             run.end_all(now)
         try:
             new = tuple(self._new_run(f"{name}.{served.kind}", served) for served in mine)
-        except PlanError as error:  # a site's plan holds something that is not registered here
+        except PlanError as error:  # a site's plan uses a name that is not registered here
             LOG.warning("task %s is left out: %s", name, error)
             return
         self._server.take_up(ServedTask(name, new, mine[0].fingerprint, mine[0].keeps_state), now)
@@ -114,9 +117,9 @@ class UplinkThread:
         self._thread = threading.Thread(target=uplink.run, args=(self._over,), name="uplink", daemon=True)
 
     def start(self) -> None:
-        """Take up the runs of the server above, and from now on pass check-ins on and send sums.
+        """Start the thread, which relays check-ins and sends sums. The last known runs of the server above are taken up first.
 
-        Devices are told to come again until the server above has listed its runs for the first time.
+        If none are known, devices are told to check in again later, until the server above has listed its runs.
         """
         if not self._server.ask_to_do(self._uplink.remember).result():
             self._uplink.turn()
@@ -129,7 +132,7 @@ class UplinkThread:
         return AboveStatus(self._upstream, up.trouble, up.sent, up.bytes_up, up.waiting, why)
 
     def close(self) -> None:
-        """End the thread. A sum that has not gone up goes up after the next start."""
+        """End the thread. A sum that was not sent is sent after the next start."""
         self._over.set()
         self._uplink.wake()
         if self._thread.ident is not None:
@@ -185,7 +188,7 @@ def open_edge(
     Args:
         link: The link to the server above.
         storage: The folder or database of the edge's data.
-        policy: The policy, of which quota, memory, group and limits are used; the population is that of the server above.
+        policy: The policy; only quota, memory, group and limits are used, since the population is that of the server above.
         authority: The certificate that this edge's devices must trust.
         linger: The seconds for which more devices are awaited after the last work has arrived.
         transport: The transport to the server above, for tests; None for HTTP.
@@ -225,7 +228,7 @@ def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None) -> t
     address = link.server or (member.server if member else "")
     if transport is None:
         if not address:
-            raise ExperimentError("this edge knows no server above it: give its address or a link")
+            raise ExperimentError("this edge has no server above it: give the server's address or a link")
         if link.authority:
             authority = link.authority
         elif link.pin is not None and pin_of(authority) != link.pin:
@@ -240,14 +243,14 @@ def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None) -> t
         return requests, address
     if link.token is None:
         raise ExperimentError(
-            "this edge is not enrolled: give it a link or a token, from whoever runs the server above"
+            "this edge is not enrolled: give it a link or a token, from the operator of the server above"
         )
     try:
         enrolment = requests.enrol(link.token)
     except Refused as refused:
         if refused.problem.code in AGAIN:
             raise Unreachable(f"the server above cannot enrol this edge now: {refused}") from refused
-        raise ExperimentError(f"the server above does not enrol this edge: {refused}; ask who runs it") from refused
+        raise ExperimentError(f"the server above does not enrol this edge: {refused}; ask its operator") from refused
     memory.write(
         replace(record, membership=Membership(link.server, enrolment.population, enrolment.device), authority=authority)
     )

@@ -1,4 +1,4 @@
-"""The link between an edge's rounds and its tables: it reads the facts, asks the table, and remembers the round.
+"""The link between an edge's rounds and its tables: it reads the facts, applies events to the table, and remembers the round.
 
 rounds = EdgeRounds(coordinator, share, notes, crowd, most, linger, model)
 actions = rounds.decide(Tick(), now)        the actions, which `EdgeRun` carries out
@@ -36,7 +36,7 @@ from sumus.text import many
 from sumus.wire.messages import Body, Kind
 
 KEEP_PACE = (DeviceAsks, WorkFetched, SessionsDropped, OtherWorkAsked)
-"""Very frequent events. They do not change the pacing at once: the next tick computes it again, which is soon enough."""
+"""Very frequent events. They do not change the pacing at once: the next tick soon computes it again."""
 _FEW_FACTS = (*KEEP_PACE, NoWorkAbove)
 """Events whose rules need neither the waiting work nor the lapsed sessions."""
 
@@ -104,7 +104,7 @@ class EdgeRounds:
             share: The run's work that waits to be fetched.
             notes: The notes that say for which work each round is.
             crowd: The devices of the edge.
-            most: The most reports that one sum may hold.
+            most: The maximum number of reports that one sum may hold.
             linger: The seconds for which more devices are awaited after the last work has arrived.
             model: The model of a site; None for an edge that only adds.
         """
@@ -114,11 +114,11 @@ class EdgeRounds:
         self._kept: dict[int, EdgeRound] = {}
 
     def begin_anew(self, plan: Body) -> bool:
-        """Forget the remembered round, as in a new process, and read a site's standing.
+        """Forget the remembered round, as if the process had started again, and read a site's standing.
 
         Returns:
-            Whether the open round can have no result: it belongs to another plan, or it has given sessions but has no work,
-            since a crash came while a site's rounds were being ended.
+            Whether the open round can have no result: it belongs to another plan, or it has sessions but no work, because
+            a crash interrupted the end of a site's rounds.
         """
         self._kept.clear()
         self.notes.restart()
@@ -142,7 +142,7 @@ class EdgeRounds:
         return self.notes.of(number)
 
     def rounds_of_sum(self) -> list[int]:
-        """Return the numbers of the rounds whose sums went, or will go, into one sum of the server above."""
+        """Return the numbers of the rounds whose sums were added, or will be added, to one sum of the server above."""
         newest = self._coordinator.current.number
         return self.notes.rounds_of_sum(newest, self.work_of(newest))
 
@@ -153,7 +153,7 @@ class EdgeRounds:
             return tuple(session for session in rows.overdue(now) if session not in staged)
 
     def holds(self, device: str) -> bool:
-        """Return whether a device's report is in a sum that has not gone up yet."""
+        """Return whether a device's report is in a sum that the server above has not counted yet."""
         with self._coordinator.store.transaction() as rows:
             known = rows.device(device)
             last = None if known is None else known.session
@@ -162,7 +162,7 @@ class EdgeRounds:
         return (row is not None and not row.over) or (own is not None and device in own.devices)
 
     def waits_for(self, row: Round) -> str:
-        """Say in a sentence what the newest round waits for; empty if it is the same as for every kind of run."""
+        """Describe in a sentence what the newest round waits for; empty if it is the same as for every kind of run."""
         if self.model is not None and (own := self.model.own) is not None:
             if own.over:
                 return "its sum is on its way to the server above"
@@ -171,13 +171,13 @@ class EdgeRounds:
         if row.state is State.CLOSING:
             return "its sum is on its way to the server above"
         if row.state is State.OPEN and self.work_of(row.number) is None:
-            return "no work has come down yet"
+            return "no work has arrived from the server above yet"
         return ""
 
     def decide(
         self, event: site.SiteEvent, now: float, row: Round | None = None, sending: bool = False
     ) -> tuple[site.SiteAction, ...]:
-        """Let the table decide an event, and remember the round that it returns.
+        """Apply an event to the table, and remember the round that the table returns.
 
         Args:
             event: What has happened.
@@ -203,7 +203,14 @@ class EdgeRounds:
         return decision.actions
 
     def asks(self, asked: DeviceCheckIn, now: float) -> tuple[site.SiteAction, ...]:
-        """Let the table decide a check-in."""
+        """Apply a device's check-in to the table.
+
+        Args:
+            asked: The check-in.
+            now: The store's clock, in seconds.
+
+        Returns:
+            The actions to carry out."""
         with self._coordinator.store.transaction() as rows:
             known, newest = rows.device(asked.device), newest_of(rows)
             last = None if known is None else known.session
@@ -211,7 +218,11 @@ class EdgeRounds:
         return self.decide(self._share.asks(asked, known, row is None or row.over), now, newest)
 
     def pacing(self, now: float, waiting: Pacing) -> Pacing:
-        """Return the current pacing of the newest round. waiting: the pacing of a round that waits for work."""
+        """Return the current pacing of the newest round.
+
+        Args:
+            now: The store's clock, in seconds.
+            waiting: The pacing of a round that waits for work."""
         row = self._coordinator.current
         return pacing_of(changed(self._facts(row, now), lapsed=self._lapsed(row, now)), waiting)
 
@@ -243,7 +254,7 @@ class EdgeRounds:
         return kept
 
     def _keep(self, number: int, round: EdgeRound) -> None:
-        """Remember a round until its row alone implies the same state."""
+        """Remember a round until its state can be derived from its row alone."""
         if round.state in (EdgeState.WAITING, EdgeState.SETTLED):
             self._kept.pop(number, None)
         else:
@@ -266,7 +277,7 @@ class EdgeRounds:
     def _count_if_illegal(self, facts: EdgeFacts, event: site.SiteEvent) -> None:
         """Count an event that the edge's tables do not allow, together with those that the round table does not allow."""
         if self.model is not None and (state := site.state_of(self.model.own)) is not site.SiteState.FIRST_ROUND:
-            if (state, type(event)) not in site.TABLE:
-                self._coordinator.illegal[f"site:{state}", type(event).__name__] += 1
-        elif (facts.round.state, type(event)) not in edge.TABLE:
-            self._coordinator.illegal[f"edge:{facts.round.state}", type(event).__name__] += 1
+            if (name := site.TABLE.illegal(state, event)) is not None:
+                self._coordinator.illegal[f"site:{state}", name] += 1
+        elif (name := edge.TABLE.illegal(facts.round.state, event)) is not None:
+            self._coordinator.illegal[f"edge:{facts.round.state}", name] += 1

@@ -146,7 +146,7 @@ class EdgeRun(Run):
         """
         self.kind = served.kind
         hop = FirstHop.from_json(served.hop)
-        below = replace(hop, rounds=1)  # devices and edges below report of one round, however many a site does
+        below = replace(hop, rounds=1)  # a report from a device or an edge below is for one round, even at a site
         super().__init__(served.task, Pacing(MOST), below, store, ring, sums, any_seed, 1, crowd)
         self.hop_above = hop
         self.plan_body, self.most_together = served.plan, min(served.most, hop.sums.max_count)
@@ -158,7 +158,7 @@ class EdgeRun(Run):
         self._recent = RecentObjects()
         self.serve(served)
 
-    # ── what a kind of run says ──────────────────────────────────────────────────────────────────────────────────────
+    # ── overridden methods of `Run` ──────────────────────────────────────────────────────────────────────────────────
 
     def _ended_what_was_open(self, now: float) -> bool:
         """Restore the state from the rows. Return whether the open round was ended (another plan, or an ended site)."""
@@ -221,19 +221,19 @@ class EdgeRun(Run):
             self._decide(edge.SessionsDropped(ending, reason), now)
 
     def rounds_of_sum(self) -> Sequence[int]:
-        """Return the numbers of this edge's rounds that went, or will go, into one sum of the server above."""
+        """Return the numbers of this edge's rounds whose sums were added, or will be added, to one sum of the server above."""
         return self._rounds.rounds_of_sum()
 
     def released(self) -> Released | None:
-        """Return the released model, with which devices answer."""
+        """Return the released model, with which devices predict."""
         return self.served.released
 
     def waits_for(self, row: Round) -> str:
-        """Say in a sentence what the newest round waits for, if it is specific to edges."""
+        """Describe in a sentence what the newest round waits for, if the reason is specific to edges."""
         return self._rounds.waits_for(row)
 
     def offer(self, session: Session, now: float) -> Assignment:
-        """Return the work of the round for a device that was given a session; in a round of a site's own, on the site's model."""
+        """Return the work of the round for a device with a session. In a site's own round, it begins from the site's model."""
         work = self._rounds.work_of(session.round)
         assert work is not None, "a session is given in a round that has work"
         self._decide(edge.WorkFetched(session.device), now)
@@ -243,15 +243,15 @@ class EdgeRun(Run):
         return given if self._model is None else self._model.assignment(given)
 
     def conclude(self, number: int, now: float) -> None:
-        """Send the sum of a closed round up, or update a site's model with it."""
+        """Send the sum of a closed round to the server above, or update a site's model with it."""
         if self._model is not None and self._model.has_done(number):
-            return  # its sum has moved the model, and goes up from there
+            return  # the site's model already contains its sum
         total = self.sums.total(number)
         with self.store.transaction() as rows:
             row, out = rows.round(number), tuple(rows.sessions_out())
         self._decide(edge.RoundClosed(out, int(total.count)), now, row, EventSource(total=total))
 
-    # ── what the uplink brings ───────────────────────────────────────────────────────────────────────────────────────
+    # ── calls from the uplink ────────────────────────────────────────────────────────────────────────────────────────
 
     def serve(self, served: Served) -> None:
         """Take over the server above's current description of the run."""
@@ -260,7 +260,7 @@ class EdgeRun(Run):
             self.objects = self._recent.with_newer(served.plan.sha256, served.released.model.sha256)
 
     def holds(self, device: str) -> bool:
-        """Return whether a device's report is in a sum that has not gone up yet."""
+        """Return whether a device's report is in a sum that the server above has not counted yet."""
         return self._rounds.holds(device)
 
     def forget_work(self, device: str, now: float) -> None:
@@ -307,13 +307,15 @@ class EdgeRun(Run):
         """Note that the server above has refused a sum for good."""
         if self.sums_to_send.pop(number, None) is not None:
             own = self._model is not None and self._model.has_done(number)
-            self.trouble = f"the sum of {'rounds up to' if own else 'round'} {number} was not counted above: {why}"
+            self.trouble = (
+                f"the sum of {'rounds up to' if own else 'round'} {number} was not counted by the server above: {why}"
+            )
             with self.store.transaction() as rows:
                 row, counted = rows.round(number), tuple(rows.counted_in(number))
             self._decide(edge.SumRefused(counted), now, row)
             self.tick(now)
 
-    # ── what the table decides ───────────────────────────────────────────────────────────────────────────────────────
+    # ── decisions of the table ───────────────────────────────────────────────────────────────────────────────────────
 
     def _decide(
         self, event: site.SiteEvent, now: float, row: Round | None = None, source: EventSource = _NOTHING
@@ -389,16 +391,16 @@ class EdgeRun(Run):
                 raise AssertionError(f"no table decides {action}")
 
     def _send_move(self, model: SiteModel, now: float) -> None:
-        """Send the change of the model up. If a file is missing, try again later; it may be restored."""
+        """Send the change of the model to the server above. If a file is missing, try again later; it may be restored."""
         standing = model.standing
         assert standing is not None, "a site has a sum after its first round"
         try:
             total = model.total()
         except ExperimentError as error:
-            self.trouble = f"the sum of rounds up to {standing.last} cannot go up yet: {error}"
+            self.trouble = f"the sum of rounds up to {standing.last} cannot be sent yet: {error}"
         except Unusable as error:
             LOG.warning("%s: %s", self.task, error)
-            self.trouble = f"the sum of rounds up to {standing.last} cannot be counted above: {error}"
+            self.trouble = f"the sum of rounds up to {standing.last} cannot be counted by the server above: {error}"
             self._decide(site.MoveUnusable(), now)
         else:
             self._send(standing.last, standing.sessions, total)

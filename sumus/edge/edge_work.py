@@ -1,7 +1,7 @@
 """The work of an edge's rounds: the work of the server above, stored when the first of it arrives for a round.
 
 notes = EdgeWorkNotes(store, rounds=1)
-notes.begin(number, work, now)         the round is for this work, and must end early enough for its sum to go up
+notes.begin(number, work, now)         the round is for this work, and must end early enough for its sum to be sent
 notes.of(number)                       None if no work has arrived for the round
 """
 
@@ -22,7 +22,7 @@ class EdgeWork(msgspec.Struct, frozen=True):
     Attributes:
         work: The assignment of the server above for the round's first device.
         ends: The time by which the round must be over, by the edge's clock; None if it has no limit.
-        sent: The time by which the sum must go up, by the edge's clock; None if it has no limit.
+        sent: The time by which the sum must be sent, by the edge's clock; None if it has no limit.
     """
 
     work: Assignment
@@ -34,7 +34,11 @@ class EdgeWorkNotes:
     """The notes of a run's rounds, which say for which work each round is."""
 
     def __init__(self, store: Store, rounds: int) -> None:
-        """Read and write the notes in a store. rounds: the number of edge rounds that share the time of one sum above."""
+        """Read and write the notes in a store.
+
+        Args:
+            store: The rows of the run.
+            rounds: The number of edge rounds that share the time of one sum of the server above."""
         self._store, self._rounds = store, rounds
         self._last: tuple[int, EdgeWork] | None = None
 
@@ -83,7 +87,7 @@ class EdgeWorkNotes:
 
 
 def share_of(until: float | None, rounds: int, now: float) -> float | None:
-    """Return when the first of several rounds must be over, if the rounds share the time from now until `until` evenly."""
+    """Return the time by which the first of several rounds must end, if they share the time from now to `until` evenly."""
     return None if until is None else now + max(0.0, until - now) / rounds
 
 

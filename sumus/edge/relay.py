@@ -1,4 +1,4 @@
-"""The relay, which all runs of an edge share: check-ins on their way up, work that has arrived, and sessions that have ended.
+"""The relay, which all runs of an edge share: check-ins for the server above, work that has arrived, and ended sessions.
 
     relay = Relay(wake_uplink, runs)
     relay.ask(asked, now)                  relays a check-in; returns the answer for the meantime
@@ -22,8 +22,8 @@ from sumus.wire.messages import MAX_RELAY, MOST_RELAYED, Assignment, CheckInAnsw
 
 REASONS = frozenset(get_args(EndReason))
 ASK_AGAIN = 5.0
-"""The most seconds after which a held check-in is relayed again. This may be shorter than its retry window, since check-ins go
-up together.
+"""The longest time, in seconds, after which a held check-in is relayed again. This may be shorter than its retry window, since
+one request carries many check-ins.
 """
 MOST_SENT_AWAY = 100_000
 """The number of devices whose next time to check in is remembered."""
@@ -53,7 +53,7 @@ class WorkHolders(Protocol):
     """The methods of an edge's runs that the relay needs."""
 
     def holds(self, device: str) -> bool:
-        """Return whether a device's report is in a sum that has not gone up yet."""
+        """Return whether a device's report is in a sum that the server above has not counted yet."""
         ...
 
     def forget_work(self, device: str, now: float) -> None:
@@ -74,11 +74,11 @@ class RelayBatch(NamedTuple):
 
 
 class Relay:
-    """Check-ins on their way up, and the work that has arrived for them.
+    """Check-ins for the server above, and the work that has arrived for their devices.
 
     Attributes:
-        asking: The last check-in to be relayed, by device.
-        going_up: The check-ins on their way up, by device.
+        asking: The newest check-in that waits to be relayed, by device.
+        going_up: The check-ins in a request to the server above, by device.
         granted: Work that has arrived and waits to be fetched, by device.
         waiting: The number of pieces of such work, by (task, kind).
         ended: Why sessions ended without a report, by (task, kind, device and session).
@@ -176,7 +176,13 @@ class Relay:
         return True
 
     def note_ended(self, task: str, kind: Kind, sessions: Iterable[str], reason: str) -> None:
-        """Note that these sessions will not report. reason: "edge" if their devices did not cause this."""
+        """Note that these sessions will not report.
+
+        Args:
+            task: The task's name.
+            kind: The kind of run.
+            sessions: The sessions, each with its device.
+            reason: Why they ended; "edge" if their devices did not cause this."""
         told = "edge" if reason == "closed" else reason if reason in REASONS else "other"
         self.ended |= {(task, kind, session): told for session in sessions}
         if self.ended:

@@ -3,10 +3,10 @@
     model = SiteModel(served, store, blobs)
     model.read()                           what was written before a crash
     model.move(work, total, number, now, publish)     after a round: its sum updates the model
-    model.total()                          the sum that goes up: the change of the model
+    model.total()                          the sum for the server above: the change of the model
 
 The whole state between two sums is one note of the run. It is written in the transaction that publishes a round, so that after
-a crash the same rounds go on and the same bytes go up.
+a crash the same rounds continue and the same bytes are sent.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class SiteStanding(msgspec.Struct, frozen=True):
         last: The number of the last such round.
         weights: The weight of each part, summed over these rounds.
         metrics: The metrics of the last such round.
-        over: Whether the rounds have ended, and the sum goes up.
+        over: Whether the rounds have ended, and the sum must be sent.
     """
 
     purpose: EdgeWork
@@ -184,7 +184,7 @@ class SiteModel:
 
         Raises:
             ExperimentError: A file is missing; it may be restored.
-            Unusable: The model has changed by more than a sum of its number of reports may.
+            Unusable: The model has changed by more than the limit for a sum of this many reports.
         """
         assert self.standing is not None, "a site has a sum after its first round"
         site = self._site(self.standing.purpose.work)

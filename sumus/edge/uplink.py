@@ -2,7 +2,7 @@
 
     uplink = Uplink(requests, server, blobs, rows, relay, runs, take_up, wanted)
     uplink.learn()                         asks the server above for its runs
-    uplink.turn()                          one round trip; returns the most seconds until the next one
+    uplink.turn()                          one round trip; returns the seconds until the next one
     uplink.run(over)                       takes turns until an event is set
 
 If the server above is unreachable, the edge still accepts and keeps its devices' reports. It sends the sums when that server is
@@ -45,7 +45,7 @@ LOG = logger("sumus.edge")
 REFRESH = 60.0
 """Seconds between two requests for the server above's runs."""
 GATHER = 0.05
-"""The seconds for which check-ins are gathered, so that many go up in one request."""
+"""The seconds for which check-ins are gathered, so that one request carries many."""
 SOON, LATE = 1.0, 60.0
 """The seconds after which a request that did not reach the server above is tried again: the first time, and the maximum."""
 REFUSED = (30.0, 90.0)
@@ -73,7 +73,7 @@ class _Taken(NamedTuple):
 
 
 class EdgeRuns:
-    """The present runs of an edge's server."""
+    """The current runs of an edge's server."""
 
     def __init__(self, server: Server) -> None:
         """Show the runs of a server's tasks."""
@@ -122,7 +122,7 @@ class Uplink:
             server: The edge's own server.
             blobs: The store of plans and models for devices.
             rows: The store in which the runs of the server above are remembered.
-            relay: Holds the check-ins that go up, and the work that comes down for them.
+            relay: Holds the check-ins for the server above, and the work that has arrived for them.
             runs: The runs of the edge's server.
             take_up: Makes runs, given the server above's runs and the time.
             wanted: An event that is set if the uplink has something to send.
@@ -138,7 +138,7 @@ class Uplink:
         self.sent = self.bytes_up = self.waiting = 0
 
     def wake(self) -> None:
-        """Look for something to send soon. Any thread may call this."""
+        """Let the next turn begin soon, since there is something to send. Any thread may call this."""
         self._wanted.set()
 
     def run(self, over: threading.Event) -> None:
@@ -186,7 +186,7 @@ class Uplink:
         self._on_server(self._sweep).result()  # on the deciding thread, where a site makes models of its own
 
     def remember(self, now: float) -> bool:
-        """Make the last known runs of the server above; return whether any are known."""
+        """Take up the runs that the server above listed last. Return whether any are known."""
         with self._rows.transaction() as rows:
             note = rows.note(OF_THE_RUN, "served")
         if note is None:
@@ -202,7 +202,7 @@ class Uplink:
             window: The retry window that the server above has named; None if it has named none.
         """
         if self.trouble != why:
-            LOG.warning("the server above: %s; what was added is kept, and sent later", why)
+            LOG.warning("the server above: %s; the sums are kept, and sent later", why)
         self.trouble = why
         self._failures += 1
         if window is not None:
@@ -265,7 +265,7 @@ class Uplink:
         """Return the answer for a device whose check-in the server above has refused."""
         if told.code == "not_edge" and not self._full:
             LOG.warning(
-                "the server above lets this edge speak for no more devices, and %s waits: ask there for a link that is for more",
+                "the server above does not let this edge speak for more devices, so %s waits: ask there for a link for more",
                 told.device[:12],
             )
             self._full = True
@@ -281,18 +281,20 @@ class Uplink:
             self._requests.report_sum(waiting.task, waiting.kind, waiting.body)
         except Refused as refused:
             code = refused.problem.code
-            if code in AGAIN or (code in TO_MEND and code != "not_edge"):  # a sum of too many devices stays one
+            if code in AGAIN or (
+                code in TO_MEND and code != "not_edge"
+            ):  # a sum of too many devices can never be counted
                 raise
-            LOG.warning("round %d of %s was not counted above: %s", waiting.number, waiting.task, refused)
+            LOG.warning("round %d of %s was not counted by the server above: %s", waiting.number, waiting.task, refused)
             why = str(refused)
             self._on_server(lambda now: run.refused(waiting.number, why, now)).result()
         else:
             self.sent += 1
             self.bytes_up += len(waiting.body)
             of, size = many(waiting.sessions, "report"), amount(len(waiting.body))
-            self._say(f"{waiting.task}  a sum of {of} went up, {size}")
+            self._say(f"{waiting.task}  a sum of {of} was sent, {size}")
             self._on_server(lambda now: run.delivered(waiting.number, now)).result()
-        self._learnt = False  # there may be a new model to answer with
+        self._learnt = False  # there may be a new released model
 
     def _fetch(self, body: Body) -> None:
         """Fetch an object, unless it is already stored here."""

@@ -1,11 +1,13 @@
-"""Choose the executor that trains the clients: measured on the real model and population, remembered, and reported with its
-reason.
+"""Choose the executor that trains the clients, by measuring executors on the real model and population.
+
+The measurement is called a probe. The choice is stored for later runs, and reported with its reason.
 
     chosen = choose(program, work, clients, broadcast, run, recall)      an `ExecutorChoice`, and the reason
     executor = chosen.choice.executor(program, work)
 
 No executor is the fastest everywhere: stacking clients pays if dispatch takes most of the time, and loses if arithmetic
-does. The choice changes rounding, so a checkpoint keeps it. The number of processes does not change the result.
+does. The choice of the executor changes rounding, so a checkpoint stores the choice. The number of processes does not
+change the result.
 """
 
 import math
@@ -51,7 +53,7 @@ _STEPS, _REPEATS, _ENOUGH = 4, 3, 0.1
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 _COARSE = 0.05
 _SMALL = 1e-2
-"""When two results are compared, each leaf's update counts as at least this share of the whole update's length."""
+"""When two results are compared, the norm of each leaf's update counts as at least this share of the whole update's norm."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class RunLength:
 
     @classmethod
     def of(cls, program: Program, work: ClientWork, first: ClientAssignment, *, clients: int) -> "RunLength":
-        """Return the length of a run of `clients` clients that are all like the first."""
+        """Estimate the length of a run of `clients` clients, as if all of them were like the first."""
         rows = min(work.batch_size or len(first.inputs), len(first.inputs))
         steps = clients * work.step_count(len(first.inputs))
         return cls(steps, rows * step_flops(program, first.inputs, first.targets))
@@ -165,7 +167,7 @@ def choose(
     where = where_of(program, work, *clients(1))
     several = clients(STACKS[program.device.type][-1])
     probe = _Probe(program, work, several, broadcast, max(BUDGET, SHARE * run.seconds))
-    with suppress(ExperimentError):  # what stands there may be of another version
+    with suppress(ExperimentError):  # the stored choice may come from another version
         if (known := recall.get(where)) is not None and probe.refused(
             choice := ExecutorChoice.parse(known["choice"])
         ) is None:
@@ -183,7 +185,7 @@ def checked(
     clients: Sequence[ClientAssignment],
     broadcast: Broadcast,
 ) -> ExecutorChosen:
-    """Return the requested executor; if it cannot train the model, return another one, with the reason."""
+    """Return the requested executor. If it cannot train the model, return another one, with the reason."""
     probe = _Probe(program, work, clients, broadcast, 0.0)
     if (refused := probe.refused(choice)) is None:
         return ExecutorChosen(choice, "as asked for")
@@ -224,7 +226,11 @@ class _Probe:
         self._executors: dict[ExecutorChoice, Executor] = {}
 
     def run(self, flops: float) -> ExecutorChosen:
-        """Find the fastest executor. flops: of one step; they show whether a step is mostly arithmetic."""
+        """Find the fastest executor.
+
+        Args:
+            flops: The floating-point operations of one step. They show whether a step is mostly arithmetic.
+        """
         took: dict[ExecutorChoice, float] = {AUTOGRAD: self._time(AUTOGRAD)}
         reasons: list[str] = []
         for kind in ("sequential", "sequential+onednn") if self._on_cpu() else ("sequential",):
@@ -234,7 +240,7 @@ class _Probe:
         each = cost_of(self._program, self._work, largest.inputs, largest.targets).total
         stacks = STACKS[self._program.device.type]
         if self._on_cpu() and flops / min(took.values()) > BUSY:
-            reasons.append("not vectorized: a step is arithmetic already")
+            reasons.append("not vectorized: a step is mostly arithmetic already")
             stacks = ()
         for stack in stacks:
             if stack > len(self._clients) or stack * each > STACK_BYTES:
@@ -254,8 +260,8 @@ class _Probe:
         wanted, executor = self._autograd(), self._executor(choice)
         try:
             found, _ = self._trained(choice, [one for one in self._samples if one.client in wanted])
-        except Exception as error:  # of whatever kind: autograd has trained these clients, so it is not theirs
-            LOG.debug("%s cannot train this model", choice, exc_info=error)  # it may be a defect, and costs speed alone
+        except Exception as error:  # of any kind: autograd has trained these clients, so they are not at fault
+            LOG.debug("%s cannot train this model", choice, exc_info=error)  # it may be a defect, but costs only speed
             return f"{type(error).__name__}: {error}".partition("\n")[0]
         if refused := getattr(executor, "refused", None):
             return cast(str, refused)
@@ -270,7 +276,7 @@ class _Probe:
             )
         if choice.kind == "vectorized":
             return "its examples act on each other within a batch (batch statistics?), and short batches are padded"
-        return "its captured step is not autograd's: something in it depends on values, or on earlier steps"
+        return "its captured step gives other results than autograd: something in it depends on values, or on earlier steps"
 
     def _repeats(self) -> bool:
         """Return whether autograd gives the same results when the samples are trained again."""
@@ -279,7 +285,7 @@ class _Probe:
         return all(self._agree(one, self._autograd()[one.client]) for one in again)
 
     def _agree(self, found: Trained, wanted: Trained) -> bool:
-        """Return whether every leaf that is sent or kept, and the loss, equal those of autograd, up to rounding."""
+        """Return whether the loss, and every leaf that is sent or kept, equal those of autograd up to rounding."""
 
         def close(mine: Tree, tree: Tree) -> bool:
             whole = math.sqrt(sum(_square(leaf) for leaf in tree.values()))
@@ -303,7 +309,7 @@ class _Probe:
         """Measure an executor, if there is time left and it can train the model."""
         if time.perf_counter() > self._until:
             self.hurried = True
-            reasons.append("the rest was not tried for lack of time")
+            reasons.append("the other executors were not tried, for lack of time")
             return False
         if refused := self.refused(choice):
             reasons.append(f"not {choice.kind}: {refused}")
@@ -317,14 +323,14 @@ class _Probe:
         """
         group = self._clients if choice.stack > 1 else self._clients[:2]
         steps = sum(min(self._work.step_count(len(one.inputs)), one.most_steps or _STEPS) for one in group)
-        self._trained(choice, group)  # captures, and fills caches
+        self._trained(choice, group)  # the first run captures the step, and fills caches
         took = [self._trained(choice, group)[1]]
         while (len(took) < _REPEATS or sum(took) < _ENOUGH) and time.perf_counter() < self._until:
             took.append(self._trained(choice, group)[1])
         return min(took) / steps
 
     def _trained(self, choice: ExecutorChoice, clients: Sequence[ClientAssignment]) -> tuple[list[Trained], float]:
-        """Train clients; return the results and the seconds. Counters in modules, and random generators, are restored."""
+        """Train clients, and return the results and the seconds. Then restore counters in modules and random generators."""
         trained, took = list[Trained](), 0.0
         with suppress(NotCapturable), leaving_no_trace(self._program):
             began = time.perf_counter()
@@ -333,7 +339,10 @@ class _Probe:
         return trained, took
 
     def _autograd(self) -> Mapping[Any, Trained]:
-        """Return autograd's results for the samples that it can train. The run itself reports errors in the others."""
+        """Return the results of autograd, by client, for the sample clients. A client that cannot be trained is left out.
+
+        The run itself reports the error of such a client later.
+        """
         if not self._by_autograd:
             for sample in self._samples:
                 with suppress(SumusError):

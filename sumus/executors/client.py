@@ -1,4 +1,4 @@
-"""How a client begins a round, and what it sends at the end: the same in every executor for one module."""
+"""The beginning and the end of a client's training in a round, which all executors on one `Program` share."""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -75,7 +75,7 @@ class LocalTraining:
         return RoundTensors(lr.rate(round_number), lr, sent, program.tensors_of(broadcast.get(BUFFERS, {})))
 
     def start(self, round_: RoundTensors, assignment: ClientAssignment) -> tuple[dict[str, Tensor], ClientState]:
-        """Return a client's leaves before its first step, and the state that it kept, or else its first state."""
+        """Return a client's leaves before its first step, and its kept state; its first state if it has kept none."""
         own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
         personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
         leaves: dict[str, Any] = {**round_.sent["params"], **round_.buffers, **personal}
@@ -85,7 +85,10 @@ class LocalTraining:
     def loss_and_gradient(
         self, inputs: Tensor, targets: Tensor, over: int, params: Sequence[Tensor], noise: AbstractContextManager[Any]
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return the summed loss of these examples, and the gradient of that sum divided by `over`."""
+        """Return the summed loss of these examples, and the gradient of that sum divided by `over`, in `params`.
+
+        `noise` is the context for the forward pass.
+        """
         with noise:
             _, losses = self.program.losses(inputs, targets)
         expect_gradient(losses)
@@ -153,7 +156,13 @@ class LocalTraining:
     ) -> Trained:
         """Return what a client sends and keeps.
 
-        `leaves` holds every leaf after its last step; the caller may change them once this returns.
+        Args:
+            round_: The broadcast of the round.
+            assignment: The client.
+            own: The state that the client began with.
+            leaves: Every leaf after the last step. The caller may change them after this call.
+            done: The summary of the training.
+            loss: The summed loss, and the number of examples in it.
         """
         program = self.program
         now = {name: program.widen(name, leaf) for name, leaf in leaves.items()}

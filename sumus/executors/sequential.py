@@ -91,7 +91,7 @@ class SequentialExecutor(LocalTraining):
         program.module.train()
         rng = generator(assignment.key, "batches")
         for rows in work.batches(len(assignment.inputs), rng, assignment.most_steps):
-            if isinstance(rows, slice):  # a view: a forward in place must not change the data
+            if isinstance(rows, slice):  # this is a view, and forward may change its input
                 inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows].clone()
             else:
                 index = torch.from_numpy(rows).to(program.device)
@@ -104,7 +104,7 @@ class SequentialExecutor(LocalTraining):
                 with self.stepping():
                     total += graph(state, inputs, targets, None, round_.rate(steps), steps, noise) * len(inputs)
                 continue
-            state, noise = None, self.noise(assignment, steps)  # a rule may put new tensors in place of its state
+            state, noise = None, self.noise(assignment, steps)  # a rule may replace its state by new tensors
             loss, grads = self.loss_and_gradient(inputs, targets, len(inputs), params, noise)
             with torch.no_grad(), self.stepping():
                 total += loss

@@ -51,7 +51,8 @@ class VectorizedExecutor(LocalTraining):
         for position in sorted(range(len(examples)), key=lambda position: (-examples[position], position)):
             rows = self._rows(examples[position])
             if not groups or len(groups[-1]) == self.stack or 2 * rows < self._rows(examples[groups[-1][0]]):
-                groups.append([])  # a batch is as long for all of a stack: much shorter ones are a stack of their own
+                # batches of a stack are padded to one length, so clients with much shorter ones form another stack
+                groups.append([])
             groups[-1].append(position)
         return groups
 
@@ -65,7 +66,7 @@ class VectorizedExecutor(LocalTraining):
             group = [everyone[position] for position in positions]
             try:
                 yield from self._train(round_, group)
-            except NotCapturable as error:  # nothing was given yet, and a stack is made anew
+            except NotCapturable as error:  # no result was yielded yet, so the stack can be trained again
                 self.refused = str(error)
                 yield from self._alone.run(broadcast, round_number, group)
 
@@ -84,7 +85,7 @@ class VectorizedExecutor(LocalTraining):
                 gradients.append(self._gradient(assignment, begun[-1][0]))
         values = self._stacked(round_, begun)
         losses = torch.zeros(len(group), dtype=torch.float64, device=self.program.device)
-        with at_client(group[0].client):  # it steps with the others of its stack
+        with at_client(group[0].client):  # the error names one client, since the stack steps together
             self._take_steps(round_, group, batches, values, losses)
         each = self._unstacked(values, len(group))
         for place, (assignment, gradient, leaves) in enumerate(zip(group, gradients, each, strict=True)):

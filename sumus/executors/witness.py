@@ -7,9 +7,10 @@
 A client's result is a function of its examples, its state, the broadcast, the round and its key. `sumus.training.hidden` walks
 over objects to find state outside the leaves, and restores that state before every client. But a walk does not see everything:
 a file, an object of an extension, the variables of an installed package. Any such state has one effect: the same client, from
-the same broadcast, gives other bits later. So each process keeps the input of its first client, and a digest of the result. It
-trains this client again after 2, 16, 128, 1024 … further clients of a long run, and once at the end of every run. So a process
-that trains 100 clients trains 3 more; in a longer run the share is smaller; in a shorter run it is one more.
+the same broadcast, gives other bits later. So each process keeps the input of its first client, and a digest of the
+result. The process trains this client again after 2, 16, 128, 1024 … further clients of a long run, and once at the end
+of every run. So a process that trains 100 clients repeats 3 trainings. In a longer run the share is smaller. A shorter
+run repeats one.
 
 A repeated training leaves no trace: leaves, generators of random numbers, and lists that are a user's logs are restored.
 Its result is only compared, and never sent.
@@ -76,8 +77,8 @@ class Witness:
     """Trains the first client of a process again from time to time: the same input must give the same bits.
 
     Args:
-        program: The program on which all clients of this process are trained. The witness adds its findings to the program's
-            `moved`.
+        program: The program on which all clients of this process are trained. The witness adds the differences that it
+            finds to the program's `moved`.
         clients: The number of clients that this process is likely to train; below `LONG`, only `look` trains the witness again.
         read: Function that reads a client's examples anew, as (inputs, targets); None if they cannot be read again.
     """
@@ -108,7 +109,9 @@ class Witness:
             yield trained
 
     def look(self) -> None:
-        """Read the witness's examples and train it again, unless no client was trained since or a difference is known already."""
+        """Read the witness's examples, and train it again. Do nothing if no client was trained since, or a difference
+        is known.
+        """
         first, program = self._first, self._program
         if first is None or self._looked == self._further:
             return
@@ -122,7 +125,7 @@ class Witness:
             try:
                 (again,) = first.executor.run(first.broadcast, first.round_number, [first.assignment])
                 differs = digest_of(again) != first.digest
-            except SumusError:  # it was trained before: something moved; what the walk saw is said by its path
+            except SumusError:  # it was trained before, so some state changed; the walk adds the path
                 differs = len(program.moved) == known
         if differs and not any(path.startswith(("work.", "work[")) for path in program.moved):
             program.moved[OTHER_NUMBERS] = None
@@ -181,7 +184,7 @@ def notes_of(moved: Iterable[str], most: int) -> list[str]:
 
 def _other_examples(assignment: ClientAssignment, read: Callable[[Any], tuple[Tensor, Tensor]]) -> str | None:
     """Return the entry for `moved` if a client's examples have changed; None if not, or if they can no longer be read."""
-    with suppress(Exception):  # of whatever kind a user's reading raises: no figure is wrong because of it
+    with suppress(Exception):  # a user's code may raise anything, and no result is wrong because of it
         pairs = zip((assignment.inputs, assignment.targets), read(assignment.client), strict=True)
         return None if all(torch.equal(one, other) for one, other in pairs) else examples_of(assignment.client)
     return None
@@ -193,7 +196,7 @@ def _leaving_no_trace(program: Program) -> Generator[None, None, None]:
 
     Lists that are a user's logs get no entries from the training.
     """
-    with suppress(SumusError):  # the next client says it
+    with suppress(SumusError):  # the next client raises the same error
         program.begin_anew()
     stood = generators()
     values: Mapping[str, Tensor] = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}

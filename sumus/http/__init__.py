@@ -1,1 +1,1 @@
-"""The common base of all HTTP servers here: bounded connections, bodies in bounded memory, limits, proxies, TLS."""
+"""The common base of all HTTP servers in sumus: bounded connections, bodies in bounded memory, limits, proxies, TLS."""

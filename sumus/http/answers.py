@@ -1,4 +1,5 @@
-"""Answers that every plane needs: for failed requests, and for bodies too long to be copied as a whole.
+"""HTTP responses that every plane needs: for failed requests, and for bodies too long to be copied. A plane is one HTTP
+interface of a server, for devices or for admins, with a socket of its own.
 
 Route(path, ExplainedEndpoint(endpoint, answer_to), methods=["GET"])     `answer_to` answers if the endpoint raises
 return PiecewiseResponse(body)                                           sent piece by piece, as fast as the client reads
@@ -14,19 +15,19 @@ from starlette.types import Receive, Scope, Send
 from sumus.http.bodies import let_go
 
 Answering: TypeAlias = Callable[[Request], Awaitable[Response]]
-"""An endpoint: it takes a request and returns the answer."""
+"""An endpoint: it takes a request and returns the response."""
 
 PIECE = 64 * 2**10
-"""The most bytes that are passed to a connection at once."""
+"""The largest number of bytes that are passed to a connection at once."""
 
 
 class PiecewiseResponse(Response):
-    """A response with a body in memory. One piece at a time is passed to the connection, so slow readers cause no copies of the
-    rest.
+    """A response whose body is in memory. It passes one piece at a time to the connection, so a slow client does not cause a
+    copy of the remaining bytes.
 
     Args:
-        body: The body, which many answers may share.
-        keeps: An object that must stay in memory until the answer is sent.
+        body: The body, which many responses may share.
+        keeps: An object that must stay in memory until the response is sent.
     """
 
     def __init__(
@@ -49,11 +50,12 @@ class PiecewiseResponse(Response):
 
 
 class ExplainedEndpoint:
-    """An endpoint whose exceptions all become answers. It is raw ASGI: Starlette wraps functions, but not objects.
+    """An endpoint that turns every exception into a response. It is a raw ASGI application, since Starlette wraps functions but
+    not objects.
 
     Args:
-        endpoint: Answers a request, or raises an exception.
-        answer_to: Makes the answer to a request whose endpoint raised an exception.
+        endpoint: Handles a request: returns the response, or raises an exception.
+        answer_to: Makes the response to a request whose endpoint raised an exception.
     """
 
     def __init__(self, endpoint: Answering, answer_to: Callable[[Request, Exception], Response]) -> None:
@@ -64,7 +66,7 @@ class ExplainedEndpoint:
         request = Request(scope, receive, send)
         try:
             response = await self._endpoint(request)
-        except Exception as error:  # the end of a request: whatever went wrong becomes its answer
+        except Exception as error:  # the request ends here: any exception becomes its response
             response = self._answer_to(request, error)
             let_go(error)
         await response(scope, receive, send)

@@ -1,12 +1,14 @@
 """Reads the bodies of requests, for every plane.
 
     length = announced(request, most)                           raises Refused for a bad length, before a byte is read
-    body = await strangers.read(request, length)                from an unknown sender
-    async with uploads.body(request, length, sender) as body:   from a known sender, into lent memory
+    body = await strangers.read(request, length)                from an unauthenticated sender
+
+    async with uploads.body(request, length, sender) as body:   from an authenticated sender, into lent memory
+
     body = await whole(request, length)                         into memory that the caller has counted
 
-A body that stalls, ends early or is not as long as announced is refused with a code from `wire.messages.STATUS`. The memory of
-a failed request is freed at once: `let_go` empties the frames that an error's traceback keeps alive.
+A body that stalls, ends early or does not have the announced length is refused with a code from `wire.messages.STATUS`. The
+memory of a failed request is freed at once: `let_go` clears the frames that an error's traceback keeps alive.
 """
 
 import asyncio
@@ -22,14 +24,17 @@ from sumus.text import amount, over, whole_number
 from sumus.wire.messages import Refused, Window
 
 WINDOW_S, LEAST = 10.0, 160 * 2**10
-"""The least rate of a body: in every period of this many seconds, at least this many bytes must come, or the rest of the body.
+"""The slowest rate of a body: in each period of this many seconds, at least this many bytes or the rest of the body must
+arrive.
 """
 SMALL = 64 * 2**10
-"""The longest body, in bytes, that is read from a sender who is not known yet."""
+"""The longest body, in bytes, that is read from a sender who is not authenticated yet."""
 FREE = 4 * 2**10
-"""The first bytes of each such body, which are not counted: a connection costs as much, and connections are bounded."""
+"""The number of bytes at the start of each such body that are not counted: a connection costs as much memory, and the number of
+connections is bounded.
+"""
 STRANGERS = 32 * 2**20
-"""The most bytes of all such bodies together, without the uncounted ones."""
+"""The largest number of counted bytes of all such bodies together."""
 SOON: Window = (1.0, 10.0)
 
 
@@ -38,7 +43,7 @@ def announced(request: Request, most: int, packed: str = "identity") -> int:
 
     Args:
         request: The request.
-        most: The most bytes that are read.
+        most: The longest body that is accepted, in bytes.
         packed: The content encoding that is accepted besides `identity`.
 
     Raises:
@@ -50,7 +55,7 @@ def announced(request: Request, most: int, packed: str = "identity") -> int:
     if length is None:
         raise Refused("length_required", "the header Content-Length is required")
     if length > most:
-        raise Refused("too_large", f"{over(length, most)} are read here")
+        raise Refused("too_large", f"{over(length, most)} are accepted here")
     return length
 
 
@@ -78,12 +83,12 @@ async def whole(request: Request, length: int) -> bytes:
 
 
 async def up_to(request: Request, most: int, more: Callable[[int], None]) -> bytes:
-    """Read a body whose length was not announced: it comes in chunks.
+    """Read a body that is sent in chunks, without an announced length.
 
     Args:
         request: The request.
-        most: The most bytes that are read.
-        more: Called with the size of each piece before the piece is kept; it may refuse the body.
+        most: The longest body that is accepted, in bytes.
+        more: Called with the size of each piece before the piece is kept. It may raise Refused, and then the body is refused.
     """
     body = bytearray()
 
@@ -96,11 +101,12 @@ async def up_to(request: Request, most: int, more: Callable[[int], None]) -> byt
 
 
 class Strangers:
-    """Reads small bodies from unknown senders. All bodies together, and those of each neighbourhood, have a bounded number of
-    bytes. Only received bytes are counted, not announced ones, so an announcement cannot take space from other senders.
+    """Reads small bodies from senders who are not authenticated. The bytes of all these bodies are bounded together, and so are
+    the bytes from each neighbourhood (network of addresses). Only received bytes are counted, not announced ones, so an
+    announcement cannot take space from other senders.
 
     Args:
-        most: The most bytes of all such bodies, without the uncounted first bytes of each.
+        most: The largest number of bytes that may be counted at the same time.
     """
 
     def __init__(self, most: int) -> None:
@@ -108,18 +114,18 @@ class Strangers:
 
     @property
     def taken(self) -> int:
-        """The bytes that are counted now."""
+        """The number of bytes that are counted now."""
         return self._shares.taken
 
     async def read(self, request: Request, length: int) -> bytes:
-        """Read a body of exactly this length. The request is refused with `busy` if there is no room for it."""
+        """Read a body of exactly this length. The request is refused with `busy` if there is no space for it."""
         body, counted, who = bytearray(), 0, near(source(request))
 
         def put(piece: bytes) -> None:
             nonlocal counted
             more = max(len(body) + len(piece) - FREE, 0) - counted
             if not self._shares.take(who, more):
-                raise Refused("busy", "too many bodies of senders who are not known are on their way", SOON)
+                raise Refused("busy", "too many bodies of senders who are not authenticated are being received", SOON)
             counted += more
             body.extend(piece)
 
@@ -131,7 +137,7 @@ class Strangers:
 
 
 class Uploads:
-    """Reads long bodies from known senders, into lent memory.
+    """Reads long bodies from authenticated senders into lent memory.
 
     Args:
         room: Lends the memory.
@@ -147,10 +153,13 @@ class Uploads:
         """Read a body of exactly this length, as a context manager. A sender can have only one body at a time.
 
         Raises:
-            Refused: Among other codes `busy`: the memory has no room, or the sender has another body.
+            Refused: The body is refused; with the code `busy` if there is no memory, or the sender is already sending another
+                body.
         """
         if sender in self._sending:
-            raise Refused("busy", "another report of this device is on its way: let it end first", (1.0, 5.0))
+            raise Refused(
+                "busy", "another report of this device is being received: wait until it has ended", (1.0, 5.0)
+            )
         self._sending.add(sender)
         try:
             body = self._room.take(length, near(source(request)))
@@ -172,13 +181,13 @@ class Uploads:
 
 
 async def _read(request: Request, length: int, put: Callable[[bytes], None], exactly: bool = True) -> None:
-    """Read a body, and refuse it if it is slower than the least rate.
+    """Read a body, and refuse it if it arrives more slowly than the slowest rate.
 
     Args:
         request: The request.
         length: The length of the body.
         put: Called with each piece.
-        exactly: Whether the body must have this length; otherwise the length is the maximum.
+        exactly: Whether the body must have exactly this length; if False, the body may be shorter.
     """
     loop, got, mark, more = asyncio.get_running_loop(), 0, LEAST, True
     try:
@@ -186,13 +195,13 @@ async def _read(request: Request, length: int, put: Callable[[bytes], None], exa
             while more:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
-                    raise Refused("malformed", "the connection ended before the body did")
+                    raise Refused("malformed", "the connection ended before the body was complete")
                 piece, more = cast(bytes, message.get("body", b"")), bool(message.get("more_body", False))
                 got += len(piece)
                 if got > length and not exactly:
-                    raise Refused("too_large", f"more than {amount(length)}, and no more is read here")
+                    raise Refused("too_large", f"more than {amount(length)}, which is the most that is accepted here")
                 if got > length:
-                    raise Refused("malformed", f"the body is longer than it said, which was {length} bytes")
+                    raise Refused("malformed", f"the body is longer than announced, which was {length} bytes")
                 put(piece)
                 if got >= mark:
                     mark = got + LEAST
@@ -200,12 +209,12 @@ async def _read(request: Request, length: int, put: Callable[[bytes], None], exa
     except TimeoutError:
         raise Refused("slow", f"less than {LEAST} bytes of the body came in {WINDOW_S:g} s") from None
     if got < length and exactly:
-        raise Refused("malformed", f"the body has {got} bytes, and said {length}")
+        raise Refused("malformed", f"the body has {got} bytes, and {length} were announced")
 
 
 def let_go(error: BaseException) -> None:
-    """Clear the frames that an error and its causes keep alive, after they have been handled. Otherwise a body that a frame
-    names lives as long as the error; and if a frame names the error too, until the garbage collector finds the cycle.
+    """Clear the frames that a handled error and its causes keep alive. Otherwise a body to which a frame refers stays in memory
+    as long as the error. If the frame also refers to the error, the body stays until the garbage collector finds the cycle.
     """
     seen = set[int]()
     behind: list[BaseException | None] = [error]

@@ -1,4 +1,4 @@
-"""The certificate of a server: it is read again when its files change, and a warning comes before it expires.
+"""The certificate of a server: it is read again when its files change, and a warning is logged before it expires.
 
     certificate = Certificate(chain, key)
     certificate.context                     for connections from now on
@@ -38,7 +38,7 @@ class Certificate:
     Args:
         chain: The file of the certificate and its chain, PEM.
         key: The file of the key, PEM.
-        own: Whether the server made it, and makes a new one when it starts near the certificate's end.
+        own: Whether the server made the certificate. Then a server that starts near the certificate's end makes a new one.
 
     Raises:
         UsageError: The files cannot be read, or do not match.
@@ -58,14 +58,16 @@ class Certificate:
                 return False
             try:
                 context, begins, ends = _read(self.chain, self.key)
-            except UsageError as error:  # half of it is written, or it is gone: it is looked at again
+            except UsageError as error:  # it is half written or missing: the next call tries again
                 if str(error) != self._trouble:
-                    LOG.warning("the certificate has changed, and the old one is still shown: %s", error)
+                    LOG.warning(
+                        "the files of the certificate have changed, and the old certificate is still used: %s", error
+                    )
                     self._trouble = str(error)
                 return False
             self.context, self._begins, self.ends = context, begins, ends
             self._seen, self._trouble = marks, ""
-            LOG.warning("another certificate is shown from now on; it ends on %s", ends.date())
+            LOG.warning("another certificate is used from now on; it ends on %s", ends.date())
             return True
 
     def left_s(self, now: datetime) -> float:
@@ -77,18 +79,21 @@ class Certificate:
         return self.ends - now <= (RENEWED if self.own else min(RENEWED, (self.ends - self._begins) / SHARE))
 
     def said(self, now: datetime) -> str:
-        """Return a warning about the certificate's end; empty as long as the end is far."""
+        """Return a warning about the certificate's end; empty if the end is not near."""
         if not self.is_near_its_end(now):
             return ""
         days = int(self.left_s(now) // timedelta(days=1).total_seconds())
         when = "today" if days == 0 else f"in {days} {'day' if days == 1 else 'days'}"
         ends = f"ended on {self.ends:%Y-%m-%d}" if days < 0 else f"ends {when}, on {self.ends:%Y-%m-%d}"
         if self.own:
-            return f"the certificate {ends}: restart to renew it; a new pin comes with it, and devices need to be told"
-        return f"the certificate {self.chain} {ends}: put the new one in its place, and its key; that is seen within a minute"
+            return f"the certificate {ends}: restart to renew it; its pin is new too, and devices must be given the new pin"
+        return (
+            f"the certificate {self.chain} {ends}: put the new certificate and its key in place of the old ones; the server "
+            "reads them within a minute"
+        )
 
     def warn(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """Log the warning about its end, if it is near."""
+        """Log the warning about the certificate's end, if the end is near."""
         if said := self.said(now()):
             LOG.warning("%s", said)
 
@@ -113,7 +118,7 @@ def _read(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime, datetime]:
         A context with both, and the first and last moment of the certificate's validity.
 
     Raises:
-        ExperimentError: A server cannot use the files; the message names the wrong one.
+        ExperimentError: A server cannot use the files; the message names the wrong file.
     """
     held: dict[Path, bytes] = {}
     for file in (chain, key):
@@ -123,8 +128,8 @@ def _read(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime, datetime]:
             raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
     if b"ENCRYPTED" in held[key]:
         raise UsageError(
-            f"the key {key} is encrypted, and nobody types its passphrase when a server starts: write it without one, "
-            f"`openssl pkey -in {shell_word(key)} -out NEW.pem`, in a file that its owner alone may read"
+            f"the key {key} is encrypted, and a server starts without anybody who types a passphrase: write it without one, "
+            f"`openssl pkey -in {shell_word(key)} -out NEW.pem`, in a file that only its owner may read"
         )
     if b"-----BEGIN CERTIFICATE-----" not in held[chain]:
         raise UsageError(f"{chain} holds no certificate in PEM: the chain comes first, then its key, --tls CERT KEY")
@@ -134,7 +139,7 @@ def _read(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime, datetime]:
     try:
         context.load_cert_chain(chain, key)
         leaf = x509.load_pem_x509_certificates(held[chain])[0]
-    except (OSError, ValueError) as error:  # of TLS too
+    except (OSError, ValueError) as error:  # ValueError includes the errors of TLS
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"the key {key} does not go with {chain}: {reason or error}") from error
+        raise UsageError(f"the key {key} does not match {chain}: {reason or error}") from error
     return context, leaf.not_valid_before_utc, leaf.not_valid_after_utc

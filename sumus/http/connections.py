@@ -2,18 +2,18 @@
 
     connections = Connections(10_000)
     listener = Listener(socket, config, state, connections)          accepts connections from now on
-    connections.sweep(now)                                           to be called now and then: ends late connections
+    connections.sweep(now)                                           called regularly: ends connections that are too slow
     listener.close()
 
-uvicorn reads and writes HTTP. This module bounds what uvicorn leaves unbounded:
+uvicorn reads and writes HTTP. This module adds the limits that uvicorn does not have:
 
-- a connection is counted from the moment when it is accepted, even if it never begins its TLS handshake, and then ends after
-  `HANDSHAKE_S`;
-- every request head on a connection is limited to `HEAD_S` and `MOST_HEAD` bytes;
-- **a connection does one request at a time**: data that follows an unanswered request is not read, and the connection ends
-  after the answer;
-- an answer that its reader does not take, and the closing of a connection, are given up after `STALLED_S` without progress;
-- the body of a refused request is read and discarded, for at most `LINGER_S`, so that the answer arrives.
+- a connection is counted from the moment when it is accepted; if its TLS handshake is not done after `HANDSHAKE_S`, it is
+  ended;
+- every request head (the request line and the headers) is limited to `HEAD_S` seconds and `MOST_HEAD` bytes;
+- **a connection handles one request at a time**: data that follows an unanswered request is not read, and the connection is
+  closed after the response;
+- a connection is ended if its client does not read the response, or does not close, for `STALLED_S`;
+- the body of a refused request is read and discarded, for at most `LINGER_S`, so that the response arrives.
 """
 
 import asyncio
@@ -35,36 +35,36 @@ from sumus.http.answers import PIECE
 from sumus.http.room import Shares, near
 
 HEAD_S, MOST_HEAD = 10.0, 32 * 2**10
-"""The limits of a request's line and headers, in seconds and in bytes."""
+"""The limits of a request's head (its request line and headers), in seconds and in bytes."""
 HANDSHAKE_S = 10.0
-"""The seconds for the TLS handshake."""
+"""The largest number of seconds for the TLS handshake."""
 STALLED_S = 10.0
-"""The seconds for a reader to take the waiting data: at most a piece of an answer and as much again."""
+"""The number of seconds in which a client must read the waiting data, which are at most two pieces of a response."""
 LINGER_S, LINGER_BYTES = 10.0, 32 * 2**20
-"""The limits for reading an unwanted body, in seconds and in bytes."""
+"""The limits for reading the body of a refused request, in seconds and in bytes."""
 UNUSED_S = 1.0
-"""The seconds without a request after which a connection may be closed in favour of a new one."""
+"""The number of seconds without a request after which a connection may be replaced by a new one."""
 MOST_CONNECTIONS = 16_384
-"""The most connections to one plane."""
+"""The largest number of connections to one plane."""
 ACCEPTED_AT_ONCE = 64
-"""The number of connections that are accepted before other work has its turn."""
+"""The number of connections that are accepted in one go before the event loop does other work."""
 FULL_S = 0.5
-"""The seconds for which connections are not accepted if the process may open no more files."""
+"""The number of seconds for which no connection is accepted after the process has reached its limit of open files."""
 
 
 def files_for(most: int) -> int:
-    """Return this number of connections, or half of the number of files that the process may open, if that is smaller."""
+    """Return `most`, or half of the number of files that the process may open if that is smaller."""
     return max(min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2), 1)
 
 
 class Connections:
-    """The connections to one plane. In a shortage, each neighbourhood of addresses has only its share. At the limit, a new
-    connection replaces the one that has waited longest for a request.
+    """The connections to one plane. In a shortage, each neighbourhood (network of addresses) has only its share. At the limit,
+    a new connection replaces the connection that has been idle for the longest time.
 
     ended: The number of connections that have ended since this was set to 0.
 
     Args:
-        most: The most connections at any time.
+        most: The largest number of connections at any time.
     """
 
     def __init__(self, most: int) -> None:
@@ -74,7 +74,7 @@ class Connections:
         self._without_request: dict[str, OrderedDict[Connection, float]] = {}
 
     def admit(self, who: str) -> bool:
-        """Count a new connection of a neighbourhood; return False if the limits do not allow it."""
+        """Count a new connection of a neighbourhood and return True; return False if the limits do not allow it."""
         if self.shares.take(who, 1):
             return True
         full = self.shares.taken >= self.shares.most
@@ -89,23 +89,23 @@ class Connections:
         return True
 
     def leave(self, who: str) -> None:
-        """Count one connection fewer of a neighbourhood."""
+        """Note that a connection of a neighbourhood has ended."""
         self.shares.give(who, 1)
         self.ended += 1
 
     def has_no_request(self, one: "Connection") -> None:
-        """Note that a connection has no request: from now on it may be closed in favour of a new one."""
+        """Note that a connection has no request: from now on a new connection may replace it."""
         self._without_request.setdefault(one.who, OrderedDict())[one] = one.loop.time()
 
     def has_request(self, one: "Connection") -> None:
-        """Note that a connection has a request: it is not closed in favour of a new one."""
+        """Note that a connection has a request: a new connection does not replace it."""
         if (waiting := self._without_request.get(one.who)) is not None:
             waiting.pop(one, None)
             if not waiting:
                 del self._without_request[one.who]
 
     def sweep(self, now: float) -> None:
-        """End the late connections."""
+        """End the connections that have taken too long over their present step."""
         for one in [one for one in self.open if one.is_late(now)]:
             one.give_up()
 
@@ -115,7 +115,7 @@ class Listener:
 
     Args:
         listening: A socket that listens.
-        how: The uvicorn configuration of the application that answers.
+        how: The uvicorn configuration of the application that handles the requests.
         state: The state of the uvicorn server to which the connections belong.
         connections: Counts them.
     """
@@ -191,8 +191,8 @@ class Listener:
 
 
 def _prepare(one: socket.socket) -> None:
-    """Make a connection send without delay, and keep only little of an answer in the system's buffers: the rest waits here,
-    which shows whether the client reads.
+    """Make a connection send without delay, and keep only a small part of a response in the system's buffers. The rest waits in
+    this process, which can then see whether the client reads.
     """
     one.setblocking(False)
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -201,11 +201,11 @@ def _prepare(one: socket.socket) -> None:
 
 
 class Connection(HttpToolsProtocol):
-    """One connection, of which uvicorn reads requests one at a time.
+    """One connection; uvicorn reads its requests one at a time.
 
     Attributes:
         who: The neighbourhood from which the connection comes.
-        begun: Whether the connection is counted, so that it is counted out when it ends.
+        begun: Whether the connection is counted; then it is counted out when it ends.
     """
 
     def __init__(self, how: uvicorn.Config, state: ServerState, connections: Connections, who: str) -> None:
@@ -232,7 +232,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Do what uvicorn does, with bounds. Bad input is not logged, since anybody can send it."""
+        """Do the same as uvicorn, with limits. Bad input is not logged, since anybody can send it."""
         self._unset_keepalive_if_required()
         if not self._is_wanted(len(data)):
             return
@@ -241,7 +241,7 @@ class Connection(HttpToolsProtocol):
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._deaf = True  # what follows is in another protocol
+            self._deaf = True  # the data that follow belong to another protocol
         except httptools.HttpParserError:
             self._refuse()
         if self._in_head and awaited:
@@ -261,8 +261,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if not self._answered():
-            raise _Unwanted("a request behind one that is not answered")
-        if not self._in_head:  # it begins in the piece that the one before ended in
+            raise _Unwanted("a request that follows an unanswered request")
+        if not self._in_head:  # it begins in the piece of data in which the previous request ended
             self._await_head()
         self._whole = False
         super().on_message_begin()
@@ -273,7 +273,7 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            raise _Unwanted("headers behind a body")
+            raise _Unwanted("headers after a body")
         self._grow(len(name) + len(value))
         super().on_header(name, value)
 
@@ -282,13 +282,13 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self._in_head, self._until = False, math.inf
         if self.expect_100_continue:
-            self.cycle.keep_alive = False  # a body that was not asked for will not come, and no other request can
+            self.cycle.keep_alive = False  # the client sends its body only if told to, so no later request can follow
         if any(name == b"transfer-encoding" for name, _ in self.headers):
-            self._deaf = True  # no plane reads such bodies: each is refused by its head
-        self.flow.pause_reading()  # until somebody asks for the body
+            self._deaf = True  # no plane reads such bodies: the request is refused when its head is read
+        self.flow.pause_reading()  # until an endpoint reads the body
 
     def on_body(self, body: bytes) -> None:
-        """Do what uvicorn does, but without its two copies of each piece."""
+        """Do the same as uvicorn, but without its two copies of each piece."""
         if self.cycle.body or self.cycle.response_complete:
             super().on_body(body)
             return
@@ -315,22 +315,22 @@ class Connection(HttpToolsProtocol):
         if self._whole:
             self.transport.close()
 
-    # ── its end ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the end of a connection ──────────────────────────────────────────────────────────────────────────────────────
 
     def is_late(self, now: float) -> bool:
-        """Return whether the connection has taken too long over its present step."""
+        """Return whether the connection has exceeded the time of its present step."""
         return self._until <= now or self._stalled <= now
 
     def give_up(self) -> None:
         """End the connection at once, even if data waits to be read or written."""
         self._deaf = True
         self._count_out()
-        if (at := self.transport.get_extra_info("socket")) is not None:  # the system, too, keeps nothing for its reader
+        if (at := self.transport.get_extra_info("socket")) is not None:  # the system drops unsent data too
             at.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def forget(self) -> None:
-        """Drop the parser, since the connection and the parser refer to each other."""
+        """Drop the parser: it and the connection refer to each other, which would keep both in memory."""
         self.parser = None  # pyright: ignore[reportAttributeAccessIssue]
 
     def _count_out(self) -> None:
@@ -340,7 +340,7 @@ class Connection(HttpToolsProtocol):
             self._connections.leave(self.who)
 
     def _refuse(self) -> None:
-        """Refuse the received data: it is not a request, or is not accepted here."""
+        """Refuse the received data: they are not a request, or are not accepted here."""
         if not self._answered():
             self._deaf = True
         elif self._named > MOST_HEAD:
@@ -350,10 +350,10 @@ class Connection(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
             self._until = self.loop.time() + LINGER_S
 
-    # ── what it does ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── private methods ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_wanted(self, more: int) -> bool:
-        """Return whether the next `more` bytes are to be parsed."""
+        """Return whether the next `more` bytes should be parsed."""
         unread = self._answered() and not self._whole and not self._in_head
         if self._deaf or unread:
             self._unwanted += more
@@ -369,21 +369,21 @@ class Connection(HttpToolsProtocol):
         self._until = self.loop.time() + HEAD_S
 
     def _rest(self) -> None:
-        """Note that the connection is idle. uvicorn closes idle connections; `sweep` ends those that do not close."""
+        """Note that the connection is idle. uvicorn closes idle connections; `sweep` ends a connection that does not close."""
         self._unwanted = 0
         self._until = self.loop.time() + self.timeout_keep_alive + LINGER_S
         self._connections.has_no_request(self)
 
     def _answered(self) -> bool:
-        """Return whether no request waits for its answer."""
-        last: Any = self.cycle  # None, of a new connection
+        """Return whether all requests have been answered."""
+        last: Any = self.cycle  # None if the connection is new
         return last is None or last.response_complete
 
     def _grow(self, more: int) -> None:
         self._named += more
         if self._named > MOST_HEAD:
-            raise _Unwanted("a head that is too long")
+            raise _Unwanted("the head is too long")
 
 
 class _Unwanted(Exception):
-    """Raised to stop the parser, since further data is not read."""
+    """Raised to stop the parser, since further data are not read."""

@@ -1,12 +1,13 @@
-"""Guards a plane that a browser can reach: it answers only under its own names, and never answers a page of another site.
+"""Guards a plane that a browser can reach: the plane answers only under its own names, and refuses requests from pages of other
+sites.
 
     app = Starlette(routes=routes, middleware=[guard(names, refusal, "--name")])
 
-A web page can point a name of its own at 127.0.0.1 (DNS rebinding). Its requests then come from a browser on this machine, and
-the page may read the answers. Their `Host` is the page's name; so a plane answers to names of loopback, to the address that
-the connection came in on, and to the names that its operator has given it. A page can also send requests to an address whose
-answers it may not read (CSRF): a browser reveals this in `Origin` and in `Sec-Fetch-Site`. Endpoints that change something also
-require `is_json`, since a form on a page cannot send that type.
+A web page can make a name of its own resolve to 127.0.0.1 (DNS rebinding). Its requests then come from a browser on this
+machine, and the page may read the responses. The `Host` of these requests is the page's name. So a plane accepts only the
+loopback names, the address on which the connection arrived, and the names that its operator has given. A page can also send
+requests to an address whose responses it may not read (CSRF): a browser reveals this in `Origin` and in `Sec-Fetch-Site`.
+Endpoints that change something also require `is_json`, since a form on a page cannot send JSON.
 """
 
 import hmac
@@ -25,15 +26,15 @@ from sumus.transport.hosts import host_of, ip_of, is_loopback
 WRONG_HOST, OTHER_SITE = "wrong_host", "other_site"
 STATUS = {WRONG_HOST: 421, OTHER_SITE: 403}
 Refusal: TypeAlias = Callable[[int, str, str], Response]
-"""A function that makes an answer, in the plane's own form, from a status, a code and a detail."""
+"""A function that makes a response, in the plane's own format, from a status, a code and a detail."""
 
 
 def guard(names: Iterable[str], refusal: Refusal, option: str) -> Middleware:
-    """Make the middleware that does both checks before the application does anything else.
+    """Make the middleware that checks the host name and the origin of each request before the application sees the request.
 
     Args:
         names: The host names or addresses that the operator uses for this plane.
-        refusal: Makes the answer to a request that fails a check.
+        refusal: Makes the response to a request that fails a check.
         option: The command-line option with which an operator adds a name.
     """
     known = frozenset(filter(None, map(host_of, names)))
@@ -46,12 +47,10 @@ def _guarded(app: ASGIApp, known: frozenset[str], refusal: Refusal, option: str)
             await app(scope, receive, send)
         elif not _is_called(scope, known):
             said = printable(Headers(scope=scope).get("host", "nothing"))
-            detail = (
-                f"it is not called {said:.100}: ask under the address that it printed, or start it with {option} HOST"
-            )
+            detail = f"this server is not called {said:.100}: use the address that it printed, or start it with {option} HOST"
             await refusal(STATUS[WRONG_HOST], WRONG_HOST, detail)(scope, receive, send)
         elif _is_of_other_site(scope):
-            detail = "a page of another site sent this request, and pages of others may not ask here"
+            detail = "a page of another site sent this request, and such requests are not allowed"
             await refusal(STATUS[OTHER_SITE], OTHER_SITE, detail)(scope, receive, send)
         else:
             await app(scope, receive, send)
@@ -85,8 +84,8 @@ def _is_called(scope: Scope, known: frozenset[str]) -> bool:
 
 
 def _is_of_other_site(scope: Scope) -> bool:
-    """Return whether, by the browser's headers, a page of another site sent a request. A link that a person follows does not
-    count.
+    """Return whether the browser's headers show that a page of another site sent a request. A link that a person follows does
+    not count.
     """
     headers = Headers(scope=scope)
     if scope["method"] in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate":

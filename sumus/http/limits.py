@@ -1,10 +1,10 @@
-"""Rate limits: of the requests of each device, each edge, each neighbourhood and each population.
+"""Rate limits for the requests of each device, each edge, each neighbourhood (network of addresses) and each population.
 
     limits = Limits()
     limits.enrolment(address, now)                   raises Refused("rate") with a retry window
     limits.check_in("phones", device, now)
 
-Memory stays bounded, whatever arrives. `now` is in seconds, of a clock that may be wrong but must not go back.
+Memory stays bounded, whatever arrives. `now` is in seconds of a monotonic clock, which need not show the right time of day.
 """
 
 import math
@@ -19,12 +19,12 @@ from sumus.http.room import neighbourhood
 from sumus.wire.messages import Refused, Window
 
 LONGEST_S = 3600.0
-"""The longest time for which a sender is sent away, in seconds, before the window is spread."""
+"""The longest time after which a refused sender may retry, in seconds, before random time is added."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A limit of requests: `burst` at once, and `rate` per second in the long run."""
+    """A limit on requests: `burst` at once, and `rate` per second in the long run."""
 
     per_s: float
     burst: int
@@ -35,7 +35,7 @@ class Bucket(NamedTuple):
 
     Attributes:
         full: The time at which the bucket will have all its tokens again.
-        served: The time at which all requests so far could have been served, including those that were sent away.
+        served: The time at which all requests so far could have been served, including the refused ones.
     """
 
     full: float
@@ -47,8 +47,7 @@ EMPTY = Bucket(-math.inf, -math.inf)
 
 
 def take(rate: Rate, bucket: Bucket, now: float) -> tuple[Bucket, Window | None]:
-    """Take a token from a bucket, by the generic cell rate algorithm of ATM (ITU-T I.371): a bucket is one number, without a
-    timer.
+    """Take a token from a bucket, by the generic cell rate algorithm of ATM (ITU-T I.371): it needs no timer.
 
     Args:
         rate: The rate of the bucket.
@@ -56,8 +55,9 @@ def take(rate: Rate, bucket: Bucket, now: float) -> tuple[Bucket, Window | None]
         now: The time.
 
     Returns:
-        The bucket afterwards, and None; or a window, in seconds from now, in which all requests that were sent away can be
-        served. The window begins when a token is available again, and is as long as a queue of these requests would be.
+        The new bucket, and None if a token was taken. If none was available: the retry window, in seconds from now, in which
+        all refused requests can be served. The window begins when a token is available again, and has the length of a queue of
+        these requests.
     """
     each, depth = 1 / rate.per_s, rate.burst / rate.per_s
     served = min(max(bucket.served, now) + each, now + depth + LONGEST_S)
@@ -69,12 +69,12 @@ def take(rate: Rate, bucket: Bucket, now: float) -> tuple[Bucket, Window | None]
 
 
 class Buckets:
-    """Buckets of the same rate, one for each name.
+    """Token buckets of the same rate, one for each name.
 
     Args:
         rate: The rate.
-        most: The most names that are kept. The name whose last request is oldest is forgotten first; its bucket is then full
-            again.
+        most: The largest number of names that are kept. The name whose last request is oldest is forgotten first; its bucket is
+            then full again.
     """
 
     def __init__(self, rate: Rate, most: int = 50_000) -> None:
@@ -87,7 +87,9 @@ class Buckets:
         return len(self._buckets)
 
     def take(self, name: str, now: float, times: int = 1) -> Window | None:
-        """Take a token from a name's bucket, as the function `take` does. times: the multiple of the rate that this name has."""
+        """Take a token from a name's bucket, as the function `take` does. `times` is the multiple of the rate that applies to
+        this name.
+        """
         rate = Rate(self.rate.per_s * times, self.rate.burst * times)
         with self._lock:
             bucket, window = take(rate, self._buckets.get(name, EMPTY), now)
@@ -102,14 +104,14 @@ class Limits:
     """The rate limits of one server.
 
     Args:
-        device: The rate of requests of each device, and the same rate again through an edge. The devices of an edge together
-            have this rate times the number of devices that the edge may have.
+        device: The rate of requests of each device; requests through an edge are counted separately, at the same rate. All
+            devices of an edge together have this rate times the number of devices that the edge may have.
         source: The rate of enrolments from each /24 network (IPv6: /48).
         population: The rate of check-ins of each population.
-        edge: The rate of requests of each edge, without the check-ins in them.
-        random: Returns a number from 0 to 1. It shifts windows, so that devices which come back as early as possible do not
-            come together.
-        most: The most names that are kept, of devices and of sources each.
+        edge: The rate of requests of each edge; the relayed check-ins in a request are not counted here.
+        random: Returns a random number from 0 to 1, which shifts a retry window. So devices that retry as early as possible do
+            not all retry at the same moment.
+        most: The largest number of names that are kept for each limit.
     """
 
     def __init__(
@@ -128,7 +130,9 @@ class Limits:
         self._random = random
 
     def request(self, device: str, now: float) -> None:
-        """Charge a request to a device. Call this after the device is authenticated: otherwise others could use up its limit."""
+        """Charge a request to a device. Call this after the device is authenticated: otherwise other senders could use up its
+        limit.
+        """
         self._check(self._devices.take(device, now), "this device")
 
     def edge_request(self, edge: str, now: float) -> None:
@@ -143,12 +147,12 @@ class Limits:
     def relayed(self, population: str, edge: str, speaks_for: int, device: str, now: float) -> None:
         """Charge a check-in that came through an edge, which may have `speaks_for` devices.
 
-        The edge is charged first, so invented devices use up the limit of the edge's own devices, and not more of the
-        population's limit. The device's limit for direct requests is not charged, since an edge may repeat a check-in that a
-        device signed before it left.
+        The edge is charged first: an edge that invents devices uses up its own limit, and no more of the population's limit
+        than that. The device's limit for direct requests is not charged, since an edge may repeat a check-in that a device
+        signed before it left the edge.
         """
         self._check(self._relays.take(edge, now, max(1, speaks_for)), "this edge's devices")
-        self._check(self._devices.take(f"{edge}/{device}", now), "this device by way of its edge")
+        self._check(self._devices.take(f"{edge}/{device}", now), "this device through its edge")
         self._check(self._populations.take(population, now), "this population")
 
     def enrolment(self, address: str, now: float) -> None:

@@ -2,8 +2,8 @@
 
     with opened_at(Listening(host="0.0.0.0", tls=["auto"], names=["fl.example"]), data / "tls") as at:
         async with at.planes(device_app, admin_app):
-            …                                          both planes answer
-        …                                              both have answered their requests, and are closed
+            …                                          both planes handle requests
+        …                                              both have finished their requests, and are closed
 
 uvicorn reads and writes; connections are bounded in `sumus.http.connections`.
 """
@@ -31,21 +31,21 @@ from sumus.http.room import trim
 from sumus.http.tls import issue
 
 KEEP_ALIVE_S = 15
-"""The seconds for which an idle connection is kept."""
+"""The number of seconds for which an idle connection is kept."""
 GRACE_S = 20
-"""The seconds that requests in progress have to finish when a server stops."""
+"""The number of seconds in which running requests must finish when a server stops."""
 BACKLOG = 2048
 """The number of connections that may wait to be accepted."""
 MOST = MOST_CONNECTIONS, 512
-"""The most connections to the first plane, and to the second one."""
+"""The largest number of connections to the first plane, and to the second plane."""
 SWEPT = 3
-"""Tenths of a second between two searches for late connections."""
+"""The time between two searches for connections that are too slow, in tenths of a second."""
 TRIMMED, CROWD = 30, 64
-"""Tenths of a second after which memory is returned to the system, and the number of connections that must have ended
-meanwhile.
+"""The time between two returns of freed memory to the system, in tenths of a second, and the number of connections that must
+have ended in that time.
 """
 LOOKED = 300
-"""Tenths of a second between two checks whether a certificate was renewed."""
+"""The time between two checks for a renewed certificate, in tenths of a second."""
 ANY = ("0.0.0.0", "::", "")
 """The addresses that stand for all addresses of a machine."""
 
@@ -59,12 +59,12 @@ class Listening:
         port: The port for devices, 0 for any.
         admin_host: The address for the operator and for /metrics.
         admin_port: The port for the operator, 0 for any.
-        tls: "auto" for a certificate that is made here; or the files of a certificate chain and its key, PEM; if empty, plain
-            HTTP is used.
+        tls: "auto" for a certificate that the server makes itself; or the files of a certificate chain and its key, PEM; empty
+            for plain HTTP.
         names: Host names and addresses that devices and the operator use. The first one is in the server's links.
         url: The server's URL for devices, if a proxy stands before it.
-        proxies: Addresses and networks of proxies, separated by commas. On the devices' port, they are trusted about the
-            address of the client.
+        proxies: Addresses and networks of proxies, separated by commas. On the devices' port, the client address that these
+            proxies report is trusted.
         insecure: Whether other machines may reach the server without TLS.
     """
 
@@ -102,11 +102,11 @@ class Addresses:
         sockets: The sockets of the device plane and of the admin plane.
         certificates: The certificate of each socket.
         url: The URL for devices.
-        admin_url: The URL for the admin.
+        admin_url: The URL for admins.
         authority: A certificate that devices pin, PEM, if the server made its own.
         pin: The SHA-256 of `authority`.
-        notes: Messages about the certificate: changes, and a near end.
-        proxies: The proxies that are trusted about the address of a client.
+        notes: Messages about the certificate: that it has changed, or that it expires soon.
+        proxies: The proxies whose reports of the client address are trusted.
         names: The host names of the admin plane.
     """
 
@@ -121,13 +121,13 @@ class Addresses:
     names: tuple[str, ...]
 
     def planes(self, device_app: Any, admin_app: Any) -> "Planes":
-        """Serve the two applications on their sockets. On the admin's socket, proxies are not trusted."""
+        """Return a context manager that serves both applications on their sockets. On the admin socket, no proxy is trusted."""
         apps = told_by_proxies(device_app, self.proxies), admin_app
         return Planes(list(zip(self.sockets, apps, self.certificates, strict=True)))
 
     @property
     def certificate(self) -> Certificate | None:
-        """The certificate of either socket; None if both are without."""
+        """The certificate of either socket; None if neither socket has one."""
         return self.certificates[0] or self.certificates[1]
 
 
@@ -137,11 +137,11 @@ def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, Non
 
     Args:
         listen: The options.
-        folder: The folder for a certificate that is made here.
+        folder: The folder for a certificate that the server makes itself.
 
     Raises:
         UsageError: Other machines could read the traffic, and this was not explicitly allowed.
-        ExperimentError: The address cannot be listened at.
+        ExperimentError: The server cannot listen at the address.
     """
     proxies = Proxies(listen.proxies)
     with bound(listen.host, listen.port, "--port") as device:
@@ -150,8 +150,8 @@ def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, Non
             if not all(local) and not listen.certificate_files and not listen.insecure:
                 which = listen.admin_host if local[0] else listen.host
                 raise UsageError(
-                    f"others reach {which}, and without TLS they can read the traffic: give --tls auto --name HOSTNAME, or a "
-                    "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
+                    f"other machines can reach {which}, and without TLS the traffic can be read: give --tls auto "
+                    "--name HOSTNAME, or your own certificate, --tls CERT KEY; or --insecure, if a proxy in front of it encrypts"
                 )
             certificate, authority, pin, notes = _certificate(listen, folder)
             admins = None if local[1] else certificate
@@ -174,7 +174,7 @@ class PlaneAddress:
         socket: The socket.
         url: The plane's address.
         certificate: The plane's certificate; None if it uses no TLS.
-        authority: The file of the authority's certificate, if it was made here.
+        authority: The file of the authority's certificate, if the server made its own.
         local: Whether the plane is reachable from this machine only.
         names: The host names of the plane.
     """
@@ -187,7 +187,7 @@ class PlaneAddress:
     names: tuple[str, ...]
 
     def plane(self, app: Any) -> "Planes":
-        """Serve an application on the socket."""
+        """Return a context manager that serves an application on the socket."""
         return Planes([(self.socket, app, self.certificate)])
 
 
@@ -197,19 +197,19 @@ def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> G
 
     Args:
         listen: The options, of which `host` and `port` are used.
-        folder: The folder for a certificate that is made here.
+        folder: The folder for a certificate that the server makes itself.
         option: The command-line option that sets another address, for messages.
 
     Raises:
         UsageError: Other machines could read the traffic, and this was not explicitly allowed.
-        ExperimentError: The address cannot be listened at.
+        ExperimentError: The server cannot listen at the address.
     """
     with bound(listen.host, listen.port, option) as listening:
         local = _is_local(listening)
         if not local and not listen.certificate_files and not listen.insecure:
             raise UsageError(
-                f"others reach {listen.host}, and without TLS they can read the traffic: give --tls auto --tls-name HOSTNAME, or "
-                "a certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
+                f"other machines can reach {listen.host}, and without TLS the traffic can be read: give --tls auto "
+                "--tls-name HOSTNAME, or your own certificate, --tls CERT KEY; or --insecure, if a proxy in front of it encrypts"
             )
         certificate, authority, _, _ = _certificate(listen, folder)
         name = listen.names[0] if listen.names else _called(listen.host)
@@ -219,7 +219,9 @@ def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> G
 
 
 def bound(host: str, port: int, option: str) -> socket.socket:
-    """Make a listening socket; port 0 means any port. `option` is the option that sets another address, for messages."""
+    """Make a listening socket; port 0 means any port. `option` is the command-line option that sets another address, for
+    messages.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -237,7 +239,7 @@ def bound(host: str, port: int, option: str) -> socket.socket:
 
 def _explained(host: str, port: int, option: str, error: OSError) -> ExperimentError:
     return ExperimentError(
-        f"nothing can listen on {host}:{port}: {error.strerror or error}; give another with {option}"
+        f"cannot listen on {host}:{port}: {error.strerror or error}; give another port or address with {option}"
     )
 
 
@@ -254,13 +256,15 @@ def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, b
         case ["auto"]:
             names = list(listen.names) or ([] if listen.host in ANY else [listen.host])
             if not names:
-                raise UsageError("--tls auto makes a certificate for names: give --name HOSTNAME, as devices call it")
+                raise UsageError(
+                    "--tls auto makes a certificate for host names: give --name HOSTNAME, the name that devices use"
+                )
             before = folder.exists()
             made = issue(folder, names, datetime.now(UTC))
             news = (
-                f"a new certificate ({made.new}): devices and edges that know the one before stay away until each is given the "
-                f"new pin once, behind the address: `sumus join https://HOST:PORT/#pin={made.pin} --client FILE.py`; admins' "
-                "--authority is the new authority.pem",
+                f"a new certificate ({made.new}): devices and edges that have the old pin cannot connect until each gets the "
+                f"new pin once, at the end of the address: `sumus join https://HOST:PORT/#pin={made.pin} --client FILE.py`; "
+                "admins give the new authority.pem as --authority",
             )
             notes = news if before and made.new else ()
             return Certificate(made.chain, made.key, own=True), made.authority.read_bytes(), made.pin, notes
@@ -276,7 +280,7 @@ def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, b
 
 
 def url_at(encrypted: bool, host: str, listening: socket.socket) -> str:
-    """Return the address of a socket under a host's name."""
+    """Return the URL of a socket under a host name."""
     port = listening.getsockname()[1]
     return f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -291,12 +295,12 @@ def _called(host: str) -> str:
 
 
 def expect_no_loop(what: str, command: str) -> None:
-    """Refuse to serve if an event loop already runs, as in a notebook, since a thread can run only one loop."""
+    """Raise UsageError if an event loop already runs in this thread, as in a notebook: a thread can run only one loop."""
     with suppress(RuntimeError):
         asyncio.get_running_loop()
         raise UsageError(
-            f"an event loop runs in this thread (a notebook?), and {what} needs one of its own: run {command}, or call it in "
-            "a thread"
+            f"an event loop already runs in this thread (a notebook?), and {what} needs one of its own: run "
+            f"{command}, or call it in another thread"
         )
 
 
@@ -321,7 +325,7 @@ def config(app: Any) -> uvicorn.Config:
 
 @contextmanager
 def told_to_stop(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Generator[None, None, None]:
-    """Call `end` on Ctrl-C and SIGTERM while the block runs. Outside the main thread, signals are not handled."""
+    """Call `end` on Ctrl-C and SIGTERM while the `with` block runs. Outside the main thread, signals are not handled."""
     mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     for each in mine:
         loop.add_signal_handler(each, end)
@@ -333,7 +337,7 @@ def told_to_stop(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Ge
 
 
 class Planes:
-    """Applications that are served on sockets while a block runs.
+    """Applications that are served on sockets while an `async with` block runs.
 
     Args:
         planes: The socket, the application and the certificate of each plane.
@@ -360,13 +364,13 @@ class Planes:
         await asyncio.gather(*self._running)
 
     def hurry(self) -> None:
-        """When the block ends, do not wait for requests in progress."""
+        """Do not wait for running requests when the block ends."""
         for _, plane in self._planes:
             plane.force_exit = True
 
 
 class _Plane(uvicorn.Server):
-    """uvicorn's server without its handling of signals. `up` is set as soon as it answers."""
+    """uvicorn's server without its handling of signals. `up` is set as soon as the server accepts requests."""
 
     def __init__(self, how: uvicorn.Config, most: int, certificate: Certificate | None) -> None:
         super().__init__(how)
@@ -396,5 +400,5 @@ class _Plane(uvicorn.Server):
         if self._certificate is not None:
             if counter % LOOKED == 0:
                 asyncio.get_running_loop().run_in_executor(None, self._certificate.look)
-            self.config.ssl = self._certificate.context  # of connections that are accepted from now on
+            self.config.ssl = self._certificate.context  # for connections that are accepted from now on
         return await super().on_tick(counter)

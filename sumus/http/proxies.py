@@ -3,10 +3,10 @@ named.
 
     proxies = Proxies("127.0.0.1, 10.0.0.0/8")
     proxies.client("10.0.0.7", "203.0.113.9, 198.51.100.4")          "198.51.100.4"
-    app = told_by_proxies(app, proxies)                              an ASGI application around another one
+    app = told_by_proxies(app, proxies)                              an ASGI application that wraps another one
 
-Each proxy writes the address of its own peer at the end of the header. The text before it was written by the peer, which may be
-anybody. So the header is read from its end, as long as each address is that of a named proxy.
+Each proxy appends the address of its own peer to the header. The peer, which may be anybody, wrote the text before that
+address. So the header is read from its end, and reading stops at the first address that is not a named proxy.
 """
 
 import ipaddress
@@ -23,11 +23,11 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Proxies:
-    """The peers that are trusted about the client of a request.
+    """The peers whose reports of the client address are trusted.
 
     Args:
-        named: Addresses and networks, separated by commas, or empty. `*` means every peer: then only the connected peer is
-            trusted, about its own peer.
+        named: Addresses and networks, separated by commas, or empty. `*` means every peer: then only the last address in the
+            header is used, which the connected peer wrote.
     """
 
     def __init__(self, named: str = "") -> None:
@@ -39,8 +39,8 @@ class Proxies:
         """Return the address from which a request comes.
 
         Args:
-            peer: The address of the peer that is connected.
-            forwarded: The header; several headers are joined in order with commas.
+            peer: The address of the connected peer.
+            forwarded: The value of the header; the values of several headers are joined in order with commas.
         """
         here = ip_of(peer) or peer
         for said in reversed(forwarded.split(",")):
@@ -61,8 +61,8 @@ class Proxies:
 
 
 def told_by_proxies(app: ASGIApp, proxies: Proxies) -> ASGIApp:
-    """Wrap an application so that it sees the client named by these proxies. Other peers are not trusted; the first one is
-    logged.
+    """Wrap an application so that it sees the client address that these proxies report. Other peers are not trusted; the first
+    such peer is logged.
     """
     heard = False
 
@@ -76,9 +76,9 @@ def told_by_proxies(app: ASGIApp, proxies: Proxies) -> ASGIApp:
             elif not heard:
                 heard = True
                 LOG.warning(
-                    f"a request from {ip_of(peer) or 'a peer without an address'} says for whom it was forwarded "
-                    "(X-Forwarded-For), and is not believed: if a proxy of yours sends it, name that address with --proxies, or "
-                    "all that come through it count as one neighbourhood"
+                    f"a request from {ip_of(peer) or 'a peer without an address'} names the client for whom it was "
+                    "forwarded (X-Forwarded-For), and is not trusted: if your own proxy sent it, give that address with "
+                    "--proxies; otherwise all clients of the proxy count as one neighbourhood"
                 )
         await app(scope, receive, send)
 
@@ -90,6 +90,6 @@ def _network(word: str) -> Network:
         return ipaddress.ip_network(word, strict=False)
     except ValueError:
         raise UsageError(
-            f"--proxies {word!r:.80}: name addresses and networks with commas between them, as 127.0.0.1,10.0.0.0/8; or *, if "
-            "none but your proxies reach the port"
+            f"--proxies {word!r:.80}: give addresses and networks, separated by commas, such as 127.0.0.1,10.0.0.0/8; or *, if "
+            "only your proxies can reach the port"
         ) from None

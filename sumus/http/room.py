@@ -1,4 +1,5 @@
-"""Bounded memory for bodies, and bounded shares of anything: lent memory is returned, and no neighbourhood can take all of it.
+"""Bounded memory for bodies (`Room`), and bounded shares of any resource (`Shares`): no neighbourhood (network of addresses)
+can take all of it.
 
     room = Room(256 * 2**20)
     body = room.take(length, near(address))          before a byte is read; Refused("busy") if there is no room
@@ -8,7 +9,7 @@
     shares.take(near(address), 1)                    False if it is not available now
     shares.give(near(address), 1)
 
-Both stay within their bounds, whatever arrives.
+Neither exceeds its bound, whatever arrives.
 """
 
 import ctypes
@@ -29,11 +30,11 @@ from sumus.types import Array
 from sumus.wire.messages import Refused, Window
 
 SHORT, PORTIONS = 3 / 4, 16
-"""The fraction of the whole beyond which a shortage begins, and the number of portions, of which a neighbourhood then gets at
-most one.
+"""The fraction of the whole beyond which a shortage begins; and the number of portions into which the whole is then divided, of
+which a neighbourhood gets at most one.
 """
 IDLE_S = 2.0
-"""The seconds for which a buffer is kept for the next body."""
+"""The number of seconds for which an idle buffer is kept for the next body."""
 
 
 def neighbourhood(address: str, v6: int = 48) -> str:
@@ -41,8 +42,8 @@ def neighbourhood(address: str, v6: int = 48) -> str:
 
     Args:
         address: The address. Text that is not an address belongs to the network "elsewhere".
-        v6: The bits of an IPv6 network; an IPv4 address belongs to its /24. A client with one address in such a network may
-            have many.
+        v6: The bits of an IPv6 network; an IPv4 address belongs to its /24. A client that has one address in such a network may
+            have all of them.
     """
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
@@ -54,26 +55,28 @@ def neighbourhood(address: str, v6: int = 48) -> str:
 
 
 def trim() -> None:
-    """Return freed memory, which the C library keeps, to the system (only with glibc). Many TLS connections leave much of it."""
+    """Return freed memory that the C library keeps to the system (only with glibc). Ended TLS connections leave much of it."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @lru_cache(4096)
 def near(address: str) -> str:
-    """Return the neighbourhood for which shares are counted: a /24, or a /64, which is the network of one household."""
+    """Return the neighbourhood of an address for shares: its /24 network, or its /64 network (IPv6), which is usually one
+    household.
+    """
     return neighbourhood(address, 64)
 
 
 class Shares:
-    """The shares of neighbourhoods in a bounded whole.
+    """The shares of neighbourhoods in a bounded resource, here called the whole.
 
     While at most `SHORT` of the whole is taken, any neighbourhood may take more. Beyond that, a neighbourhood may only take its
-    first piece, or stay within one portion. So devices behind one address are limited only in a shortage, and a shortage that
-    one neighbourhood causes leaves the other neighbourhoods their portions.
+    first piece, or stay within one portion. So devices behind one address are limited only in a shortage. If one neighbourhood
+    causes a shortage, the other neighbourhoods still get their portions.
 
     Args:
-        most: The whole.
+        most: The size of the whole.
     """
 
     def __init__(self, most: int) -> None:
@@ -82,7 +85,7 @@ class Shares:
         self._by: dict[str, int] = {}
 
     def of(self, who: str) -> int:
-        """Return how much a neighbourhood has."""
+        """Return the amount that a neighbourhood has."""
         return self._by.get(who, 0)
 
     def may(self, who: str, amount: int) -> bool:
@@ -92,14 +95,14 @@ class Shares:
         return after <= self.most and (plenty or not has or has + amount <= self.most / PORTIONS)
 
     def take(self, who: str, amount: int) -> bool:
-        """Take this amount for a neighbourhood; return False if it may not have it."""
+        """Take this amount for a neighbourhood and return True; return False if the neighbourhood may not have it."""
         if not self.may(who, amount):
             return False
         self.add(who, amount)
         return True
 
     def add(self, who: str, amount: int) -> None:
-        """Count this amount without a check, which the caller has made."""
+        """Count this amount without a check; the caller has called `may`."""
         self.taken += amount
         if amount:
             self._by[who] = self.of(who) + amount
@@ -114,10 +117,10 @@ class Shares:
 
 
 class Room:
-    """Memory for bodies, in buffers that are reused while bodies come. The methods are safe to call from any thread.
+    """Memory for bodies, in buffers that are reused by later bodies. The methods are safe to call from any thread.
 
     Args:
-        bytes: The most bytes that may be lent or idle together.
+        bytes: The largest number of bytes that may be lent or idle together.
         retry_after_s: The retry window of a refusal, in seconds.
         clock: Returns monotonic seconds.
     """
@@ -134,45 +137,48 @@ class Room:
 
     @property
     def bytes(self) -> int:
-        """The bytes of the whole room."""
+        """The size of the room, in bytes."""
         return self.shares.most
 
     @property
     def lent(self) -> int:
-        """The bytes that are lent."""
+        """The number of bytes that are lent."""
         with self._lock:
             self._take_back()
             return self.shares.taken
 
     @property
     def held(self) -> int:
-        """The bytes that are lent or idle."""
+        """The number of bytes that are lent or idle."""
         return self._held
 
     def take(self, size: int, who: str) -> memoryview:
-        """Lend `size` writable bytes, whose content is undefined. They are lent until the last view of them, a slice or an
-        array, is gone.
+        """Lend `size` writable bytes, whose content is undefined. The loan ends when the last view of the bytes (a slice or an
+        array) is deleted.
 
         Args:
             who: The neighbourhood to which they are lent.
 
         Raises:
-            Refused: `busy`; or `too_large`, if this size can never fit.
+            Refused: With the code `busy` if there is no space now; with `too_large` if this size can never fit.
         """
         whole = _rounded(size)
         if whole > self.bytes:
             raise Refused(
-                "too_large", f"{amount(size)}: this server takes bodies of up to {amount(self.bytes)} at once"
+                "too_large",
+                f"the body has {amount(size)}, and this server accepts at most {amount(self.bytes)} at once",
             )
         with self._lock:
             self._take_back()
             if not self.shares.take(who, whole):
-                raise Refused("busy", "no room for the body now", self._retry)
+                raise Refused("busy", "this server has no memory for the body now", self._retry)
             body = self._buffer(whole)
         return np.asarray(_Loan(body, size, who, self._returned)).data
 
     def tidy(self) -> bool:
-        """Return buffers that have been idle for `IDLE_S` to the system; return whether to call again after that time."""
+        """Return buffers that have been idle for `IDLE_S` to the system. The result is whether idle buffers are left, and
+        `tidy` must be called again.
+        """
         with self._lock:
             self._take_back()
             before = self._clock() - IDLE_S
@@ -187,11 +193,11 @@ class Room:
     def _buffer(self, whole: int) -> Array:
         if self._idle.get(whole):
             return self._idle[whole].pop()[0]
-        while self._held + whole > self.bytes:  # idle ones of other lengths make room
+        while self._held + whole > self.bytes:  # delete idle buffers of other lengths to make space
             length = next(length for length, bodies in self._idle.items() if bodies)
             self._idle[length].pop()
             self._held -= length
-        # From the system and not from malloc, which would keep what is freed.
+        # The memory comes from the system and not from malloc, which would keep freed memory.
         body = np.frombuffer(mmap.mmap(-1, whole), np.uint8)
         self._held += whole
         return body
@@ -204,8 +210,8 @@ class Room:
 
 
 class _Loan:
-    """The owner that all views of a lent buffer keep alive. It is deleted with the last view, in any thread, so it takes no
-    lock.
+    """The owner that all views of a lent buffer keep alive. It is deleted with the last view, in any thread, so its deletion
+    must not take a lock.
     """
 
     def __init__(self, body: Array, size: int, who: str, returned: deque[tuple[Array, str]]) -> None:
@@ -218,6 +224,8 @@ class _Loan:
 
 
 def _rounded(size: int) -> int:
-    """Round a length up to one of a few lengths, at most an eighth more, so that bodies of similar length share buffers."""
+    """Round a length up by at most an eighth, to one of a few lengths, so that bodies of similar length can reuse the same
+    buffers.
+    """
     step = max(2**12, 1 << max(size.bit_length() - 4, 0))
     return max(-(-size // step), 1) * step

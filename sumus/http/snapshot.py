@@ -1,7 +1,7 @@
-"""A cached answer, for requests that anybody may send but whose answer takes work. It is made at most once per period.
+"""A cached response, for requests that anybody may send but that are expensive to answer. It is made at most once per period.
 
 metrics = Snapshot(make, lasts=1.0)
-await metrics.look()                         made now, or at most a second ago
+await metrics.look()                         a response that was made now, or at most a second ago
 """
 
 import asyncio
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class Snapshot(Generic[T]):
-    """Returns the same answer to all calls within a period. Calls that come while the answer is being made wait for it.
+    """Returns the same response to all calls within a period. A call that comes while the response is being made waits for it.
 
     Args:
-        make: Makes the answer.
-        lasts: The seconds for which an answer is reused.
+        make: Makes the response.
+        lasts: The number of seconds for which a response is reused.
         clock: Returns monotonic seconds.
     """
 
@@ -29,7 +29,7 @@ class Snapshot(Generic[T]):
         self._made: tuple[T, float] | None = None
 
     async def look(self) -> T:
-        """Return the answer; make it if the last one is too old."""
+        """Return the cached response, or a new one if the cached one is too old."""
         async with self._making:
             if self._made is None or self._clock() >= self._made[1]:
                 self._made = await self._make(), self._clock() + self._lasts

@@ -1,12 +1,12 @@
-"""`--tls auto`: a certificate for a server without one, from an authority that cannot sign any other.
+"""`--tls auto`: makes a certificate for a server that has none, and an authority that can sign no other certificate.
 
     certificates = issue(folder, ["fl.example", "192.0.2.7"], now)
     certificates.pin                                             SHA-256 of the authority
     enrolment_link("https://fl.example:8443", token, certificates.pin)
 
 The authority signs one leaf certificate. Its key is never written, and is deleted when `issue` returns; even with the key, name
-constraints would limit it to these names. So a device can trust this authority only, and recognizes it by the hash in its
-enrolment link.
+constraints would limit it to these names. So a device can safely trust this authority and no other. It recognizes the authority
+by the hash (the pin) in its enrolment link.
 """
 
 import ipaddress
@@ -31,11 +31,13 @@ from sumus.text import shell_word
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LASTS = timedelta(days=398)
-"""The validity of a certificate: the longest that browsers accept."""
+"""The validity of a certificate: the longest one that browsers accept."""
 EARLY = timedelta(days=1)
-"""How far in the past its validity begins, for devices whose clocks are slow, and for a server whose own clock is fast."""
+"""How far in the past a certificate's validity begins, so that devices with slow clocks accept it, even if the server's own
+clock is fast.
+"""
 RENEWED = timedelta(days=30)
-"""How long before its end it is replaced."""
+"""How long before its end a certificate is replaced."""
 _LABEL = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
@@ -49,9 +51,9 @@ class Certificates:
         chain: The file of the chain, PEM.
         key: The file of the key, PEM.
         pin: The SHA-256 of the authority, in hexadecimal.
-        names: The names that the certificate is for.
-        until: The time at which it is replaced.
-        new: Why it was newly made; empty if it existed before.
+        names: The names for which the certificate is valid.
+        until: The time at which the certificate is replaced.
+        new: The reason why the certificate was made now; empty if it existed before.
     """
 
     authority: Path
@@ -64,10 +66,10 @@ class Certificates:
 
 
 def issue(folder: Path, names: Sequence[str], now: datetime) -> Certificates:
-    """Return the certificates in a folder. They are made if the folder has none for exactly these names, or if their end is
+    """Return the certificates in a folder. New ones are made if the folder has none for exactly these names, or if their end is
     near.
 
-    A new authority has a new pin, and devices that know the old pin stay away until they get the new one: show `new`
+    A new authority has a new pin, and devices that have the old pin cannot connect until they get the new one: show `new`
     prominently.
 
     Args:
@@ -94,7 +96,7 @@ def issue(folder: Path, names: Sequence[str], now: datetime) -> Certificates:
         write_whole(certificates.chain, leaf.public_bytes(Encoding.PEM) + trusted, lasting=True)
     except OSError as error:
         raise ExperimentError(
-            f"no certificates can be kept in {folder}: {error.strerror or error}; see to the disk and the folder's owner"
+            f"cannot write certificates into {folder}: {error.strerror or error}; check the disk and the folder's owner"
         ) from error
     return replace(certificates, pin=fingerprint(authority), until=leaf.not_valid_after_utc - RENEWED, new=found)
 
@@ -105,8 +107,8 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def enrolment_link(url: str, token: str, pin: str = "") -> str:
-    """Make a link with which a device enrols. Token and pin are in its fragment, which browsers do not send, so no log has
-    them.
+    """Make a link with which a device enrols. Token and pin are in its fragment, which browsers do not send, so they do not
+    appear in logs.
 
     Args:
         url: The server's address.
@@ -117,26 +119,28 @@ def enrolment_link(url: str, token: str, pin: str = "") -> str:
 
 
 def _found(of: Certificates, now: datetime) -> Certificates | str:
-    """Read the certificates of a folder, or return why they cannot be used. The authority's file is made to match the chain."""
+    """Read the certificates of a folder; return them, or the reason why they cannot be used. The authority's file is written
+    again if it does not match the chain.
+    """
     if not of.chain.exists() and not of.key.exists():
         return "there was none"
     try:
         if (mode := of.key.stat().st_mode) & 0o077:
             raise ExperimentError(
                 f"{of.key} is open to other users (mode {mode & 0o777:o}): delete {shell_word(of.key.parent)}, and tell "
-                "devices the new pin; or run `chmod 600` on it, if nobody can have read it"
+                "devices the new pin; or run `chmod 600` on it, if no other user can have read it"
             )
         leaf, authority = x509.load_pem_x509_certificates(of.chain.read_bytes())
         leaf.verify_directly_issued_by(authority)
         authority.verify_directly_issued_by(authority)
         key = load_pem_private_key(of.key.read_bytes(), None)
         if key.public_key() != leaf.public_key():
-            return "its files did not belong together"
+            return "its files did not match each other"
         had = _names(leaf)
     except (FileNotFoundError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return "its files were damaged"
     if had != of.names:
-        return f"it was for {', '.join(had)}, and is wanted for {', '.join(of.names)}"
+        return f"the old one was for {', '.join(had)}, and one for {', '.join(of.names)} is needed"
     if (until := leaf.not_valid_after_utc - RENEWED) <= now:
         return f"the old one ends on {leaf.not_valid_after_utc:%Y-%m-%d}"
     trusted = authority.public_bytes(Encoding.PEM)
@@ -146,7 +150,7 @@ def _found(of: Certificates, now: datetime) -> Certificates | str:
 
 
 def _made(names: Sequence[str], now: datetime) -> tuple[x509.Certificate, x509.Certificate, bytes]:
-    """Make an authority, the only leaf certificate that it ever signs, and the leaf's key, PEM."""
+    """Make an authority, the only leaf certificate that it signs, and the leaf's key, PEM."""
     secret, key = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
     serial = x509.random_serial_number()
     issuer = _subject(f"sumus authority {serial:x}")
@@ -230,12 +234,12 @@ def _normal(name: str) -> str:
     plain = name.strip().lower().removesuffix(".")
     if (ip := _address(plain.removeprefix("[").removesuffix("]"))) is not None:
         if ip.is_unspecified or "%" in plain:
-            raise UsageError(f"no device can reach {name}: give the address that devices use")
+            raise UsageError(f"devices cannot reach {name}: give the address that devices use")
         return str(ip)
     labels = plain.split(".")
     if len(plain) > 253 or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
         raise UsageError(
-            f"{name!r} is not a host name: give letters, digits and hyphens between dots, without port and wildcard; "
-            "other letters are written in the xn-- form"
+            f"{name!r} is not a host name: use letters, digits and hyphens between dots, without port and wildcard; "
+            "write other letters in the xn-- form"
         )
     return plain

@@ -1,4 +1,4 @@
-"""Access to a node for everybody who has its token, which is in the environment or in a file that only its owner can read."""
+"""The access token of a node. It comes from the environment, or from a file that only its owner can read."""
 
 import secrets
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from sumus.text import shell_word
 VARIABLE = "SUMUS_NODE_TOKEN"
 """The environment variable that may hold the token."""
 LEAST = 16
-"""The fewest characters of a token."""
+"""The minimum number of characters of a token."""
 
 
 def access_token(file: Path | None, environment: Mapping[str, str]) -> str | None:
@@ -32,9 +32,9 @@ def access_token(file: Path | None, environment: Mapping[str, str]) -> str | Non
 
 
 def checked(token: str) -> str:
-    """Check that a token cannot be guessed and fits into a header, and return it."""
+    """Check that a token is long enough and can stand in an HTTP header, and return it."""
     if len(token) < LEAST or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"the access token has {LEAST} letters or more, ASCII, without blanks: make a longer one")
+        raise UsageError(f"an access token has at least {LEAST} ASCII characters and no blanks: make a new one")
     return token
 
 
@@ -43,7 +43,7 @@ def read_private(file: Path) -> str:
     try:
         if file.stat().st_mode & 0o077:
             raise ExperimentError(
-                f"{file} holds a secret, and others may read it: run `chmod 600 {shell_word(file)}`, and change it"
+                f"{file} holds a secret, and others can read it: run `chmod 600 {shell_word(file)}`, and replace it"
             )
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -72,7 +72,7 @@ class Archive:
             state: The state of the file when it was read.
 
         Returns:
-            Whether the file was moved. If it was renamed meanwhile, it stays; under its new name, none of its readings is new.
+            Whether the file was moved. A file that was renamed meanwhile stays where it is, and its readings are not taken again.
 
         Raises:
             ExperimentError: The file cannot be moved.
@@ -89,7 +89,7 @@ class Archive:
         except OSError as error:
             self._ledger.gone([relative])
             raise ExperimentError(f"{path} cannot be moved to {place}: {error.strerror or error}") from error
-        if found.inode != state.inode:  # another file took its name: it is read where it lies
+        if found.inode != state.inode:  # another file has taken the name: it stays, and is read later
             self._ledger.moved(relative, FileState("", -1, 0), self._now())
         return True
 

@@ -10,15 +10,15 @@ Raw: TypeAlias = Mapping[str, Any]
 """A reading as it arrived: values by name."""
 
 MOST_READINGS = 100_000
-"""The most readings in one file or one body."""
+"""The maximum number of readings in one file or one body."""
 MOST_BYTES = 64 * 2**20
-"""The most bytes of a file, both packed and unpacked."""
+"""The maximum number of bytes of a file, both packed and unpacked."""
 MOST_TEXT = 8 * 2**20
-"""The most bytes of a text file, or of a body of JSON: in memory it takes many times that."""
+"""The maximum number of bytes of a text file, or of a JSON body: in memory, it takes many times that."""
 
 
 class NothingReadable(BadReading):
-    """A file in which no reading can be found yet, but more data may follow."""
+    """Raised for a file that contains no reading so far; more data may follow."""
 
 
 @dataclass(frozen=True)
@@ -85,5 +85,6 @@ def of_lines(
 
 
 def _closed(piece: bytes) -> bytes:
-    """Give a line an end that allows another line to follow: a lone carriage return ends no line of JSON or line protocol."""
+    """End a line with a newline, so that another line can follow: in JSON and in line protocol, a carriage return alone does not
+    end a line."""
     return piece if piece.endswith(b"\n") else piece + b"\n"

@@ -30,29 +30,27 @@ class FolderOptions:
     watch: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Take the files that are put into a folder.")] = (
         None
     )
-    follow: Annotated[
-        bool, typer.Option(help="Leave the files there, and take each line once it is whole: for files that grow.")
-    ] = False
-    time: Annotated[str | None, typer.Option(metavar="NAME", help="The value that is a reading's own time.")] = None
+    follow: Annotated[bool, typer.Option(help="Leave the files there, and take each line once it is complete.")] = False
+    time: Annotated[str | None, typer.Option(metavar="NAME", help="The value that holds a reading's time.")] = None
 
 
 @dataclass(frozen=True)
 class BrokerOptions:
     """A broker whose messages contain readings."""
 
-    mqtt: Annotated[str | None, typer.Option(metavar="URL", help="Take messages of a broker, mqtts://HOST:PORT.")] = (
-        None
-    )
-    mqtt_topic: Annotated[list[str] | None, typer.Option(help="Of these topics; several times for several.")] = None
-    mqtt_user: Annotated[str | None, typer.Option(help="As this user.")] = None
-    mqtt_password_file: Annotated[Path | None, typer.Option(help="With the password in this file.")] = None
+    mqtt: Annotated[
+        str | None, typer.Option(metavar="URL", help="Receive messages from a broker, mqtts://HOST:PORT.")
+    ] = None
+    mqtt_topic: Annotated[list[str] | None, typer.Option(help="Topic; may be given several times.")] = None
+    mqtt_user: Annotated[str | None, typer.Option(help="User name at the broker.")] = None
+    mqtt_password_file: Annotated[Path | None, typer.Option(help="File with the password.")] = None
     mqtt_authority: Annotated[
-        Path | None, typer.Option(help="Certificates, PEM, that the broker's must come from.")
+        Path | None, typer.Option(help="File of certificates (PEM), one of which must have issued the broker's.")
     ] = None
     mqtt_certificate: Annotated[
-        Path | None, typer.Option(help="Certificate, PEM, that this node shows the broker.")
+        Path | None, typer.Option(help="Certificate (PEM) that the node shows to the broker.")
     ] = None
-    mqtt_key: Annotated[Path | None, typer.Option(help="The key of that certificate.")] = None
+    mqtt_key: Annotated[Path | None, typer.Option(help="File with the key of that certificate.")] = None
 
     def broker(self, insecure: bool) -> "Broker | None":
         """Return these options as a `Broker`; None if no broker is named.
@@ -75,7 +73,7 @@ class BrokerOptions:
         )
         if self.mqtt is None:
             if any(of_broker):
-                raise UsageError("of which broker? Give --mqtt mqtts://HOST:PORT too")
+                raise UsageError("these options need a broker: give --mqtt mqtts://HOST:PORT too")
             return None
         return Broker(
             self.mqtt,
@@ -95,19 +93,19 @@ class NodeListenOptions:
 
     listen: Annotated[
         str,
-        typer.Option(metavar="HOST:PORT", help="Where it answers: this machine alone, unless you say otherwise."),
+        typer.Option(metavar="HOST:PORT", help="Address for HTTP; by default, only this machine can reach it."),
     ] = "127.0.0.1:8070"
     access_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with the token of whoever may use it, made if it is not there; else SUMUS_NODE_TOKEN may hold it."
+            help="File with the token that clients must send, made if it does not exist; or set SUMUS_NODE_TOKEN."
         ),
     ] = None
     tls: Tls = None
     tls_name: Annotated[
-        list[str] | None, typer.Option(help="Host name or address of this machine; several times for several.")
+        list[str] | None, typer.Option(help="Host name or address of this machine; may be given several times.")
     ] = None
-    insecure: Annotated[bool, typer.Option(help="Without TLS, also if others reach it, or it reaches others.")] = False
+    insecure: Annotated[bool, typer.Option(help="Allow connections with other machines without TLS.")] = False
 
     def listening(self) -> "NodeListening":
         """Return these options as a `NodeListening`."""
@@ -122,9 +120,9 @@ class NodeListenOptions:
 class RetentionOptions:
     """The limits on the readings that a node stores."""
 
-    keep_days: Annotated[float | None, typer.Option(help="Let go of readings after so many days.")] = None
-    keep_count: Annotated[int | None, typer.Option(min=1, help="Keep so many readings at most.")] = None
-    keep_bytes: Annotated[int, typer.Option(min=1, help="Keep so many bytes of readings at most.")] = 2**28
+    keep_days: Annotated[float | None, typer.Option(help="Delete readings after this many days.")] = None
+    keep_count: Annotated[int | None, typer.Option(min=1, help="Keep at most this many readings.")] = None
+    keep_bytes: Annotated[int, typer.Option(min=1, help="Keep at most this many bytes of readings.")] = 2**28
 
     def retention(self) -> "Retention":
         """Return these options as a `Retention`."""
@@ -137,13 +135,17 @@ class RetentionOptions:
 class TrainingOptions:
     """The conditions under which a node takes part in rounds."""
 
-    least: Annotated[int, typer.Option(min=1, help="Readings with a target before it takes part in rounds.")] = 1
+    least: Annotated[
+        int, typer.Option(min=1, help="Readings with a target that the node needs before it takes part.")
+    ] = 1
     train_when: Annotated[
         str | None,
-        typer.Option(metavar="new=N", help="Train only once N readings have a target that the last round had not."),
+        typer.Option(
+            metavar="new=N", help="Train only once N readings have a target that is new since the last round."
+        ),
     ] = None
     name: Annotated[str | None, typer.Option(help="The node's name, in its messages to you.")] = None
-    executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto"
+    executor: Annotated[str, typer.Option(help="auto, or an executor of `sumus simulate`.")] = "auto"
 
 
 def register(app: typer.Typer) -> None:
@@ -161,7 +163,7 @@ def register(app: typer.Typer) -> None:
                 "`answer(inputs, outputs)`.",
             ),
         ],
-        data: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that the node keeps.")],
+        data: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all of the node's data.")],
         server: ServerOptions,
         folder: FolderOptions,
         broker: BrokerOptions,
@@ -169,9 +171,9 @@ def register(app: typer.Typer) -> None:
         retention: RetentionOptions,
         training: TrainingOptions,
         consent: ConsentOptions,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one per line.")] = False,
     ) -> None:
-        """Keep readings as they come, train on them as a device, and answer with the last model, until Ctrl-C."""
+        """Store incoming readings, train on them as a device, and predict with the newest model, until Ctrl-C."""
         from sumus.device.conditions import AllConditionsMet
         from sumus.device.link import given
         from sumus.device.options import Consent, DeviceProfile, ServerConnection
@@ -210,7 +212,7 @@ def register(app: typer.Typer) -> None:
             say=say,
         ).run(lambda begun: say_ready(begun, data, as_json))
         if not as_json:
-            echo("stopped; run the same again to go on", error=True)
+            echo("stopped; run the same command again to continue", error=True)
 
 
 def say_ready(node: "Node", data: Path, as_json: bool) -> None:
@@ -244,9 +246,9 @@ def new_of(word: str | None) -> int:
 
 
 _FUNCTIONS = {
-    "prepare": "a function of a reading that gives (input, target), where the target is None if there is none",
-    "label": "a function of a target in your words that gives it as the task takes it",
-    "answer": "a function of one reading's (inputs, outputs) that gives what to answer",
+    "prepare": "a function that takes a reading and returns (input, target); a missing target is None",
+    "label": "a function that takes a target in your words and returns it in the task's form",
+    "answer": "a function that takes one reading's (inputs, outputs) and returns the answer",
 }
 
 
@@ -257,7 +259,7 @@ def load_node(file: str) -> dict[str, Any]:
     if name is not None:
         found["prepare"] = getattr(module, name, None)
         if found["prepare"] is None:
-            raise ExperimentError(f"{file} defines no {name!r}: write {name}(reading), which gives (input, target)")
+            raise ExperimentError(f"{file} defines no {name!r}: write {name}(reading), which returns (input, target)")
     for each, what in _FUNCTIONS.items():
         if found[each] is not None and not callable(found[each]):
             called = name if each == "prepare" and name else each

@@ -1,4 +1,4 @@
-"""Text in columns, as programs and people write it: CSV by RFC 4180, with any usual separator and decimal sign, and with or
+"""Text in columns, as programs and people write it: CSV as in RFC 4180, with any usual separator and decimal sign, and with or
 without lines before the column names.
 
     batch = read_delimited(body)
@@ -19,7 +19,7 @@ from sumus.node.batch import Batch, Beginning, NothingReadable, Raw, of_lines
 from sumus.node.reading import BadReading
 
 LONGEST_FIELD = 2**17
-"""The most characters in one value."""
+"""The maximum number of characters in one value."""
 SEPARATORS = "\t;,|"
 _OTHER_SEPARATORS = SEPARATORS + ":^~!/"
 _SHORT = 40
@@ -43,7 +43,7 @@ _CELL = re.compile(
 
 
 def _way(text: str) -> str:
-    """Return the way in which a text writes a number; "text" if it is not a number."""
+    """Return which of these ways of writing a number a text uses; "text" if it is not a number."""
     return _way_of_short(text) if len(text) <= _SHORT else _way_of_short.__wrapped__(text)
 
 
@@ -75,7 +75,8 @@ class _Row:
 
 
 def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
-    """Read a line of names, and one reading from each row. Numbers become numbers, empty values None; the rest is text.
+    """Read a line of names, and one reading from each row after it. Numerals become numbers; empty values become None; other
+    values stay text.
 
     Args:
         body: UTF-8, with or without a byte order mark.
@@ -90,7 +91,7 @@ def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
         lines[0] = lines[0].removeprefix("\ufeff")
     first, separator = _first_line(lines)
     if first == len(lines):
-        raise NothingReadable("there is nothing in it")
+        raise NothingReadable("it is empty")
     separator = separator or (before.separator if before else "") or _separator(lines, first)
     rows = list(_rows(lines, first, separator))
     names = _names(rows[0])
@@ -122,7 +123,8 @@ def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
 
 
 def _settled(head: bytes, separator: str, decimal: str) -> bytes:
-    """Make the head of a file from some of its rows, which show how values and numbers are written."""
+    """Return the head for a file with only some of the rows. It declares the separator and the decimal sign, since these rows may
+    not show them."""
     first, *rest = _LINE.findall(head.removeprefix(b"\xef\xbb\xbf"))
     named = _SEP.fullmatch(first.decode().strip("\r\n ")) is not None
     lines = [first] if named else [f"sep={separator}\n".encode()] if separator != "," else []
@@ -133,7 +135,7 @@ def _settled(head: bytes, separator: str, decimal: str) -> bytes:
 
 
 def continues(body: bytes, before: Beginning) -> bool:
-    """Return whether a file without a line of names continues an earlier one, so that the earlier names hold.
+    """Return whether a file without a line of names continues an earlier file, so that the names of that file apply.
 
     It does if its first line contains a number, and has as many values as there were names.
     """
@@ -149,7 +151,7 @@ def continues(body: bytes, before: Beginning) -> bool:
     return len(cells) == len(names) and cells != names and any(map(_is_number, cells))
 
 
-# ── lines, before the names and after ────────────────────────────────────────────────────────────────────────────────
+# ── lines and rows ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _first_line(lines: Sequence[str]) -> tuple[int, str]:
@@ -160,14 +162,14 @@ def _first_line(lines: Sequence[str]) -> tuple[int, str]:
         if index == 0 and (named := _SEP.fullmatch(said.strip(" "))) is not None:
             separator = named["sign"]
             if separator not in _OTHER_SEPARATORS:
-                raise BadReading(f"line 1 says {said!r:.20}, which is no separator that is read")
+                raise BadReading(f"line 1 is {said!r:.20}, and this separator is not supported")
         elif said.strip() and not said.lstrip().startswith("#"):
             return index, separator
     return len(lines), separator or ","
 
 
 def _separator(lines: Sequence[str], first: int) -> str:
-    """Find the separator between the names. BadReading is raised if several separators are possible."""
+    """Find the separator between the names. Raise BadReading if several separators are possible."""
     fits = dict[str, float]()
     for sign in SEPARATORS:
         if sign not in lines[first]:
@@ -181,13 +183,13 @@ def _separator(lines: Sequence[str], first: int) -> str:
     best = max(fits.values())
     likely = [sign for sign, share in fits.items() if share == best]
     if len(likely) > 1 and (best or len(lines) > first + 1):
-        signs = " and with ".join(map(repr, likely))
-        raise BadReading(f"its values can be told apart with {signs}: begin it with a line such as sep={likely[0]}")
+        signs = " or by ".join(map(repr, likely))
+        raise BadReading(f"its values may be separated by {signs}: begin it with a line such as sep={likely[0]}")
     return max(likely, key=lines[first].count)
 
 
 def _rows(lines: Sequence[str], first: int, separator: str) -> Iterator[_Row]:
-    """Split lines into rows, starting at one line. After a quote that is never closed, no line can be split."""
+    """Split lines into rows, from the line with index `first` on. After a quote that is never closed, no line can be split."""
     index = first
     while index < len(lines):
         text = lines[index]
@@ -201,16 +203,21 @@ def _rows(lines: Sequence[str], first: int, separator: str) -> Iterator[_Row]:
             yield _Row(index, after - index, cells)
             index = after
             continue
-        alone = why and text.count('"') % 2 == 0  # whatever is wrong with it ends with its line
+        alone = why and text.count('"') % 2 == 0  # the error affects only this line
         last = index + 1 if alone else len(lines)
-        why = why or f"line {index + 1} opens a quote that nothing closes"
+        why = why or f"line {index + 1} opens a quote that is never closed"
         for each in range(index, last):
             yield _Row(each, 1, None, why, open=not alone and after >= len(lines))
         index = last
 
 
 def _quoted(lines: Sequence[str], index: int, separator: str) -> tuple[list[str] | None, int, str]:
-    """Read a row with quotes: its values, the next line's index, and the error. For an open quote, values and error are empty."""
+    """Read a row with quotes.
+
+    Returns:
+        The row's values, the index of the next line, and the error. If a quote is never closed, the values are None and the
+        error is empty.
+    """
     cells, text, at, position = list[str](), lines[index], index, 0
     while True:
         begin = position
@@ -258,7 +265,12 @@ def _singly(rows: Sequence[_Row], lines: Sequence[str], names: Sequence[str], se
             yield row
             continue
         for line in range(row.line, row.line + row.count):
-            yield _Row(line, 1, None, f"line {row.line + 1} opens a quote, and what looks like a row is within it")
+            yield _Row(
+                line,
+                1,
+                None,
+                f"line {row.line + 1} opens a quote, and the quoted text contains a line that looks like a row",
+            )
 
 
 def _swallows(row: _Row, lines: Sequence[str], separator: str) -> bool:
@@ -266,7 +278,7 @@ def _swallows(row: _Row, lines: Sequence[str], separator: str) -> bool:
     cells = row.cells or []
     numbers = [column for column, cell in enumerate(cells) if _is_number(cell)]
     spread = next(column for column, cell in enumerate(cells) if "\n" in cell or "\r" in cell)
-    # of the line with the opening quote and of that with the closing one, one always has as many values, unless text holds some
+    # The first or the last of these lines has as many values as the row even if all quotes are right, so it is not examined.
     first, last = (0, 1) if spread == 0 else (1, 0)
     for line in lines[row.line + first : row.line + row.count - last]:
         within = line.rstrip("\r\n").split(separator)
@@ -289,11 +301,11 @@ def _names(row: _Row) -> list[str]:
     if not names:
         raise BadReading(f"{at} has no names: {row.why}")
     for number, name in enumerate(names):
-        if not name and (number or len(names) == 1):  # the first of many may be: programs write the number of a row so
-            raise BadReading(f"{at} names the columns, and the name of column {number + 1} of {len(names)} is empty")
+        if not name and (number or len(names) == 1):  # the first may be empty: programs write row numbers so
+            raise BadReading(f"{at} names the columns, but the name of column {number + 1} of {len(names)} is empty")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise BadReading(f"{at} names the columns, and {twice[0]!r:.60} is there twice: give each column its own name")
+        raise BadReading(f"{at} names the columns, and {twice[0]!r:.60} appears twice: give each column its own name")
     digits = [name for name in names if _is_number(name)]
     if 2 * len(digits) > len(names):
         raise BadReading(f"{at} has numbers such as {digits[0]:.30} where the names of the columns are expected")
@@ -323,8 +335,8 @@ def _check_width(rows: Sequence[_Row], names: Sequence[str], line: int) -> None:
     if len(rows) > 1 and len(names) not in widths and len(widths) == 1:
         width = next(iter(widths))
         raise BadReading(
-            f"line {line} has {len(names)} names ({', '.join(map(repr, names[:3])):.80}), and each line after it {width} "
-            f"values: the line of names comes first, with a name for each value"
+            f"line {line} has {len(names)} names ({', '.join(map(repr, names[:3])):.80}), but each line after it has {width} "
+            f"values: begin the file with a line that has a name for each value"
         )
 
 
@@ -351,7 +363,9 @@ class _Numbers:
                 f"numbers are written in two ways, as {point} and as {comma}: write all of them in one way"
             )
         if either and not (comma or point):
-            raise BadReading(f"the number {either} can be read with a decimal comma or without: write it with a point")
+            raise BadReading(
+                f"the comma in {either} may be a decimal comma, or separate thousands: write a decimal point"
+            )
         return "," if comma else "." if point else ""
 
 
@@ -378,14 +392,14 @@ def _reading(
     if row.cells is None:
         return BadReading(row.why)
     if other is not None and row.line >= other:
-        return BadReading(f"line {other + 1} has other names, or in another order: make it a file of its own")
+        return BadReading(f"line {other + 1} has other column names, or another order: begin a new file with it")
     if len(row.cells) != len(names):
-        return BadReading(f"it has {len(row.cells)} values, and the line of names {len(names)}")
+        return BadReading(f"it has {len(row.cells)} values, but the line of names has {len(names)}")
     values = dict[str, Any]()
     for column, (name, cell) in enumerate(zip(names, row.cells, strict=True)):
         text = cell.strip()
         if len(text) > LONGEST_FIELD:
-            return BadReading(f"its {name!r:.50} has {len(text)} letters, and at most {LONGEST_FIELD} are read")
+            return BadReading(f"its {name!r:.50} has {len(text)} characters, and at most {LONGEST_FIELD} are allowed")
         try:
             values[name] = (text or None) if name == "key" else _value(text, decimal, column in columns)
         except BadReading as bad:
@@ -406,8 +420,8 @@ def _value(text: str, decimal: str, among_numbers: bool) -> Any:
         case "comma" | "either" if decimal == ",":
             return float(text.replace(",", "."))
         case "grouped" if among_numbers:
-            raise BadReading(f"is {text:.40}, with signs between its thousands: write the number without")
+            raise BadReading(f"is {text:.40}, with separators between its thousands: write the number without them")
         case _ if among_numbers:
-            raise BadReading(f"is {text:.40}, and other numbers of the file are written with {decimal or 'a point'!r}")
+            raise BadReading(f"is {text:.40}, but other numbers in the file are written with {decimal or 'a point'!r}")
         case _:
             return text

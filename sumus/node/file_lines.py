@@ -1,4 +1,4 @@
-"""The readings of one file: finding its new lines, and recording them as read once their readings are kept.
+"""Readings from one file: finds its new lines, keeps their readings, and only then records the lines as read.
 
     lines = FileLines(intake, ledger, archive, since, state)
     file = lines.known(descriptor, name, state, continuing=True)     how far it was read, even under another name
@@ -56,7 +56,7 @@ class FileLines:
         archive: Stores refused readings.
         since: The time since which each file is unchanged.
         state: The record of waiting and refused files.
-        tells_each: Whether a file is reported each time that readings are taken from it, and not only the first time.
+        tells_each: Whether to report a file each time that readings are taken from it, and not only the first time.
         now: Returns the seconds since 1970.
     """
 
@@ -123,7 +123,7 @@ class FileLines:
             descriptor: The open file.
             name: The file's name now.
             state: The file's state now.
-            continuing: Whether programs may append to the file. Then a file with the same beginning as a known one is that file.
+            continuing: Whether programs may append to the file. If so, a file that begins like a known file counts as that file.
         """
         new = File(name, state)
         for file in self._ledger.of_inode(state.inode):
@@ -135,9 +135,9 @@ class FileLines:
                 rewritten = state.size == file.state.size and state.changed != file.state.changed
                 if continuing or not rewritten:
                     return replace(file, name=called)
-            elif continuing and grows(called):  # lines that are as they were have the same keys
+            elif continuing and grows(called):  # rewritten: its unchanged lines get the same keys again
                 gone = replace(file, state=replace(file.state, inode=""), id=token_hex(8))
-                self._ledger.save(gone)  # its copy may be here, or come
+                self._ledger.save(gone)  # a copy of the old contents may exist, or appear later
                 new = File(called, state, id=file.id) if state.size else File(called, state)
                 break
         prior = self._ledger.of_name(new.name, new.id)
@@ -158,7 +158,7 @@ class FileLines:
             file: The file's record, which says how far it was read.
             state: The file's state.
             final: Whether to take the last line even if it has no line end.
-            most: The most bytes to read.
+            most: The maximum number of bytes to read.
 
         Returns:
             The readings; None if no further line is complete.
@@ -195,7 +195,9 @@ class FileLines:
             part = _ended_lines(file, batch, chunk, state, final)
         if part is not None:
             part.after = replace(part.after, mark=mark_of(descriptor, part.after.offset))
-            if os.pread(descriptor, len(chunk), file.offset) != chunk:  # begun anew since: the next look finds that
+            if (
+                os.pread(descriptor, len(chunk), file.offset) != chunk
+            ):  # restarted meanwhile: the next scan notices that
                 return None
         return part
 
@@ -248,7 +250,7 @@ def begins_as(descriptor: int, file: File, state: FileState, continuing: bool) -
         descriptor: The open file.
         file: The record of the other file, which says how far it was read.
         state: The file's state.
-        continuing: Whether the file may also end there; if not, it must be longer.
+        continuing: Whether the file may end after these bytes; if not, it must be longer.
     """
     more = state.size >= file.offset if continuing else state.size > file.offset
     return more and file.offset > len(file.beginning.head) and mark_of(descriptor, file.offset) == file.mark
@@ -256,7 +258,7 @@ def begins_as(descriptor: int, file: File, state: FileState, continuing: bool) -
 
 @contextmanager
 def opened(path: Path) -> Generator[int, None, None]:
-    """Open a file for reading, for the length of a block. Refuse links, and special files that could block."""
+    """Open a file for reading within a block. Refuse links, and special files that could block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         yield descriptor
@@ -283,7 +285,7 @@ def _ended_lines(file: File, batch: Batch, chunk: bytes, state: FileState, final
 
 
 def added(results: Sequence[IntakeResult]) -> IntakeResult:
-    """Add what became of the readings of parts that follow one another. Numbers of readings go on from part to part."""
+    """Combine the results of consecutive parts of a file. The numbering of the readings continues from part to part."""
     kept, labelled, again = (sum(getattr(each, what) for each in results) for what in ("kept", "labelled", "again"))
     refused, before = dict[int, str](), 0
     for each in results:

@@ -4,10 +4,10 @@
     for seen in watched.look():          about once a second
         print(seen.said)
 
-A file is taken when it is whole: it has not changed for two seconds, and ends as a file of its format should. Its readings are
-kept, and only then the file is moved to `done/`. Readings that cannot be kept go to `refused/`, with the reasons in a file next
-to them; once corrected, they can be put back. A program that still has the file open may continue: readings that it writes
-into the moved file are taken too.
+A file is taken once it is complete: it has not changed for two seconds, and ends as a file of its format should. Its readings
+are kept, and then the file is moved to `done/`. Readings that cannot be kept go to `refused/`, with the reasons in a file next
+to them; once corrected, they can be put into the folder again. A program that still has the file open may continue: readings
+that it writes into the moved file are taken too.
 
 With `follow=True`, files stay where they are, and each line is taken once it is complete, even if files are renamed, replaced or
 started again.
@@ -58,7 +58,7 @@ class WatchedFolder:
         follow: Whether files stay where they are, and each line is taken once it is complete.
 
     Raises:
-        ExperimentError: It is not a folder in which files can be moved.
+        ExperimentError: The path is not a folder, or files in it cannot be moved.
     """
 
     def __init__(
@@ -93,7 +93,8 @@ class WatchedFolder:
             The files from which readings were taken.
 
         Raises:
-            ExperimentError: Nothing can be kept or moved now. Readings that were not taken are still there.
+            ExperimentError: Readings cannot be stored now, or files cannot be moved. Readings that were not taken stay in their
+                files.
         """
         states, now = self._states(), self._clock()
         self.state.waiting.clear()
@@ -116,16 +117,16 @@ class WatchedFolder:
                     with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
                         if not stat.S_ISREG(status.st_mode):
-                            left[entry.name] = "it is no plain file"
+                            left[entry.name] = "it is not a regular file"
                         elif is_read(entry.name) or self._is_followed(FileState.of(status)):
                             found[entry.name] = FileState.of(status)
                         else:
-                            left[entry.name] = "files with such an ending are not read"
+                            left[entry.name] = "files with this ending are not read"
         except OSError as error:
             raise ExperimentError(f"{self._folder} cannot be watched: {error.strerror or error}") from error
         self.state.left_alone = left
         return found
 
     def _is_followed(self, state: FileState) -> bool:
-        """Return whether a file is followed, whatever its name is now."""
+        """Return whether a file is followed, even if it was renamed."""
         return self._followed is not None and bool(self._ledger.of_inode(state.inode))

@@ -11,11 +11,11 @@ from sumus.text import printable
 DONE, REFUSED = "done", "refused"
 """The folders to which files are moved."""
 SETTLED_S = 2.0
-"""The seconds without a change after which a file that ends as it should is treated as whole."""
+"""The seconds without a change after which a file that ends as it should is treated as complete."""
 PATIENCE_S = 60.0
 """The seconds without a change after which any other file is taken as it is."""
 MOST_NAMES = 20
-"""The most files that a status lists by name."""
+"""The maximum number of files that a status lists by name."""
 NOTHING_TAKEN = IntakeResult(0, 0, 0, {})
 
 
@@ -35,7 +35,7 @@ class SeenFile:
 
     @property
     def said(self) -> str:
-        """A description of this in one line of printable text."""
+        """A description of the file and its results, in one line of printable text."""
         return printable(f"{self.name}: {self._became()}")
 
     def _became(self) -> str:

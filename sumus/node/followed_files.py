@@ -17,7 +17,7 @@ from sumus.node.formats import grows, is_read
 from sumus.node.ledger import File, FileState, Ledger, mark_of
 
 MOST_OPEN = 128
-"""The most files that are kept open."""
+"""The maximum number of files that are kept open."""
 
 
 class FollowedFiles:
@@ -74,21 +74,21 @@ class FollowedFiles:
 
     def _take(self, name: str, state: FileState, now: float) -> Iterator[SeenFile]:
         """Take lines from a file in the folder."""
-        if not self._keep_open(name, state):  # another file has its name since: the next look finds that one
+        if not self._keep_open(name, state):  # another file has taken its name: the next scan finds it
             return
         known = self._ledger.of_inode(state.inode)
         if not known:  # from now on the file is known under every name
             self._ledger.save(File(name, replace(state, size=-1), at=self._now()))
         elif known[0].state == state:
             if grows(known[0].name) and known[0].offset < state.size:
-                self._state.waiting[name] = "its last line has no end"
+                self._state.waiting[name] = "its last line has no line end"
             return
         first = self._first.setdefault(state.inode, now)
         if now - first < SETTLED_S and self._is_copy(name, state):
-            self._state.waiting[name] = f"for {SETTLED_S:g} s, since it begins as another one does"
+            self._state.waiting[name] = f"for {SETTLED_S:g} s, since it begins like another file"
             return
         if grows(known[0].name if known and not is_read(name) else name):
-            if (descriptor := self._open.get(state.inode)) is not None:  # also if it was renamed since
+            if (descriptor := self._open.get(state.inode)) is not None:  # even if it was renamed meanwhile
                 yield from self._lines.take_open(descriptor, name, state, False)
             else:
                 yield from self._lines.take(self._folder / name, name, state, False)
@@ -125,7 +125,7 @@ class FollowedFiles:
                 self._since.note(f"/{state.inode}", found, self._clock())
         except FileNotFoundError:
             return False
-        except OSError:  # the reason is told when the file is read
+        except OSError:  # the reason is reported when the file is read
             pass
         return True
 

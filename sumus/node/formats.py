@@ -1,5 +1,5 @@
-"""The formats of incoming readings: text in columns, JSON, line protocol, arrays and pictures, packed or not. No input is
-trusted: lengths are checked before memory is allocated, and data are never unpickled.
+"""Reads files of readings: text in columns, JSON, InfluxDB's line protocol, arrays and pictures; files may be compressed. Input
+is not trusted: lengths are checked before memory is allocated, and data are never unpickled.
 
     batch = read_file("kitchen.csv", body)
     batch.found[3]                     a reading: a mapping of names to values, or a BadReading instead
@@ -44,7 +44,7 @@ _HEADER = re.compile(
     re.DOTALL,
 )
 MOST_CONTAINERS = 4 * MOST_READINGS
-"""The most lists and objects in one JSON text: in memory, each takes many times its brackets."""
+"""The maximum number of lists and objects in one JSON text: in memory, each takes many times the two bytes of its brackets."""
 _NO_NUMBER = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity|nan|inf))\b")
 _COLUMNS = (".csv", ".tsv", ".tab")
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -54,7 +54,7 @@ LINES = (*_COLUMNS, *_JSON, *_PROTOCOL)
 _PICTURES = (".jpg", ".jpeg", ".png")
 _WHOLE = (".npz", *_PICTURES)
 MOST_TOGETHER = 4 * MOST_BYTES
-"""The most bytes of all arrays and pictures of one archive, unpacked."""
+"""The maximum number of bytes that all arrays and pictures of one archive may have when unpacked."""
 SUFFIXES = (*LINES, *_WHOLE, ".zip", *(f"{suffix}.gz" for suffix in (*LINES, ".npz")))
 """The endings of all files that are read."""
 _MARKS = {
@@ -75,7 +75,7 @@ def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
         before: The facts from the beginning of a text file, if the bytes are a later part of it.
 
     Raises:
-        BadReading: The file is not of the format that its name says.
+        BadReading: The file does not have the format that its name indicates.
     """
     lower = name.lower()
     if lower.endswith(".gz"):
@@ -94,7 +94,7 @@ def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
     else:
         batch = read_line_protocol(body) if lower.endswith(_PROTOCOL) else read_lines(body)
         if not batch.found:
-            raise NothingReadable("there is no reading in it")
+            raise NothingReadable("it contains no reading")
     if len(batch.found) > MOST_READINGS:
         raise BadReading(f"it has {len(batch.found):,} readings, and at most {MOST_READINGS:,} are read: split it")
     return batch
@@ -111,12 +111,12 @@ def grows(name: str) -> bool:
 
 
 def is_whole(name: str, body: bytes) -> bool:
-    """Return whether a file ends as a complete one does, or is of a kind for which this need not be checked."""
+    """Return whether a file is complete, judging by its end. Formats whose end need not be checked count as complete."""
     lower = name.lower()
     if lower.endswith((".npz", ".zip")):
         try:
             return zipfile.is_zipfile(io.BytesIO(body))
-        except NOT_A_ZIP:  # of several disks, for example
+        except NOT_A_ZIP:  # an archive that is split over several disks, for example
             return False
     if lower.endswith(".gz"):
         try:
@@ -147,47 +147,47 @@ def _check_text(body: bytes, each_line: bool) -> None:
         if body.startswith(mark):
             raise BadReading(f"it is {kind}, and not text in UTF-8: save it as text, in UTF-8")
     if b"\0" in body:
-        kind = "UTF-16, without its mark" if body.count(b"\0") * 3 > len(body) else "no text"
-        raise BadReading(f"it has bytes that are 0, so it is {kind}: save it as text, in UTF-8")
+        kind = "UTF-16 without a byte order mark" if body.count(b"\0") * 3 > len(body) else "not text"
+        raise BadReading(f"it contains zero bytes, so it is {kind}: save it as text, in UTF-8")
     try:
         if not each_line:
             body.decode()
     except UnicodeDecodeError as error:
         line = body.count(b"\n", 0, error.start) + 1
         raise BadReading(
-            f"it is not UTF-8: line {line} has the byte {body[error.start]:#04x}, as files in Latin-1 or another code page "
-            "have: save it in UTF-8"
+            f"it is not UTF-8: line {line} has the byte {body[error.start]:#04x}, as in Latin-1 or another code page: "
+            "save it in UTF-8"
         ) from error
 
 
 def _of_gzip(name: str, body: bytes) -> Batch:
     if name.lower().endswith((".gz", ".zip")) or not is_read(name):
-        raise BadReading(f"within it is {name!r:.100}, which is no file of readings")
+        raise BadReading(f"it contains {name!r:.100}, which is not a file of readings")
     _check_length(body, MOST_BYTES)
     batch = read_file(name, unpacked_gzip(body, MOST_TEXT if grows(name) else MOST_BYTES))
     return Batch(batch.found, lambda numbers: gzip.compress(batch.subset(numbers), mtime=0), batch.where)
 
 
 def _size(batch: Batch) -> int:
-    """Return the bytes of all arrays in a batch's readings: packed, they may have taken a thousandth of that."""
+    """Return the size of all arrays in a batch's readings, in bytes. Compressed, they may have been a thousand times smaller."""
     good = (one for one in batch.found if not isinstance(one, BadReading))
     return sum(value.nbytes for one in good for value in one.values() if isinstance(value, np.ndarray | np.generic))
 
 
 def _of_zip(body: bytes) -> Batch:
-    """Read the readings of all files of an archive, one after the other."""
+    """Read the readings of all files in an archive, in the archive's order."""
     _check_length(body, MOST_BYTES)
     parts, size = dict[str, Batch](), 0
     for name, member in unpacked_zip(body, MOST_BYTES).items():
         if name.lower().endswith((".gz", ".zip")) or not is_read(name):
-            raise BadReading(f"within it is {name!r:.100}, which is no file of readings: pack these alone")
+            raise BadReading(f"it contains {name!r:.100}, which is not a file of readings: leave that out")
         try:
             parts[name] = read_file(name, member)
         except BadReading as bad:
             raise BadReading(f"{name:.100}: {bad}") from bad
         size += _size(parts[name])
         if size > MOST_TOGETHER:
-            raise BadReading(f"its arrays and pictures have more than {MOST_TOGETHER} bytes together: split it")
+            raise BadReading(f"together, its arrays and pictures have more than {MOST_TOGETHER} bytes: split it")
     places = [(name, number) for name, batch in parts.items() for number in range(len(batch.found))]
     if not parts or len(places) > MOST_READINGS:
         raise BadReading(f"it has {many(len(places), 'reading')}: give 1 to {MOST_READINGS:,}")
@@ -245,7 +245,7 @@ def _document(body: bytes) -> Batch | None:
         text = body.removeprefix(codecs.BOM_UTF8).lstrip()
         spread = text.startswith(b"[") or text[1:].lstrip(b" \t").startswith((b"\n", b"\r"))
         if spread and text[:1] in (b"[", b"{") and b"}\n{" not in text:
-            raise BadReading(f"it is no JSON document, and not a JSON object a line either; {bad}") from bad
+            raise BadReading(f"it is neither a JSON document nor one JSON object per line; {bad}") from bad
         return None
     values = cast(list[Any], value) if isinstance(value, list) else [value]
     return Batch(
@@ -264,12 +264,12 @@ def _decoded(body: bytes) -> Any:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         if (word := _NO_NUMBER.search(body)) is not None:
-            raise BadReading(f"it holds {word[1].decode()}, which is no value of JSON: write null") from error
-        raise BadReading(f"it is no JSON: {error!s:.100}") from error
+            raise BadReading(f"it contains {word[1].decode()}, which is not a JSON value: write null") from error
+        raise BadReading(f"it is not JSON: {error!s:.100}") from error
     if not _plain(body, value) and (twice := repeated(body)) is not None:
         name, line = twice
         where = f", the second time in line {line}" if b"\n" in body.strip() else ""
-        raise BadReading(f"the name {name!r:.80} stands twice in one object{where}: which of the two values counts?")
+        raise BadReading(f"the name {name!r:.80} appears twice in one object{where}: keep one of the two values")
     return value
 
 
@@ -298,21 +298,21 @@ def read_npz(body: bytes) -> Batch:
             unpacked = sum(member.file_size for member in members)
             if len(members) > _MOST_ARRAYS or unpacked > MOST_BYTES:
                 raise BadReading(
-                    f"unpacked it has {many(len(members), 'array')} of at most {_MOST_ARRAYS}, and {over(unpacked, MOST_BYTES)} "
-                    "are read: split it"
+                    f"it has {many(len(members), 'array')}, and at most {_MOST_ARRAYS} are allowed; unpacked, it has "
+                    f"{over(unpacked, MOST_BYTES)} are allowed: split it"
                 )
             if {member.compress_type for member in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise BadReading("it is packed otherwise than numpy.savez packs")
+                raise BadReading("its compression is not one that numpy.savez uses")
             arrays = {member.filename.removesuffix(".npy"): _member(archive, member) for member in members}
             if len(arrays) < len(members):
-                raise BadReading("two of its arrays have one name: give each its own")
+                raise BadReading("two of its arrays have the same name: give each its own")
     except (*NOT_A_ZIP, zlib.error) as error:
-        raise BadReading(f"it is no .npz file: {error!s:.100}") from error
+        raise BadReading(f"it is not a .npz file: {error!s:.100}") from error
     found = rows_of(arrays)
 
     def subset(numbers: Sequence[int]) -> bytes:
         out = io.BytesIO()
-        with zipfile.ZipFile(out, "w") as archive:  # numpy.savez takes names as arguments, and some are its own
+        with zipfile.ZipFile(out, "w") as archive:  # numpy.savez takes names as keywords, and uses some itself
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w") as member:
                     np.lib.format.write_array(member, array[list(numbers)], allow_pickle=False)
@@ -328,23 +328,23 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
 
 
 def _array_of(name: str, body: bytes) -> Array:
-    """Read an array of a .npy file; its header is believed only if it matches the number of bytes."""
+    """Read an array of a .npy file; its header is trusted only if it matches the number of bytes."""
     begin, header = _header_of(body)
     if header is None:
-        raise BadReading(f"its array {name:.50} is none that numpy.save writes")
-    kind = (header["kind"] or b"V").decode()  # fields have no kind of one word
+        raise BadReading(f"its array {name:.50} was not written by numpy.save")
+    kind = (header["kind"] or b"V").decode()  # a dtype with fields has no kind in one word
     try:
         dtype = np.dtype(kind)
     except (TypeError, ValueError) as error:
         raise BadReading(f"its array {name:.50} holds {kind}: {error!s:.100}") from error
     if dtype.kind not in "biufU":
-        raise BadReading(f"its array {name:.50} holds {dtype!s:.50}, and neither numbers nor text: it is not unpickled")
+        raise BadReading(f"its array {name:.50} holds {dtype!s:.50}, neither numbers nor text: it is not unpickled")
     shape = tuple(int(side) for side in header["shape"].split(b",") if side.strip())
     size = math.prod(shape) * dtype.itemsize
     if any(side < 0 for side in shape) or not size or size != len(body) - begin or len(shape) > _MOST_SIDES:
-        raise BadReading(f"its array {name:.50} says {shape!s:.50}, and has {amount(len(body) - begin)}")
+        raise BadReading(f"its array {name:.50} declares the shape {shape!s:.50}, but has {amount(len(body) - begin)}")
     if dtype.kind == "U" and np.frombuffer(body, f"{dtype.str[0]}u4", offset=begin).max() > sys.maxunicode:
-        raise BadReading(f"its array {name:.50} holds text with letters that there are not")
+        raise BadReading(f"its array {name:.50} holds text with invalid characters")
     array = np.frombuffer(body, dtype, offset=begin)
     return array.reshape(shape[::-1]).T if header["fortran"] == b"True" else array.reshape(shape)
 
@@ -368,10 +368,10 @@ def read_safetensors(body: bytes) -> list[Raw | BadReading]:
 
 
 def rows_of(arrays: Mapping[str, Array]) -> list[Raw | BadReading]:
-    """Make one reading from each row of some arrays, which have equally many rows."""
+    """Make one reading from each row of arrays that all have the same number of rows."""
     lengths = {name: array.shape[0] if array.ndim else -1 for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or -1 in lengths.values():
-        raise BadReading(f"its arrays do not have one row a reading each: {dict(list(lengths.items())[:8])}")
+        raise BadReading(f"its arrays do not all have one row per reading: {dict(list(lengths.items())[:8])}")
     count = next(iter(lengths.values()))
     if not 0 < count <= MOST_READINGS:
         raise BadReading(f"it has {many(count, 'reading')}: give 1 to {MOST_READINGS:,}")

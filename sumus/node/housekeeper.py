@@ -15,7 +15,7 @@ from sumus.text import amount
 PRUNE_S = 60.0
 """The seconds between two checks for readings that are too old."""
 SUMMARY_S = 10.0
-"""The fewest seconds between two lines about arrivals."""
+"""The minimum number of seconds between two lines about arrivals."""
 
 
 class Housekeeper:

@@ -38,7 +38,7 @@ class IntakeResult:
 
     Attributes:
         kept: The number of new readings.
-        labelled: The number of known readings that had no target and have got one now.
+        labelled: The number of known readings that had no target and have one now.
         again: The number of readings that were known already.
         refused: The reason for each refused reading, by its number from 0.
     """
@@ -54,8 +54,8 @@ _UNITS = (1, 1e3, 1e6, 1e9)
 _LATEST = 1e11
 """The largest number that counts as seconds since 1970, and not as milliseconds: the year 5138."""
 _OTHER = {
-    "other input": "its key is here already, with another input: give each reading a key of its own",
-    "other target": "its key is here already, with another target: /v1/labels corrects a target",
+    "other input": "its key is already in use, with another input: give each reading a key of its own",
+    "other target": "its key is already in use, with another target: use /v1/labels to correct a target",
 }
 
 
@@ -76,11 +76,11 @@ def labelled(label: Label | None, value: Any) -> Any:
         target = label(value)
     except BadReading:
         raise
-    except Exception as error:  # of the user's file, about this one label
-        why = f"it knows no {value!r:.100}" if isinstance(error, KeyError) else said(error)
+    except Exception as error:  # an error in the user's function, with this label
+        why = f"it has no entry for {value!r:.100}" if isinstance(error, KeyError) else said(error)
         raise BadReading(f"label: {why:.300}") from error
     if target is None:
-        raise BadReading(f"label: it gives no target for {value!r:.100}")
+        raise BadReading(f"label: it returns no target for {value!r:.100}")
     return target
 
 
@@ -96,8 +96,8 @@ def answered(answer: Callable[[Any, Any], Any], inputs: Array, outputs: Array) -
         return found
     except Exception as error:
         raise BadAnswer(
-            f"answer(inputs, outputs) of the node's file failed: {said(error)}; it is given one reading's input, of shape "
-            f"{list(inputs.shape)}, and the model's output, of {list(outputs.shape)}, and must give what JSON holds"
+            f"answer(inputs, outputs) of the node's file failed: {said(error)}; it gets one reading's input, of shape "
+            f"{list(inputs.shape)}, and the model's output, of {list(outputs.shape)}, and must return a JSON value"
         ) from error
 
 
@@ -113,7 +113,7 @@ def as_json(value: Any) -> Any:
 
 
 class Intake:
-    """Accepts readings. Any thread may call.
+    """Accepts readings. Any thread may call its methods.
 
     Args:
         readings: The readings that are kept.
@@ -131,7 +131,7 @@ class Intake:
     ) -> None:
         self.readings, self._time, self._label = readings, time, label
         self._prepare: Prepare = prepare or (lambda raw: as_it_came(raw, label))
-        self._as_input: Prepare = prepare or as_it_came  # to predict for: no target is asked for, in whatever words
+        self._as_input: Prepare = prepare or as_it_came  # for predictions, which need no target
 
     def take(
         self,
@@ -158,7 +158,7 @@ class Intake:
             try:
                 own = raw.get("key") if isinstance(raw, dict) else None
                 if own is not None and not isinstance(own, str):
-                    raise BadReading("its key is no text")
+                    raise BadReading("its key is not a text")
                 fitting.append(self.readings.fit(self._prepared(raw, own or (given[number] if given else None))))
                 numbers.append(number)
             except BadReading as bad:
@@ -167,7 +167,7 @@ class Intake:
         again = became.count("again")
         for number, what in zip(numbers, became, strict=True):
             if what in _OTHER and keys is not None and number < len(keys) and not _has_key(raws[number]):
-                again += 1  # the same line, which another `prepare` made something else of
+                again += 1  # the same line, which an earlier `prepare` turned into another reading
             elif what in _OTHER:
                 refused[number] = _OTHER[what]
         return IntakeResult(became.count("kept"), became.count("labelled"), again, dict(sorted(refused.items())))
@@ -187,7 +187,7 @@ class Intake:
         if not isinstance(key, str) or "target" not in raw:
             raise BadReading("a label has a key and a target")
         if not self.readings.label(key, labelled(self._label, raw["target"])):
-            raise BadReading("there is no reading under this key, or not any more")
+            raise BadReading("no reading has this key, or it was deleted")
 
     def inputs(self, raws: Sequence[Raw | BadReading]) -> Array:
         """Make inputs for predictions, one row for each reading.
@@ -200,7 +200,7 @@ class Intake:
             try:
                 rows.append(self.readings.shaped(self._prepared(raw, None, self._as_input).input))
                 if rows[-1].shape != rows[0].shape:
-                    raise BadReading("its input has another shape than the first one's")
+                    raise BadReading("its input does not have the shape of the first one")
             except BadReading as bad:
                 raise BadReading(f"reading {number}: {bad}") from bad
         return np.stack(rows)
@@ -213,7 +213,7 @@ class Intake:
             input, target = (prepare or self._prepare)(raw)
         except BadReading:
             raise
-        except Exception as error:  # of the user's file, about this one reading
+        except Exception as error:  # an error in the user's function, with this reading
             has = f"; it has {', '.join(map(repr, list(raw)[:8]))}" if isinstance(error, KeyError) else ""
             raise BadReading(f"prepare: {type(error).__name__}: {error!s:.200}{has:.400}") from error
         return Reading(input, target, key, at)
@@ -238,7 +238,7 @@ def time_of(raw: Raw, name: str) -> float:
             when = datetime.fromisoformat(value.strip())
             return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError) as error:
-            raise BadReading(f"its {name!r:.50} is no time by ISO 8601: {value!r:.50}") from error
+            raise BadReading(f"its {name!r:.50} is not an ISO 8601 time: {value!r:.50}") from error
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LATEST * max(_UNITS):
         raise BadReading(f"it has no time: {name!r:.50} is {value!r:.50}")
     return float(value) / next(unit for unit in _UNITS if abs(value) < _LATEST * unit)

@@ -1,4 +1,5 @@
-"""A node's records of the files in its watched folder, in the database of its readings: how far each was read, and its moves.
+"""A node's records of the files in its watched folder: how far each was read, and where it was moved. They are in the database
+of the node's readings.
 
 ledger = Ledger(readings)
 ledger.save(replace(file, offset=1200))          on the disk when it returns
@@ -16,7 +17,7 @@ from sumus.node.batch import Beginning
 from sumus.node.readings import Readings
 
 MOST_FILES = 20_000
-"""The most files that are remembered; those untouched for longest are forgotten first."""
+"""The maximum number of files that are remembered; those untouched for longest are forgotten first."""
 _EDGE = 4096
 """The number of bytes, at both ends of the part that was read, by which a file is recognised."""
 NONE_READ = sha256(bytes(8)).digest()
@@ -39,7 +40,7 @@ class FileState:
 
     @staticmethod
     def of(stat: os.stat_result) -> "FileState":
-        """Make a state from the system's answer."""
+        """Make a state from a result of `os.stat`."""
         return FileState(f"{stat.st_dev}/{stat.st_ino}", stat.st_size, stat.st_mtime_ns)
 
 
@@ -49,12 +50,12 @@ class File:
 
     Attributes:
         name: The file's last known name.
-        state: The file's state when it was read last.
+        state: The file's state when it was last read.
         offset: The number of bytes whose readings are kept or refused.
-        mark: A mark of these bytes, by which the file is recognised.
+        mark: A hash of these bytes, by which the file is recognised; see `mark_of`.
         beginning: The facts from the file's beginning that are needed for later lines.
         half: The key of a reading from a last line without a line end, to which text may still be appended; else empty.
-        at: The time at which the file was read last, in seconds since 1970.
+        at: The time at which the file was last read, in seconds since 1970.
         id: The part of the readings' keys that identifies the file.
     """
 

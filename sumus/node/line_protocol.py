@@ -30,7 +30,7 @@ _TRUTH = {word: value for value in (True, False) for word in (str(value)[0], str
 
 
 def read_line_protocol(body: bytes) -> Batch:
-    """Read one reading per line: the measurement, the tags and fields by their names, and the time as it is written."""
+    """Read one reading per line: the measurement, the tags and fields by their names, and the time as it stands in the line."""
     found, pieces, begins, lines = list[Raw | BadReading](), list[bytes](), list[int](), list[int]()
     begin = 0
     for number, piece in enumerate(body.split(b"\n"), 1):
@@ -47,7 +47,7 @@ def read_line_protocol(body: bytes) -> Batch:
 def _reading(text: str) -> Raw | BadReading:
     matched = _LINE.fullmatch(text)
     if matched is None:
-        return BadReading("it is no line of InfluxDB's line protocol")
+        return BadReading("it is not a line of InfluxDB's line protocol")
     pairs: list[tuple[str, Any]] = [("measurement", _plain(matched["measurement"]))]
     pairs += [(_plain(name), _plain(value)) for name, value in _TAG.findall(matched["tags"])]
     for name, value in _FIELD.findall(matched["fields"]):
@@ -55,13 +55,13 @@ def _reading(text: str) -> Raw | BadReading:
             pairs.append((_plain(name), _value(value)))
         except ValueError:
             return BadReading(
-                f"its {name!r:.50} is {value:.50}, and neither a number, a truth value nor a text in quotes"
+                f"its {name!r:.50} is {value:.50}, which is not a number, a truth value or a text in quotes"
             )
     if matched["time"]:
         pairs.append(("time", int(matched["time"])))
     values = dict(pairs)
     if len(values) < len(pairs):
-        return BadReading("two of its values have one name: give each its own")
+        return BadReading("two of its values have the same name: give each its own")
     return values
 
 

@@ -1,4 +1,4 @@
-"""A node's HTTP in a thread of its own: an event loop that runs until another thread stops it."""
+"""A node's HTTP server in a thread of its own: an event loop that runs until another thread stops it."""
 
 import asyncio
 import threading
@@ -33,7 +33,7 @@ class LocalPlane:
             runner.run(self._until_stopped(over, up))
 
     def stop(self) -> None:
-        """End the plane, after open requests are answered. Any thread may call this."""
+        """End the plane once open requests are answered. Any thread may call this."""
         if self._loop is not None and self._ended is not None:
             with suppress(RuntimeError):  # it has ended already
                 self._loop.call_soon_threadsafe(self._ended.set)

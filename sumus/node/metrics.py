@@ -20,22 +20,22 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _of("readings", "gauge", "Readings that are kept.", {"": readings.get("kept")})
     yield from _of("readings_labelled", "gauge", "Readings with a target.", {"": readings.get("labelled")})
     yield from _of(
-        "readings_new", "gauge", "Readings that a round would learn something from.", {"": readings.get("new")}
+        "readings_new", "gauge", "Readings that are new since the last counted training.", {"": readings.get("new")}
     )
     yield from _of("readings_bytes", "gauge", "Bytes of the readings.", {"": readings.get("bytes")})
     yield from _of("readings_oldest_seconds", "gauge", "Age of the oldest reading.", {"": readings.get("oldest_s")})
     left = {"": status.get("certificate_s")}
-    yield from _of("certificate_left_seconds", "gauge", "Until the node's certificate ends.", left)
-    yield from _of("rounds", "counter", "Rounds in whose sum this node is.", {"": status.get("rounds")})
+    yield from _of("certificate_left_seconds", "gauge", "Seconds until the node's certificate expires.", left)
+    yield from _of("rounds", "counter", "Rounds that counted this node's report.", {"": status.get("rounds")})
     models = {f'{{task="{_escaped(task)}"}}': version for task, version in status.get("models", {}).items()}
-    yield from _of("model_version", "gauge", "The model that the node answers with.", models)
+    yield from _of("model_version", "gauge", "Version of the model with which the node predicts.", models)
     troubles = {f'{{part="{_escaped(part)}"}}': 1 for part in status.get("trouble", {})}
-    yield from _of("trouble", "gauge", "Parts of the node in which something goes wrong.", troubles)
+    yield from _of("trouble", "gauge", "Parts of the node that have a problem.", troubles)
     yield from _of("folder_refused", "counter", "Files and lines that were refused.", {"": folder.get("refused")})
     for what, help in (("waiting", "Files that wait."), ("left_alone", "Files that are not read.")):
         yield from _of(f"folder_{what}", "gauge", help, {"": folder.get(what, {}).get("files")})
     yield from _of("mqtt_messages", "counter", "Messages that came from the broker.", {"": mqtt.get("messages")})
-    yield from _of("mqtt_refused", "counter", "Messages of which something was refused.", {"": mqtt.get("refused")})
+    yield from _of("mqtt_refused", "counter", "Messages with refused readings.", {"": mqtt.get("refused")})
     yield from _of("mqtt_ended", "counter", "Connections to the broker that have ended.", {"": mqtt.get("ended")})
 
 

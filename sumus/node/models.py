@@ -1,4 +1,5 @@
-"""A node's programs: two of the same task, so that predictions do not wait for training."""
+"""A node's two programs for one task, so that predictions do not wait for training. A program is the task's module on this
+machine, with all operations on it."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 SAMPLE = 256
 """The number of readings with which a new model is tried."""
 Pair: TypeAlias = "tuple[Training, ...]"
-"""One program for training and one for predictions; empty until the form of readings is known."""
+"""One program for training and one for predictions; empty until the form (shape and dtype) of readings is known."""
 
 
 class ModelPair:
@@ -44,7 +45,7 @@ class ModelPair:
     def get(self) -> Pair:
         """Return the programs: the same ones until the form of inputs is widened; none while the form of readings is unknown."""
         with self._making:
-            if self.is_outdated():  # a first whole number did not make all of them whole
+            if self.is_outdated():  # a first input of whole numbers was followed by fractions
                 self._pair = ()
             if not self._pair and (sample := self.sample()) is not None:
                 from sumus.device.training import Training
@@ -101,7 +102,7 @@ class Predictor:
         if self._device is None or self._made_of is not pair:
             sample = self._models.sample()
             if not pair or not (self._folder / "record.json").is_file():
-                raise ExperimentError("there is no model yet: it comes from the server, with the first answer")
+                raise ExperimentError("there is no model yet: the server sends one with its first answer")
             self._device = Device(None, pair[1], sample, folder=FolderDeviceStore(self._folder, look=True))
             self._made_of = pair
         found = self._device.prediction(inputs)

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""The seconds before a lost connection is tried again, at first and at most."""
+"""The waits, in seconds, before a lost connection is tried again: the first one and the longest one."""
 KEEP_ALIVE_S = 60
 LONGEST_VALUE = 1000
-"""The most bytes of a bare value."""
+"""The maximum number of bytes of a bare value."""
 MOST_TOPICS = 100_000
-"""The most topics whose last message is remembered."""
+"""The maximum number of topics whose last message is remembered."""
 OFTEN, OFTEN_S = 3, 600.0
 """Trouble is reported if this number of connections end within this number of seconds, even while another one is open."""
 
@@ -81,14 +81,16 @@ class Broker:
         if not known or parts.path not in ("", "/") or parts.query or parts.username is not None:
             raise UsageError("a broker's address is mqtts://HOST:PORT, without user and password")
         if parts.scheme == "mqtt" and not (self.insecure or is_loopback(parts.hostname or "")):
-            raise UsageError(f"{self.url} is not encrypted: use mqtts://, or --insecure where the network itself is")
+            raise UsageError(
+                f"{self.url} is not encrypted: use mqtts://, or give --insecure if the network itself is encrypted"
+            )
         if not self.topics:
-            raise UsageError("which topics? Give --mqtt-topic home/+/climate, several times for several")
+            raise UsageError("no topic is given: give --mqtt-topic home/+/climate, once for each topic")
         for topic in self.topics:
             if not _is_filter(topic):
                 raise UsageError(
-                    f"{topic!r:.80} is no topic filter: + stands for one whole level, and # at the end for all that "
-                    "follow, as in home/+/climate or home/#"
+                    f"{topic!r:.80} is not a topic filter: + stands for one whole level, and # at the end for all "
+                    "further levels, as in home/+/climate or home/#"
                 )
         if self.authority is not None:
             try:
@@ -98,11 +100,11 @@ class Broker:
                     f"the authority {self.authority} cannot be read ({error.strerror or error}): give a file of certificates, PEM"
                 ) from error
         if self.password_file is not None and self.user is None:
-            raise UsageError("a password is somebody's: give --mqtt-user too")
+            raise UsageError("a password needs a user name: give --mqtt-user too")
         if (self.certificate is None) != (self.key is None):
             raise UsageError("a certificate and its key belong together: give --mqtt-certificate and --mqtt-key")
         if self.certificate is not None and parts.scheme == "mqtt":
-            raise UsageError("a certificate is shown over TLS: use mqtts://")
+            raise UsageError("a certificate needs TLS: use mqtts://")
 
     @property
     def address(self) -> tuple[str, int]:
@@ -163,7 +165,8 @@ class Subscription:
         self._client = self._new_client()
 
     def _new_client(self) -> "Client":
-        """Make a client for MQTT 5, in which brokers say why they end a connection; or for 3.1.1 if the broker needs it."""
+        """Make a client for MQTT 5, in which brokers give a reason when they end a connection; or for 3.1.1 if the broker needs
+        that."""
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -212,13 +215,13 @@ class Subscription:
             self._answered = True
             try:
                 self._connect()
-                if self._stopped:  # while there was nothing yet that could be disconnected
+                if self._stopped:  # `stop` came before there was a connection to end
                     self._client.disconnect()
                 self._answered = False
                 self._client.loop_forever(retry_first_connection=False)
             except (OSError, ValueError) as error:
-                self._unreached = f"{self._broker.url} is not reached: {why_unreached(error)}"
-            if not (self._answered or over.is_set()):  # a broker that does not know the newest MQTT may say nothing
+                self._unreached = f"{self._broker.url} cannot be reached: {why_unreached(error)}"
+            if not (self._answered or over.is_set()):  # a broker without MQTT 5 may end the connection silently
                 self._newest = not self._newest
                 self._client = self._new_client()
             wait = min(2 * wait, LONGEST_WAIT) if self._unkept or self._unreached else FIRST_WAIT
@@ -232,7 +235,7 @@ class Subscription:
         more: dict[str, Any] = {}
         if self._newest:
             lasting = Properties(PacketTypes.CONNECT)
-            lasting.SessionExpiryInterval = 2**32 - 1  # the session outlasts the connection, as one of 3.1.1 does
+            lasting.SessionExpiryInterval = 2**32 - 1  # the session outlasts the connection, as with MQTT 3.1.1
             more = {"clean_start": False, "properties": lasting}
         self._client.connect(*self._broker.address, keepalive=KEEP_ALIVE_S, **more)
 
@@ -247,7 +250,7 @@ class Subscription:
             if self._newest and str(reason) == "Unsupported protocol version":
                 self._newest = False
                 self._client = self._new_client()
-            self._unreached = f"{self._broker.url} does not let it in: {reason}"
+            self._unreached = f"{self._broker.url} refuses the login: {reason}"
             return
         for topic in self._asked_before() - set(self._broker.topics):
             client.unsubscribe(topic)
@@ -272,7 +275,7 @@ class Subscription:
         topics = self._asking.pop(number, ())
         for topic, reason in zip(topics, reasons, strict=False):
             if reason.is_failure:
-                self._denied[topic] = printable(f"{self._broker.url} does not give the topic {topic}: {reason}")
+                self._denied[topic] = printable(f"{self._broker.url} refuses the topic {topic}: {reason}")
                 self._told(self._denied[topic])
 
     def _gone(self, client: "Client", data: Any, flags: Any, reason: Any, properties: Any) -> None:
@@ -286,22 +289,22 @@ class Subscription:
             self._ends.append(time.monotonic())
             self._unreached = f"the connection to {self._broker.url} was lost: {said}"
         elif not self._answered:
-            self._unreached = f"{self._broker.url} ended the connection before it let the node in: {said}"
+            self._unreached = f"{self._broker.url} ended the connection before the login: {said}"
 
     def _came(self, client: "Client", data: Any, message: Any) -> None:
         """Receive a message. It is acknowledged once it is kept, or once it is certain that it can never be kept."""
         if not any(self._matches(_filter_of(topic), message.topic) for topic in self._broker.topics):
-            client.ack(message.mid, message.qos)  # of a session that was asked for more
+            client.ack(message.mid, message.qos)  # from a topic to which only an earlier start subscribed
             return
         mark = sha256(message.payload).digest()
         try:
             if message.retain and self._last_of(message.topic) == mark:
-                client.ack(message.mid, message.qos)  # it came before, and comes with each connection
+                client.ack(message.mid, message.qos)  # a retained message, which comes again with each connection
                 return
             bad = self._take(message, mark)
         except BadReading as error:
             bad = str(error)
-        except ExperimentError as error:  # the disk, say: it comes again with the next connection
+        except ExperimentError as error:  # a full disk, for example: the message comes again later
             self._unkept = str(error)
             client.disconnect()
             return
@@ -369,7 +372,7 @@ def _bare(payload: bytes) -> Any:
         raise BadReading("it is neither JSON nor text in UTF-8") from error
     if not text or len(payload) > LONGEST_VALUE:
         raise BadReading(
-            f"it is no JSON object, and a bare value has 1 to {LONGEST_VALUE} bytes: this has {len(payload):,}"
+            f"it is not a JSON object, and a bare value has 1 to {LONGEST_VALUE} bytes: this has {len(payload):,}"
         )
     try:
         value = json.loads(text, parse_constant=_no_constant)
@@ -379,7 +382,7 @@ def _bare(payload: bytes) -> Any:
 
 
 def _no_constant(word: str) -> Any:
-    raise BadReading(f"it is {word}, which is no value")
+    raise BadReading(f"it is {word}, which is not a value")
 
 
 def _filter_of(topic: str) -> str:

@@ -102,7 +102,9 @@ class Node:
         device = self._folder / "device"
         with ExitStack() as stack:
             _own_folder(self._folder)
-            declared = task.data if task.prepare is None else None  # else it is of what `prepare=` of the task makes
+            declared = (
+                task.data if task.prepare is None else None
+            )  # otherwise `data` describes the output of the task's `prepare`
             self.readings = Readings(self._folder, declared, retention, clock)
             stack.callback(self.readings.close)
             self._intake = Intake(self.readings, schema.prepare, schema.time, schema.label)
@@ -120,8 +122,8 @@ class Node:
                 self._at = stack.enter_context(opened_plane(listening, self._folder / "tls"))
                 if not self._at.local and access is None:
                     raise UsageError(
-                        f"others reach {listening.host}: give --access-file FILE (made if it is not there), or set {VARIABLE} "
-                        "(access=), so that not everyone may put readings here and ask"
+                        f"others can reach {listening.host}: give --access-file FILE (made if it does not exist), or set "
+                        f"{VARIABLE} (access=), so that only clients with the token can add readings and get predictions"
                     )
             self._participant = Participant(
                 server, task, self.readings, models, device, training, self._troubles, self._say
@@ -133,7 +135,7 @@ class Node:
         self._over, self._up = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
-    # ── what it is asked to do ───────────────────────────────────────────────────────────────────────────────────────
+    # ── public methods ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def url(self) -> str:
@@ -209,7 +211,7 @@ class Node:
         self.close()
 
     def keep(self, *raws: Raw, key: str | None = None) -> IntakeResult:
-        """Keep readings in their incoming form; they are on the disk when this returns.
+        """Keep readings, given in the form in which they arrive; they are on the disk when this returns.
 
         Args:
             raws: The readings.
@@ -262,12 +264,12 @@ class Node:
         """Run one thread's work. If it fails, report the problem, and let the other parts continue."""
         try:
             work()
-        except Exception as error:  # the end of a thread
+        except Exception as error:  # nothing else would report it: the thread ends
             if self._over.is_set():
                 return
             if not isinstance(error, SumusError):
                 LOG.error("%s ended: a defect", name, exc_info=error)
-            defect = f"it ended by a defect, which is in the log ({type(error).__name__})"
+            defect = f"it ended because of a defect; the log has the details ({type(error).__name__})"
             self._troubles.tell(name, str(error) if isinstance(error, SumusError) else defect)
         finally:
             self._up.set()
@@ -288,7 +290,7 @@ def _watched(
     if sources.watch is not None:
         return WatchedFolder(expanded(sources.watch), intake, retention, now=clock, follow=sources.follow)
     if sources.follow:
-        raise UsageError("follow which folder? Give watch= (--watch FOLDER) too")
+        raise UsageError("follow needs a folder: give watch= (--watch FOLDER) too")
     return None
 
 
@@ -302,7 +304,7 @@ def _own_folder(folder: Path) -> None:
         make_private_folder(folder)
         others = {path.name for path in folder.iterdir()} - {"device", "tls", "mqtt", "mqtt.new", "mqtt-topics"}
         if others and not (folder / "readings.db").is_file():
-            raise ExperimentError(f"{folder} holds something else, and is no node's folder: give a new one")
+            raise ExperimentError(f"{folder} has other contents, and is not a node's folder: give a new one")
         folder.chmod(0o700)
     except OSError as error:
         raise ExperimentError(

@@ -91,7 +91,7 @@ class NodeTraining:
     Attributes:
         token: The token for enrolment at the server, if the server's link holds none.
         held_out: Examples for evaluating models; None for the training examples.
-        least: The fewest readings with a target that the node needs to take part in rounds.
+        least: The minimum number of readings with a target that the node needs to take part in rounds.
         new: How many of these must be new since the last round that counted the node's report; 0 to train on the same ones again.
         consent: The consent of the node's owner.
         connection: The options for the connection to the server.

@@ -14,9 +14,9 @@ from sumus.text import amount, many, over
 from sumus.wire.bundle import NOT_A_ZIP
 
 MOST_MEMBERS = 1000
-"""The most files in one archive."""
+"""The maximum number of files in one archive."""
 _UNSEEN = ("__MACOSX/",)
-"""Entries that archive programs add without being asked."""
+"""Entries that archive programs add on their own."""
 
 
 def unpacked_gzip(packed: bytes, most: int) -> bytes:
@@ -24,10 +24,10 @@ def unpacked_gzip(packed: bytes, most: int) -> bytes:
 
     Args:
         packed: The file's bytes.
-        most: The most bytes that the file may have when unpacked.
+        most: The maximum number of bytes that the file may have when unpacked.
 
     Raises:
-        BadReading: It is not a .gz file, it is cut off, or it has more bytes.
+        BadReading: It is not a .gz file, it is cut off, or it has too many bytes.
     """
     out, rest = bytearray(), packed
     while rest:
@@ -35,11 +35,11 @@ def unpacked_gzip(packed: bytes, most: int) -> bytes:
         try:
             out += unpacking.decompress(rest, most + 1 - len(out))
         except zlib.error as error:
-            raise BadReading(f"it is no .gz file: {error!s:.100}") from error
+            raise BadReading(f"it is not a .gz file: {error!s:.100}") from error
         if len(out) > most:
-            raise BadReading(f"unpacked it has more than {amount(most)}, and no more is read: split it")
+            raise BadReading(f"unpacked, it has more than {amount(most)}, which is the limit: split it")
         if not unpacking.eof:
-            raise BadReading("it is cut off: its end is not there")
+            raise BadReading("it is cut off: its end is missing")
         rest = unpacking.unused_data.lstrip(b"\0")
     return bytes(out)
 
@@ -49,10 +49,10 @@ def unpacked_zip(packed: bytes, most: int) -> Mapping[str, bytes]:
 
     Args:
         packed: The archive's bytes.
-        most: The most bytes that all files together may have when unpacked.
+        most: The maximum number of bytes that all files together may have when unpacked.
 
     Raises:
-        BadReading: It is not an archive, is encrypted, or has more files or bytes.
+        BadReading: It is not an archive, is encrypted, or has too many files or bytes.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
@@ -60,19 +60,19 @@ def unpacked_zip(packed: bytes, most: int) -> Mapping[str, bytes]:
             size = sum(member.file_size for member in members)
             if len(members) > MOST_MEMBERS or size > most:
                 raise BadReading(
-                    f"unpacked it has {many(len(members), 'file')} of at most {MOST_MEMBERS:,}, and {over(size, most)} are read: "
-                    "split it"
+                    f"it has {many(len(members), 'file')}, and at most {MOST_MEMBERS:,} are allowed; unpacked, it has "
+                    f"{over(size, most)} are allowed: split it"
                 )
             if any(member.flag_bits & 1 for member in members):
                 raise BadReading("it is encrypted: pack it without a password")
             if {member.compress_type for member in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise BadReading("it is packed in a way that is not read: use a usual .zip")
+                raise BadReading("its compression is not supported: use an ordinary .zip")
             if len({member.filename for member in members}) < len(members):
-                raise BadReading("two of its files have one name: give each its own")
+                raise BadReading("two of its files have the same name: give each its own")
             found = dict[str, bytes]()
             for member in members:
                 with archive.open(member) as stream:
                     found[member.filename] = stream.read(member.file_size)
             return found
     except (*NOT_A_ZIP, zlib.error) as error:
-        raise BadReading(f"it is no .zip file: {error!s:.100}") from error
+        raise BadReading(f"it is not a .zip file: {error!s:.100}") from error

@@ -31,7 +31,7 @@ LOOK_S = 1.0
 AGAIN_S = 5.0
 """The seconds before the readings are tried again as a sample of the model's inputs."""
 LATER_S = 3600.0
-"""The seconds before a device is tried again after a problem that only a person can fix: its disk, its server's operator."""
+"""The seconds before a device is tried again after a problem that only a person can fix, such as a full disk."""
 
 
 class Participant:
@@ -79,7 +79,7 @@ class Participant:
             link = None if self._server is None else read_link(self._server, self._how.connection.insecure)
             if not device.status.device and not (self._how.token or (link and link.token)):
                 raise ExperimentError(
-                    "this node is not enrolled: give it a link or a token, from whoever runs the server"
+                    "this node is not enrolled: give it a link or a token, from the server's operator"
                 )
 
     def waits(self, kept: ReadingCounts) -> str:
@@ -145,8 +145,8 @@ class Participant:
         if training is None:
             self._troubles.note(
                 PART,
-                "it waits for a reading with a target: until then nothing says what readings look like, where data= of the "
-                "task does not",
+                "it waits for a reading with a target, which shows the form of the readings, since data= of the task "
+                "does not declare it",
             )
             return
         if self._device is not None:

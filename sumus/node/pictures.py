@@ -15,7 +15,7 @@ from sumus.node.batch import Batch
 from sumus.node.reading import BadReading
 
 MOST_POINTS = 2**24
-"""The most pixels of one picture: 16 million."""
+"""The maximum number of pixels of one picture: 16 million."""
 
 
 def read_picture(name: str, body: bytes) -> Batch:
@@ -35,19 +35,19 @@ def read_picture(name: str, body: bytes) -> Batch:
                 width, height = picture.size
                 if width * height > MOST_POINTS:
                     raise BadReading(
-                        f"it has {width} x {height} points, and at most {MOST_POINTS} are read: make it smaller"
+                        f"it has {width} x {height} pixels, and at most {MOST_POINTS} are allowed: make it smaller"
                     )
                 deep = picture.mode in ("I", "F") or picture.mode.startswith("I;")
                 if deep or "A" in picture.getbands() or "transparency" in picture.info:
                     raise BadReading(
-                        f"its points are of the kind {picture.mode}, with more than 8 bits or partly clear: save it as plain "
-                        "colours or greys"
+                        f"its pixels have the mode {picture.mode}, with more than 8 bits or with transparency: save it in plain "
+                        "colours or in grey"
                     )
                 upright = ImageOps.exif_transpose(picture)
                 points = np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))
     except BadReading:
         raise
-    except Exception as error:  # Pillow raises whatever its readers of damaged chunks run into
+    except Exception as error:  # for damaged files, Pillow raises errors of many types
         why = "" if "object at 0x" in str(error) else f": {str(error).partition(chr(10))[0]:.100}"
-        raise BadReading(f"it is no picture that can be read, .jpg or .png{why}") from error
+        raise BadReading(f"it is not a .jpg or .png picture that can be read{why}") from error
     return Batch([{"inputs": points, "file": name}], lambda numbers: body)

@@ -1,4 +1,4 @@
-"""A node over HTTP, on its local network: readings in, predictions out.
+"""A node's HTTP plane on its local network: it accepts readings, and returns predictions.
 
     app = plane_app(intake, predict, status, token, names=names)          an ASGI application
 
@@ -45,9 +45,10 @@ from sumus.wire.messages import Refused
 
 LOG = logger("sumus.node")
 MOST_TENSORS = 32 * 2**20
-"""The most bytes of a safetensors body; for JSON the limit is `MOST_TEXT`."""
+"""The maximum number of bytes of a safetensors body; for JSON the limit is `MOST_TEXT`."""
 ROOM = 256 * 2**20
-"""The most bytes of memory for bodies, from before they are read until their requests are answered."""
+"""The maximum number of bytes of memory for bodies. A body holds its memory from before it is read until its request is
+answered."""
 ROOM_S = 10.0
 """The longest time, in seconds, that a body waits for memory."""
 JSON_COSTS = 16
@@ -58,15 +59,15 @@ REQUESTS = Rate(200.0, 1000)
 GUESSES = Rate(1 / 10, 10)
 """The rate of wrong tokens from each neighbourhood of addresses."""
 MOST_LABELS = 1000
-"""The most labels in one body: each is written to the disk separately."""
+"""The maximum number of labels in one body: each is written to the disk separately."""
 WAITING = 16
-"""The most predictions that may wait for their turn."""
+"""The maximum number of predictions that may wait for their turn."""
 JSON, TENSORS = "application/json", "application/octet-stream"
 
 
 class Predicted(Protocol):
-    """A prediction: outputs, one row for each example; the task and version of the model; and the answers in the words of
-    the node's file, if it has any."""
+    """A prediction: outputs, one row for each example; the task and version of the model; and the results of the `answer`
+    function of the node's file, if it has one."""
 
     @property
     def outputs(self) -> Any: ...
@@ -125,9 +126,7 @@ def plane_app(
     ]
 
     async def not_there(request: Request, error: Exception) -> Response:
-        return _refusal(
-            ErrorAnswer(404, "not_found", "there is no such path, or not for this method: this is a sumus node")
-        )
+        return _refusal(ErrorAnswer(404, "not_found", "this sumus node has no such path, or not for this method"))
 
     app = Starlette(
         routes=routes,
@@ -164,7 +163,9 @@ class _Plane:
         self._admit(request)
         key = request.headers.get("idempotency-key")
         if key is not None and not (key.isprintable() and 0 < len(key) <= LONGEST_KEY - 10):
-            raise ErrorAnswer(400, "malformed", f"Idempotency-Key is a text of 1 to {LONGEST_KEY - 10} letters")
+            raise ErrorAnswer(
+                400, "malformed", f"Idempotency-Key must have 1 to {LONGEST_KEY - 10} printable characters"
+            )
         async with self._body(request, (JSON, TENSORS)) as (body, kind):
             taken = await self._in(self._keeping, lambda: self._intake.take(_read(body, kind), key))
         return _answer(_said(taken), 422 if taken.refused else 200)
@@ -177,7 +178,7 @@ class _Plane:
             refused, given = dict[int, str](), 0
             found = read_json(body)
             if len(found) > MOST_LABELS:
-                raise BadReading(f"{len(found)} labels, and at most {MOST_LABELS} are taken at once")
+                raise BadReading(f"there are {len(found)} labels, and at most {MOST_LABELS} are accepted at once")
             for number, each in enumerate(found):
                 try:
                     self._intake.label(each)
@@ -194,7 +195,7 @@ class _Plane:
         """Predict with the newest model."""
         self._admit(request)
         if self._waiting >= WAITING:
-            raise ErrorAnswer(503, "busy", "as many predictions are asked for as may wait: ask again")
+            raise ErrorAnswer(503, "busy", "too many predictions are waiting: try again later")
         self._waiting += 1
         try:
             async with self._body(request, (JSON, TENSORS)) as (body, kind):
@@ -217,41 +218,41 @@ class _Plane:
         return Response(exposition(await self._in(self._looking, self._status)), media_type=CONTENT_TYPE)
 
     async def healthz(self, request: Request) -> Response:
-        """Show that the node answers."""
+        """Report that the node answers."""
         return _answer({"ok": True})
 
     async def readyz(self, request: Request) -> Response:
-        """Answer whether the node has a model."""
+        """Report whether the node has a model."""
         ready = await self._ready.look()
         return _answer({"ready": ready, **({} if ready else {"why": "there is no model yet"})}, 200 if ready else 503)
 
     async def _is_ready(self) -> bool:
         return bool((await self._in(self._looking, self._status))["models"])
 
-    # ── what is looked at first ──────────────────────────────────────────────────────────────────────────────────────
+    # ── checks before a request is processed ─────────────────────────────────────────────────────────────────────────
 
     def _admit(self, request: Request) -> None:
-        """Refuse a request that is not allowed. A correct token never has to wait because of requests with wrong ones."""
+        """Refuse a request that is not allowed. Requests with wrong tokens never delay those with the correct one."""
         address, now = (request.client.host if request.client else ""), self._clock()
         if self._token is not None and not shows(request, self._token):
             if self._guesses.take(neighbourhood(address), now) is not None:
                 raise ErrorAnswer(429, "rate", "too many wrong tokens from this network")
-            raise ErrorAnswer(401, "bad_token", "show this node's token: Authorization: Bearer TOKEN")
+            raise ErrorAnswer(401, "bad_token", "send this node's token: Authorization: Bearer TOKEN")
         if self._requests.take(address, now) is not None:
-            raise ErrorAnswer(429, "rate", "too many requests from this address: send many readings in one")
+            raise ErrorAnswer(429, "rate", "too many requests from this address: send many readings in one request")
 
     @asynccontextmanager
     async def _body(self, request: Request, kinds: tuple[str, ...]) -> AsyncGenerator[tuple[bytes, str], None]:
-        """Read a body and its kind, and count it against the limit for the length of the block.
+        """Read a body and its media type, and count the body against the limit within the block.
 
-        Since a request must declare the kind, a page in a browser cannot send one without a preflight request.
+        Since a request must declare its media type, a page in a browser cannot send one without a preflight request.
         """
         kind = media_type(request)
         if kind not in kinds:
-            raise ErrorAnswer(415, "encoding", f"say Content-Type: {' or '.join(kinds)}")
+            raise ErrorAnswer(415, "encoding", f"send Content-Type: {' or '.join(kinds)}")
         packed = request.headers.get("content-encoding", "identity").strip().lower()
         if packed not in ("identity", "gzip"):
-            raise ErrorAnswer(415, "encoding", "bodies come as they are, or packed by gzip")
+            raise ErrorAnswer(415, "encoding", "a body is uncompressed, or compressed by gzip")
         most, who = (MOST_TEXT if kind == JSON else MOST_TENSORS), near(source(request))
         each = JSON_COSTS if kind == JSON else 4
         taken = 0
@@ -259,7 +260,9 @@ class _Plane:
         def take(more: int) -> None:
             nonlocal taken
             if not self._room.take(who, more):
-                raise ErrorAnswer(503, "busy", f"no room for the body now: ask again in {SOON[0]:g} to {SOON[1]:g} s")
+                raise ErrorAnswer(
+                    503, "busy", f"no memory is free for the body now: try again in {SOON[0]:g} to {SOON[1]:g} s"
+                )
             taken += more
 
         try:
@@ -286,7 +289,7 @@ class _Plane:
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
-            pass  # it is refused where it asks for room
+            pass  # the caller then refuses the body
 
     async def _in(self, pool: ThreadPoolExecutor, what: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, what)
@@ -337,7 +340,7 @@ def _of(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(503, "not_kept", str(error))
         case _:
             LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-            return ErrorAnswer(500, "failed", "a defect of the node, which is in its log")
+            return ErrorAnswer(500, "failed", "a defect of the node; its log has the details")
 
 
 def _refusal(no: ErrorAnswer) -> Response:

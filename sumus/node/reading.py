@@ -70,23 +70,24 @@ class Form:
         """
         array = _array(value, what)
         if array.shape != self.shape:
-            raise BadReading(f"its {what} is of shape {list(array.shape)}, and here they are of {list(self.shape)}")
+            raise BadReading(f"its {what} has the shape {list(array.shape)}, and here all have {list(self.shape)}")
         with np.errstate(over="ignore", invalid="ignore"):
             fitted = array.astype(self.dtype)
         if fitted.dtype.kind == "f":
             if array.dtype.kind in "iu" and not (fitted.astype(np.longdouble) == array).all():
                 raise BadReading(
-                    f"its {what} holds a whole number that {self.dtype} rounds: make it smaller, in `prepare`"
+                    f"its {what} contains a whole number that {self.dtype} rounds: scale it down in `prepare`"
                 )
             if not np.isfinite(fitted).all():
                 at = [int(axis[0]) for axis in np.nonzero(~np.isfinite(fitted))] if fitted.ndim else []
-                raise BadReading(f"its {what} holds a NaN or an infinity{f' at {at}' if at else ''}")
+                raise BadReading(f"its {what} contains a NaN or an infinity{f' at {at}' if at else ''}")
         elif not (fitted == array).all():
             raise BadReading(
-                f"its {what} is no {self.dtype}: {array.dtype} with other values; data= of the task says which type it has"
+                f"its {what} does not fit {self.dtype}: it is {array.dtype}, with other values; declare the dtype with "
+                "data= of the task"
             )
         if self.classes is not None and bool(((fitted != IGNORED) & ((fitted < 0) | (fitted >= self.classes))).any()):
-            raise BadReading(f"its {what} is no class from 0 to {self.classes - 1}")
+            raise BadReading(f"its {what} is not a class from 0 to {self.classes - 1}")
         return fitted
 
     def widened(self, value: Any) -> "Form":
@@ -100,7 +101,8 @@ class Form:
 
     @staticmethod
     def of(value: Any, what: str) -> "Form":
-        """Return the form of a first value: floats become float32, whole numbers int64; bytes and booleans of inputs stay."""
+        """Return the form of a first value. Floats become float32 and whole numbers int64; inputs of bytes or booleans keep their
+        dtype."""
         array = _array(value, what)
         if array.dtype.kind == "f":
             return Form(array.shape, "float32")
@@ -206,8 +208,8 @@ class ReadingForms:
                 wanted = form if before != form else None
             elif (before.shape, before.dtype) != (form.shape, form.dtype):
                 raise ExperimentError(
-                    f"the {what}s in {path} are {before.dtype}{list(before.shape)}, and the task's are "
-                    f"{form.dtype}{list(form.shape)}: give a new folder, or the task that they were kept for"
+                    f"the {what}s in {path} are {before.dtype}{list(before.shape)}, but the task's are "
+                    f"{form.dtype}{list(form.shape)}: give a new folder, or the task for which they were kept"
                 )
         return wanted
 
@@ -220,7 +222,7 @@ def _array(value: Any, what: str) -> Array:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
-        raise BadReading(f"its {what} is no array of numbers: {error!s:.100}") from error
+        raise BadReading(f"its {what} is not an array of numbers: {error!s:.100}") from error
     if array.dtype.kind not in "biuf":
-        raise BadReading(f"its {what} is no array of numbers: it has the dtype {array.dtype}")
+        raise BadReading(f"its {what} is not an array of numbers: it has the dtype {array.dtype}")
     return array

@@ -43,9 +43,9 @@ class Retention:
     """The limits on stored readings. The oldest readings are deleted first; None means no limit.
 
     Attributes:
-        days: The most days that a reading is kept, from its own time if it has one, else from its arrival.
-        count: The most readings.
-        bytes: The most bytes of all readings on the disk.
+        days: The maximum number of days that a reading is kept, from its own time if it has one, else from its arrival.
+        count: The maximum number of readings.
+        bytes: The maximum number of bytes of all readings on the disk.
     """
 
     days: float | None = None
@@ -56,7 +56,7 @@ class Retention:
         for name in ("days", "count", "bytes"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"keep {name}={value!r}: it must be more than nothing")
+                raise UsageError(f"keep {name}={value!r}: it must be greater than 0")
 
 
 USUAL = Retention()
@@ -82,7 +82,7 @@ class ReadingCounts:
 
 
 class Readings:
-    """A node's readings. Any thread may call.
+    """A node's readings. Any thread may call the methods.
 
     Args:
         folder: The node's folder.
@@ -120,7 +120,7 @@ class Readings:
             self._file.close()
             raise
 
-    # ── what comes ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── incoming readings ────────────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self, reading: Reading) -> Reading:
         """Return a reading in the common form of this node: arrays of one dtype. The first reading decides the form.
@@ -129,7 +129,7 @@ class Readings:
             BadReading: The reading does not fit, is too large, or is too old to be kept.
         """
         if reading.key is not None and not (0 < len(reading.key) <= LONGEST_KEY and reading.key.isprintable()):
-            raise BadReading(f"its key is no text of 1 to {LONGEST_KEY} letters")
+            raise BadReading(f"its key must be a text of 1 to {LONGEST_KEY} characters")
         with self._lock:
             arrays, forms = self._forms.fitted(reading)
             size, most = sum(array.nbytes for array in arrays.values()) + OVERHEAD, self.retention.bytes
@@ -138,8 +138,8 @@ class Readings:
             now, days = self._clock(), self.retention.days
             if reading.at is not None and days is not None and reading.at < now - days * DAY:
                 raise BadReading(
-                    f"its time is {(now - reading.at) / DAY:.1f} days ago, and readings of {days:g} "
-                    f"{'day' if days == 1 else 'days'} are kept"
+                    f"its time is {(now - reading.at) / DAY:.1f} days ago, and readings are kept for {days:g} "
+                    f"{'day' if days == 1 else 'days'}"
                 )
             if forms["input"] != self._forms.known.get("input", forms["input"]):
                 self._convert("input", forms["input"])
@@ -263,7 +263,7 @@ class Readings:
         with self._lock, self._transaction() as database:
             self._let_go(database, self._clock())
 
-    # ── what there is ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── stored readings ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def examples(self) -> tuple[Array, Array]:
         """Return the inputs and targets of the readings with a target, oldest first. `sumus.Device` calls this for each round."""

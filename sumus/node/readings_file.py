@@ -39,7 +39,7 @@ _COLUMNS_SINCE = {"came": "BLOB"}
 
 
 class ReadingsFile:
-    """A node's file, open.
+    """The open file of a node.
 
     Args:
         folder: The node's folder; it is made if it does not exist.
@@ -49,7 +49,7 @@ class ReadingsFile:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder).absolute() / FILE  # of a relative path that begins with `file:`, SQLite makes a URI
+        self.path = Path(folder).absolute() / FILE  # SQLite takes a relative path that begins with `file:` for a URI
         self.database = self._opened()
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class ReadingsFile:
                 self.database.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
                 raise ExperimentError(
-                    f"nothing can be kept in {self.path}: {error}; see to the disk. What was there is as it was"
+                    f"nothing can be stored in {self.path}: {error}; check the disk. The stored data are unchanged"
                 ) from error
             raise
 
@@ -86,7 +86,7 @@ class ReadingsFile:
         try:
             yield self.database
         except sqlite3.Error as error:
-            raise ExperimentError(f"{self.path} cannot be read: {error}; see to the disk") from error
+            raise ExperimentError(f"{self.path} cannot be read: {error}; check the disk") from error
 
     def _opened(self) -> sqlite3.Connection:
         folder = self.path.parent
@@ -94,10 +94,10 @@ class ReadingsFile:
             make_private_folder(folder)
             self.path.touch(0o600)
             sync(folder)
-            self.path.chmod(0o600)  # what SQLite writes beside it gets the same
+            self.path.chmod(0o600)  # SQLite gives the files beside it the same mode
             database = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
-            raise ExperimentError(f"nothing can be kept in {folder}: {error}; give a folder that is yours") from error
+            raise ExperimentError(f"nothing can be stored in {folder}: {error}; give a folder that is yours") from error
         try:
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("PRAGMA secure_delete = ON")
@@ -117,7 +117,7 @@ class ReadingsFile:
             database.close()
             if "locked" in str(error):
                 raise ExperimentError(
-                    f"another process keeps readings in {folder}: end it, or give each node a folder of its own"
+                    f"another process uses the readings in {folder}: end it, or give each node a folder of its own"
                 ) from error
-            raise ExperimentError(f"{self.path} is damaged ({error}): move it away, and begin anew") from error
+            raise ExperimentError(f"{self.path} is damaged ({error}): move it away, and start again") from error
         return database

@@ -1,4 +1,5 @@
-"""Files that are taken as a whole: read once they are complete, then moved; and readings that are written into them later."""
+"""Files that are read as a whole: each is read once it is complete, and then moved. Readings that are written into it later are
+taken too."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,7 @@ class WholeFiles:
                 yield seen
 
     def _take(self, name: str, state: FileState, anyway: bool) -> SeenFile | None:
-        """Take a file unless it is not whole yet. If `anyway` is set, take it as it is."""
+        """Take a file if it is complete. If `anyway` is set, take an incomplete one too."""
         path, taken = self._folder / name, NOTHING_TAKEN
         try:
             with opened(path) as descriptor:
@@ -78,7 +79,7 @@ class WholeFiles:
                     return None
                 if not (anyway or is_whole(name, body)):
                     self._state.waiting[name] = (
-                        f"it does not end as such a file does; after {PATIENCE_S:g} s it is taken as it is"
+                        f"it does not end like a complete file; after {PATIENCE_S:g} s it is taken as it is"
                     )
                     return None
                 file = self._lines.known(descriptor, name, state, continuing=False)
@@ -87,7 +88,7 @@ class WholeFiles:
                     if part is None:
                         return None
                     taken = self._lines.keep(part, whole=True)
-        except FileNotFoundError:  # it was renamed since
+        except FileNotFoundError:  # it was renamed meanwhile
             return None
         except (BadReading, OSError) as error:
             why = str(error) if isinstance(error, BadReading) else f"it cannot be read: {error.strerror or error}"

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sumus.errors import ExperimentError
-from sumus.operations.service import Storage, make_private, reconcile
+from sumus.operations.published import reconcile
+from sumus.operations.stores import Storage, make_private
 from sumus.storage.blobs import Blobs, DirectoryBlobs, open_blobs
 from sumus.storage.files import LockHeldError, lock_file, sync, write_whole
 from sumus.storage.sql import SqlStore
@@ -88,9 +89,11 @@ def restore(folder: Path, storage: Storage) -> BackupContents:
         ExperimentError: The backup is incomplete, or the server's folder has a database.
     """
     if not (folder / ABOUT).exists():
-        raise ExperimentError(f"{folder} is no whole backup: give what `sumus backup -o` made")
+        raise ExperimentError(f"{folder} is not a complete backup: give the folder that `sumus backup -o` made")
     if storage.data is None or storage.database is not None:
-        raise ExperimentError("a backup is put into a folder: give the server's, without a database's URL")
+        raise ExperimentError(
+            "a backup is restored into a folder: give the server's folder, without the URL of a database"
+        )
     make_private(storage.data)
     with ExitStack() as held:
         try:
@@ -114,7 +117,7 @@ def restore(folder: Path, storage: Storage) -> BackupContents:
             sync(storage.data)
         except OSError as error:
             raise ExperimentError(
-                f"{storage.data} cannot be written: {error.strerror or error}; see to its disk"
+                f"{storage.data} cannot be written: {error.strerror or error}; check its disk"
             ) from error
     return BackupContents(tasks, objects, nbytes, reconcile(storage))
 

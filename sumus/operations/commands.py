@@ -51,14 +51,14 @@ class RunKind(StrEnum):
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The admin's address, as `sumus serve` prints it.")]
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
-Version = Annotated[int, typer.Argument(metavar="VERSION", min=0, help="Of the task's model.")]
+Version = Annotated[int, typer.Argument(metavar="VERSION", min=0, help="A version of the task's model.")]
 OfRun = Annotated[RunKind, typer.Option(help="Which of the task's runs.")]
 Authority = Annotated[
-    Path | None, typer.Option(help="Certificate of the server's own authority, PEM, for https with --tls auto.")
+    Path | None, typer.Option(help="Certificate (PEM) of the server's own authority, for https with --tls auto.")
 ]
 LinkFile = Annotated[Path | None, typer.Option(help="File with a login link, - for standard input.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-BlobsAt = Annotated[str | None, typer.Option("--blobs", help="Where models lie, if it is not in the folder.")]
+BlobsAt = Annotated[str | None, typer.Option("--blobs", help="Where models are stored, if not in the folder.")]
 
 admin = typer.Typer(no_args_is_help=True, help="Look at a running server's models and devices, and change them.")
 
@@ -70,14 +70,15 @@ def register(app: typer.Typer, pack: Pack) -> None:
     @with_option_groups
     def serve(  # pyright: ignore[reportUnusedFunction]
         what: Annotated[
-            list[str], typer.Argument(metavar="FILE.py[:NAME]|PLAN.sumus …", help="A file, or what `sumus pack` made.")
+            list[str],
+            typer.Argument(metavar="FILE.py[:NAME]|PLAN.sumus …", help="A file of code, or a bundle of `sumus pack`."),
         ],
         storage: StorageOptions,
         listen: ListenOptions,
         policy: PolicyOptions,
         links: LinkOptions,
         output: OutputOptions,
-        rounds: Annotated[int | None, typer.Option(min=1, help="Stop once every task has so many models.")] = None,
+        rounds: Annotated[int | None, typer.Option(min=1, help="Stop once every task has this many models.")] = None,
         seed: Annotated[int | None, typer.Option(help="Seed of a file's first model.")] = None,
     ) -> None:
         """Serve tasks to real devices, until Ctrl-C."""
@@ -116,12 +117,12 @@ def is_file_of_code(what: str) -> bool:
     return path.suffix == ".py" or (not path.is_file() and Path(what.rpartition(":")[0]).suffix == ".py")
 
 
-# ── looking, and changing ────────────────────────────────────────────────────────────────────────────────────────────
+# ── status and changes ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def status(
     url: Url,
-    watch: Annotated[bool, typer.Option(help="Look again every two seconds, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option(help="Refresh the status every two seconds, until Ctrl-C.")] = False,
     as_json: AsJson = False,
     authority: Authority = None,
 ) -> None:
@@ -159,7 +160,7 @@ def _readable(now: Any) -> "Group":
 
 
 def login(url: Url, link_file: LinkFile = None, authority: Authority = None) -> None:
-    """Log in with the link that the server printed; it is asked for, or in a file, or in SUMUS_LOGIN."""
+    """Log in with the link that the server printed. Type it when asked, or give it in a file or in SUMUS_LOGIN."""
     remote = _remote(url, authority, ask=False)
     remote.log_in(_secret(link_file))
     echo(f"logged in at {remote.url} for 12 hours")
@@ -179,11 +180,11 @@ def link(data: Data) -> None:
     except OSError as error:
         raise ExperimentError(f"no server has run on {data}: give the folder of `sumus serve --data`") from error
     echo(login_link(url, Access(data / "admin").new_code(time.time())))
-    echo(f"once, within {CODE_S / 60:.0f} minutes", error=True)
+    echo(f"valid once, within {CODE_S / 60:.0f} minutes", error=True)
 
 
 def models(url: Url, task: TaskName, as_json: AsJson = False, authority: Authority = None) -> None:
-    """List a task's models: what each was made from, of how many reports, and what was measured."""
+    """List a task's models, with their origin, their number of reports and their metrics."""
     found = _remote(url, authority).ask("GET", f"/v1/admin/models/{_part(task)}")
     if as_json:
         echo(*json.dumps(found, indent=1).split("\n"))
@@ -211,27 +212,27 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The file to write.")],
     version: Annotated[
         int | None,
-        typer.Argument(metavar="[VERSION]", min=0, help="By default the one that devices answer with."),
+        typer.Argument(metavar="[VERSION]", min=0, help="By default the released one."),
     ] = None,
     authority: Authority = None,
 ) -> None:
-    """Write a version's shared leaves, by the plan's names, as safetensors. A file that is there stays as it is."""
+    """Write a version's shared leaves, by the plan's names, as safetensors. An existing file is not overwritten."""
     remote = _remote(url, authority)
     found = remote.ask("GET", f"/v1/admin/models/{_part(task)}")
     wanted = found["released"] if version is None else version
     row = next((model for model in found["models"] if model["version"] == wanted), None)
     path = f"/v1/admin/models/{_part(task)}/{wanted}"
     if row is None:
-        remote.ask("GET", path)  # says which there are
-        raise ExperimentError(f"version {wanted} of {task} has come or gone just now: run the same again")
+        remote.ask("GET", path)  # the error lists the existing versions
+        raise ExperimentError(f"version {wanted} of {task} was added or deleted just now: run the same command again")
     nbytes = remote.fetch(path, row["sha256"], output)
     echo(f"{output}: version {wanted} of {task}, {amount(nbytes)}, sha256 {row['sha256']}")
 
 
 def promote(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
-    """Let devices answer with a version."""
+    """Release a version: devices then predict with it."""
     _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/promote", {"version": version})
-    echo(f"devices answer with version {version} of {task}")
+    echo(f"devices now predict with version {version} of {task}")
 
 
 def rollback(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
@@ -239,19 +240,19 @@ def rollback(url: Url, task: TaskName, version: Version, authority: Authority = 
     made = _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/rollback", {"version": version})[
         "version"
     ]
-    echo(f"{task} goes on from version {version}, which is version {made} now")
+    echo(f"{task} continues from version {version}, which is now version {made}")
 
 
 def pause(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
-    """Begin no round and give no work, until `resume`; what devices have begun is still counted."""
+    """Pause a task: until `resume`, no round begins and no work is given. Reports on work in progress are still counted."""
     _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/pause", {"kind": kind.value})
     echo(f"{task} is paused")
 
 
 def resume(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
-    """Go on after a pause."""
+    """Resume a paused task."""
     _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/resume", {"kind": kind.value})
-    echo(f"{task} goes on")
+    echo(f"{task} continues")
 
 
 def cancel(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
@@ -259,25 +260,29 @@ def cancel(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Aut
     number = _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/cancel", {"kind": kind.value})[
         "round"
     ]
-    echo(f"round {number} of {task} is ended, without a model")
+    echo(f"round {number} of {task} has ended, without a model")
 
 
 def token(
     url: Url,
-    links: Annotated[int, typer.Option(min=1, help="Make so many links.")] = 1,
+    links: Annotated[int, typer.Option(min=1, help="Make this many links.")] = 1,
     uses: Annotated[
-        int, typer.Option(min=1, help="Devices that each link lets in. Who has one may come as several devices.")
+        int, typer.Option(min=1, help="Devices that each link lets in; one person may enrol all of them.")
     ] = 1,
-    days: Annotated[float, typer.Option(min=0.001, help="How long it lasts.")] = 7.0,
+    days: Annotated[float, typer.Option(min=0.001, help="Days for which each link is valid.")] = 7.0,
     edge: Annotated[
-        int | None, typer.Option(min=1, metavar="DEVICES", help="For an edge that may speak for so many devices.")
+        int | None,
+        typer.Option(
+            min=1, metavar="DEVICES", help="Make links for edges, each of which may speak for this many devices."
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write them to a file, one a line, and do not print them.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write the links to a file, one per line, and do not print them."),
     ] = None,
     authority: Authority = None,
 ) -> None:
-    """Make links that devices enrol with, or edges."""
+    """Make links with which devices or edges enrol."""
     from sumus.storage.files import write_whole
 
     speaks = {} if edge is None else {"speaks_for": edge}
@@ -292,7 +297,7 @@ def token(
 
 def devices(
     url: Url,
-    after: Annotated[str, typer.Option(help="Begin behind this id.")] = "",
+    after: Annotated[str, typer.Option(help="Begin after this id.")] = "",
     as_json: AsJson = False,
     authority: Authority = None,
 ) -> None:
@@ -303,7 +308,7 @@ def devices(
         return
     today = int(time.time() // 86400)
     for row in found["devices"]:
-        seen = f"heard of {_day(today - row['seen'])}" if row["seen"] else ""
+        seen = f"last seen {_day(today - row['seen'])}" if row["seen"] else ""
         echo(f"{row['id']}  {row['state']:9}  enrolled {_day(today - row['enrolled'])}  {seen}".rstrip())
     if found["after"]:
         echo(f"more: --after {found['after']}", error=True)
@@ -314,9 +319,11 @@ def _day(ago: int) -> str:
 
 
 def revoke(
-    url: Url, device: Annotated[str, typer.Argument(metavar="DEVICE", help="Its id.")], authority: Authority = None
+    url: Url,
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.")],
+    authority: Authority = None,
 ) -> None:
-    """Shut a device out, for good."""
+    """Bar a device permanently."""
     _remote(url, authority).ask("POST", f"/v1/admin/devices/{_part(device)}/revoke")
     echo("revoked")
 
@@ -356,33 +363,33 @@ def _secret(file: Path | None) -> str:
 
 def backup(
     data: Data,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, made here, for the copy.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the copy.")],
     database: Database = None,
     blobs: BlobsAt = None,
 ) -> None:
     """Copy a server's database and models, also while it runs; without keys, and without sums of open rounds."""
     from sumus.operations.backup import back_up
-    from sumus.operations.service import Storage
+    from sumus.operations.stores import Storage
 
     echo(*back_up(Storage(data, without_secret(database), None, blobs), output).shown())
 
 
 def restore(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `sumus backup` made.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `sumus backup` made.")],
     data: Data,
     blobs: BlobsAt = None,
 ) -> None:
-    """Put a backup into a server's folder, and begin a new epoch from it."""
+    """Restore a backup into a server's folder, and begin a new epoch."""
     from sumus.operations.backup import restore as restored
-    from sumus.operations.service import Storage
+    from sumus.operations.stores import Storage
 
     echo(*restored(folder, Storage(data, None, None, blobs)).shown())
 
 
 def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> None:
-    """Go on from a database that was put back: a new epoch begins, in which nothing counts as unspent."""
-    from sumus.operations.service import Storage
-    from sumus.operations.service import reconcile as reconciled
+    """Begin a new epoch after a database was restored, so that nothing is used twice."""
+    from sumus.operations.published import reconcile as reconciled
+    from sumus.operations.stores import Storage
 
     for task, epoch in reconciled(Storage(data, without_secret(database), None, blobs)).items():
         echo(f"{task}: epoch {epoch}")

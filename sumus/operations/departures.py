@@ -33,7 +33,7 @@ class Departures:
         self._path = path
 
     def note(self, row: Identity) -> None:
-        """Add a device that is revoked or withdrawn. ExperimentError is raised if the file cannot be written."""
+        """Add a device that is revoked or withdrawn. Raise ExperimentError if the file cannot be written."""
         there = self._path.exists()
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -45,7 +45,7 @@ class Departures:
                 sync(self._path.parent)
         except OSError as error:
             raise ExperimentError(
-                f"{self._path} cannot be written: {error.strerror or error}; nobody is let out before it is"
+                f"{self._path} cannot be written: {error.strerror or error}; no device is removed before that succeeds"
             ) from error
 
     def hold(self, identities: Identities) -> None:
@@ -63,7 +63,8 @@ class Departures:
             return
         except OSError as error:
             raise ExperimentError(
-                f"{self._path} cannot be read: {error.strerror or error}; it says who must not come back: see to the disk"
+                f"{self._path} cannot be read: {error.strerror or error}; it lists the devices that must not come back, so "
+                "check the disk"
             ) from error
         for line in lines:
             if (found := _LINE.fullmatch(line)) is not None:

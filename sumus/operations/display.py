@@ -11,7 +11,8 @@ from sumus.text import ago, amount, many
 
 _COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
 OPEN_END = 1_000_000
-"""The goal from which on no goal is shown: an edge without work yet collects as many reports as the server above allows."""
+"""A goal of at least this many reports is not shown. An edge without work yet has the largest goal that the server above
+allows."""
 _NUMBERS = ("round", "reports", "train", "dropped")
 SOON_S = 14 * 86400.0
 """The seconds before its end from which a certificate is shown in red."""
@@ -32,13 +33,15 @@ def shown(now: dict[str, Any]) -> Group:
         told = f"an edge of {above['server']}: {many(above['sums'], 'sum')} sent, {amount(above['bytes'])}{waiting}"
         lines.append(Text(told))
         if above["trouble"]:
-            lines.append(Text(f"the server above does not hear this edge: {above['trouble']}", "red"))
+            lines.append(Text(f"this edge cannot reach the server above: {above['trouble']}", "red"))
     replica = now["replica"]
     if len(replica["there"]) > 1 or not replica["leads"]:
-        leader = "it leads" if replica["leads"] else f"{replica['leader'] or 'nobody'} leads"
+        leader = "it leads" if replica["leads"] else f"{replica['leader'] or 'no replica'} leads"
         lines.append(Text(f"replica {replica['name']}, {len(replica['there'])} there; {leader}"))
     if (left := now["certificate_s"]) is not None and left < SOON_S:
-        lines.append(Text(f"the certificate {f'ends in {ago(left)}' if left > 0 else 'has ended'}: renew it", "red"))
+        lines.append(
+            Text(f"the certificate {f'expires in {ago(left)}' if left > 0 else 'has expired'}: renew it", "red")
+        )
     if now["trouble"]:
         lines.append(Text(f"waiting for storage: {now['trouble']}", "red"))
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -71,7 +74,7 @@ def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
 def _refusals(refused: list[dict[str, Any]]) -> Iterator[Text]:
     """Describe why devices have taken no part in recent minutes."""
     if refused:
-        yield Text("in the last 10 minutes took no part:")
+        yield Text("devices that took no part in the last 10 minutes:")
     for each in refused:
         run = f"{each['task']} {each['kind']}: " if each["task"] else ""
         yield Text(f"    {run}{each['said']}", "yellow")
@@ -89,7 +92,7 @@ def _of_task(task: dict[str, Any]) -> Iterator[str]:
 def _of_models(task: dict[str, Any]) -> Iterator[str]:
     model, measured = task["model"], task["evaluated"]
     if model is None:
-        yield f"{task['name']}: devices answer with version {task['released']}"
+        yield f"{task['name']}: devices predict with version {task['released']}"
         return
     said = [
         f"{task['name']}: version {model['version']} of {many(model['contributors'], 'report')}, {ago(model['age_s'])} ago"
@@ -102,7 +105,7 @@ def _of_models(task: dict[str, Any]) -> Iterator[str]:
             "late: " + ", ".join(f"{reports} by {many(int(versions), 'version')}" for versions, reports in late.items())
         )
     if task["released"] != task["version"]:
-        said.append(f"devices answer with version {task['released']}")
+        said.append(f"devices predict with version {task['released']}")
     yield "; ".join(said)
     if measured is not None:
         found = measured["evaluate"]

@@ -22,9 +22,10 @@ from sumus.terminal import echo
 
 if TYPE_CHECKING:
     from sumus.http.listening import Listening
+    from sumus.operations.policy import ServerPolicy
     from sumus.operations.progress import ServerOpened
     from sumus.operations.serve import Startup
-    from sumus.operations.service import ServerPolicy, Storage
+    from sumus.operations.stores import Storage
 
 
 class LogForm(StrEnum):
@@ -45,24 +46,25 @@ Data = Annotated[Path, typer.Option(help="The server's folder.")]
 Database = Annotated[
     str | None,
     typer.Option(
-        envvar="SUMUS_DATABASE", help="Its URL, postgresql+psycopg://HOST/NAME; by default SQLite in the folder."
+        envvar="SUMUS_DATABASE",
+        help="The database's URL, postgresql+psycopg://HOST/NAME; by default SQLite in the folder.",
     ),
 ]
-Memory = Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")]
+Memory = Annotated[int, typer.Option(min=1, metavar="MIB", help="Memory for reports that are being received.")]
 
 
 @dataclass(frozen=True)
 class StorageOptions:
     """The location of a server's data."""
 
-    data: Annotated[Path, typer.Option(help="Folder for all that the server keeps.")]
+    data: Annotated[Path, typer.Option(help="Folder for all of the server's data.")]
     database: Database = None
     keys: Annotated[Path | None, typer.Option(help="Folder for the key ring, better on another volume.")] = None
     blobs: Annotated[str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models and sealed sums.")] = None
 
     def storage(self) -> "Storage":
         """Return these options as a `Storage`."""
-        from sumus.operations.service import Storage
+        from sumus.operations.stores import Storage
 
         return Storage(self.data, without_secret(self.database), self.keys, self.blobs)
 
@@ -71,21 +73,25 @@ class StorageOptions:
 class ListenOptions:
     """The addresses at which a server answers its devices and its operator."""
 
-    host: Annotated[str, typer.Option(help="Address for devices; 0.0.0.0 for all that this machine has.")] = "127.0.0.1"
+    host: Annotated[str, typer.Option(help="Address for devices; 0.0.0.0 for all addresses of this machine.")] = (
+        "127.0.0.1"
+    )
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")] = 8080
     admin_host: Annotated[str, typer.Option(help="Address for the admin and for /metrics.")] = "127.0.0.1"
     admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any.")] = 8081
     tls: Tls = None
     name: Annotated[
         list[str] | None,
-        typer.Option(help="Host name or address that devices or the admin use; several times for several."),
+        typer.Option(help="Host name or address that devices or the admin use; may be given several times."),
     ] = None
-    url: Annotated[str | None, typer.Option(help="What devices call it, if a proxy stands before it.")] = None
+    url: Annotated[str | None, typer.Option(help="The server's URL for devices, if it is behind a proxy.")] = None
     proxies: Annotated[
         str,
-        typer.Option(help="Addresses and networks of your proxies, with commas; they are believed about who asks."),
+        typer.Option(
+            help="Addresses and networks of your proxies, separated by commas; the client addresses that they send are trusted."
+        ),
     ] = ""
-    insecure: Annotated[bool, typer.Option(help="Without TLS, also if others reach it.")] = False
+    insecure: Annotated[bool, typer.Option(help="Allow access from other machines without TLS.")] = False
 
     def listening(self) -> "Listening":
         """Return these options as a `Listening`."""
@@ -109,23 +115,21 @@ class PolicyOptions:
     """The rules by which a server runs its tasks."""
 
     population: Annotated[str, typer.Option(help="The population's name.")] = "default"
-    quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 1_000_000
+    quota: Annotated[int, typer.Option(min=1, help="Maximum number of enrolled devices.")] = 1_000_000
     memory: Memory = 256
-    evaluate: Annotated[int | None, typer.Option(min=1, help="Let so many devices measure a model.")] = None
-    every: Annotated[int, typer.Option(min=1, help="Versions from one that is measured to the next.")] = 1
-    promote: Annotated[Promotion, typer.Option(help="Whether devices answer with a new model at once.")] = (
-        Promotion.auto
-    )
+    evaluate: Annotated[int | None, typer.Option(min=1, help="Let this many devices measure a model.")] = None
+    every: Annotated[int, typer.Option(min=1, help="Measure every Nth version.")] = 1
+    promote: Annotated[Promotion, typer.Option(help="Whether a new model is released at once.")] = Promotion.auto
     priority: Annotated[
-        list[str] | None, typer.Option(metavar="TASK=N", help="The higher, the earlier a task's devices are asked.")
+        list[str] | None, typer.Option(metavar="TASK=N", help="Tasks with a higher number get devices first.")
     ] = None
     warm_start: Annotated[
-        bool, typer.Option(help="If leaves or data have changed, begin with what of the old model fits.")
+        bool, typer.Option(help="If leaves or data have changed, begin with the parts of the old model that fit.")
     ] = False
     spool: Annotated[
         bool,
         typer.Option(
-            help="Serve plans that need each update apart; it lies sealed on the disk until its round is over."
+            help="Serve plans that need each update separately; updates stay sealed on the disk until their round is over."
         ),
     ] = False
 
@@ -138,13 +142,13 @@ class PolicyOptions:
         Raises:
             UsageError: A priority is given to a task that is not served.
         """
-        from sumus.operations.service import ServerPolicy
+        from sumus.operations.policy import ServerPolicy
         from sumus.server.evaluation import Evaluating
 
         priority = priorities_of(self.priority or [])
         if unknown := priority.keys() - set(tasks):
             raise UsageError(
-                f"--priority {min(unknown)}: there is no such task here; there are {', '.join(sorted(tasks))}"
+                f"--priority {min(unknown)}: there is no such task here; the tasks are {', '.join(sorted(tasks))}"
             )
         return ServerPolicy(
             population=self.population,
@@ -163,19 +167,17 @@ class LinkOptions:
     """The links that a server makes when it starts."""
 
     tokens: Annotated[
-        int, typer.Option(min=0, help="Make so many links, each for one device, or for --uses of them.")
+        int, typer.Option(min=0, help="Make this many links, each for one device, or for --uses devices.")
     ] = 0
     uses: Annotated[
         int,
-        typer.Option(
-            min=1, help="Devices that each link of --tokens lets in. Who has one may come as several devices."
-        ),
+        typer.Option(min=1, help="Devices that each link of --tokens lets in; one person may enrol all of them."),
     ] = 1
     token_file: Annotated[
-        Path | None, typer.Option(help="Write these links to a file, one a line, and do not print them.")
+        Path | None, typer.Option(help="Write these links to a file, one per line, and do not print them.")
     ] = None
-    edges: Annotated[int, typer.Option(min=0, help="Make so many links, each for one edge, in --edge-file.")] = 0
-    edge_file: Annotated[Path | None, typer.Option(help="Where these links are written, one a line.")] = None
+    edges: Annotated[int, typer.Option(min=0, help="Write this many links to --edge-file, each for one edge.")] = 0
+    edge_file: Annotated[Path | None, typer.Option(help="File for these links, one per line.")] = None
 
     def check(self) -> None:
         """Refuse links for edges without a file for them, and a file without such links.
@@ -184,17 +186,19 @@ class LinkOptions:
             UsageError: One of the two options is given without the other.
         """
         if bool(self.edges) != (self.edge_file is not None):
-            raise UsageError("--edges N and --edge-file FILE go together: links for edges are written, and not printed")
+            raise UsageError(
+                "--edges N and --edge-file FILE go together: links for edges are written to a file, and not printed"
+            )
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     """The output of a server."""
 
-    log: Annotated[LogForm, typer.Option(help="How the log on standard error is written.")] = LogForm.text
+    log: Annotated[LogForm, typer.Option(help="Format of the log on standard error.")] = LogForm.text
     quiet: Annotated[bool, typer.Option(help="Print no line for each model.")] = False
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object when it answers, and nothing else.")
+        bool, typer.Option("--json", help="Print one JSON object when the server answers, and nothing else.")
     ] = False
 
     def begin_log(self) -> None:
@@ -242,12 +246,12 @@ def without_secret(database: str | None) -> str | None:
     try:
         parts = urlsplit(database or "")
     except ValueError as error:
-        raise UsageError(f"--database is no URL ({error}): write postgresql+psycopg://HOST/NAME") from error
+        raise UsageError(f"--database is not a URL ({error}): write postgresql+psycopg://HOST/NAME") from error
     told = database != os.environ.get("SUMUS_DATABASE")
     if told and (parts.password or "password=" in parts.query):
         raise UsageError(
-            "the database's password stands in the command, which others read: give it in PGPASSWORD or a .pgpass file, or the "
-            "whole URL in SUMUS_DATABASE"
+            "the command contains the database's password, which others can read: give it in PGPASSWORD or a .pgpass file, or "
+            "the whole URL in SUMUS_DATABASE"
         )
     return database
 

@@ -19,7 +19,7 @@ from sumus.storage.store import Model
 from sumus.text import many
 
 LOG = logger("sumus.serve")
-ENOUGH = "it has all the models that it was to have"
+ENOUGH = "it has the requested number of models"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ServerProgress:
         server: The server.
         say: Called with each line.
         rounds: The number of models after which a task only measures its models; None for no end.
-                end: Ends the server.
+        end: Ends the server.
     """
 
     def __init__(self, server: Server, say: Callable[[str], None], rounds: int | None, end: Callable[[], None]) -> None:

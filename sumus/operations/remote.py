@@ -28,7 +28,7 @@ from sumus.transport.transport import why_unreached
 
 PATIENCE = 30.0
 MOST = 64 * 2**20
-"""The most bytes of an answer in JSON."""
+"""The maximum number of bytes of an answer in JSON."""
 _PIECE = 2**20
 
 
@@ -44,8 +44,8 @@ class Remote:
     def __init__(self, url: str, logins: Logins, authority: Path | None = None) -> None:
         if "#" in url:
             raise UsageError(
-                "a login link is a secret, and what stands in a command is read by others: give the URL alone, and the link "
-                "when you are asked, in a file (--link-file), or in SUMUS_LOGIN; this one should be used or replaced now"
+                "a login link is a secret, and others can read commands: give only the URL here, and the link when you are "
+                "asked, in a file (--link-file), or in SUMUS_LOGIN. Use or replace this link now"
             )
         self.url = origin(url)
         self._logins, self._authority = logins, authority
@@ -101,7 +101,7 @@ class Remote:
             _named(part, output)
             sync(output.parent)
         except FileExistsError:
-            raise ExperimentError(f"{output} is there already, and stays as it is: give another -o FILE") from None
+            raise ExperimentError(f"{output} exists already, and is not overwritten: give another -o FILE") from None
         except OSError as error:
             raise ExperimentError(
                 f"{output} cannot be written: {error.strerror or error}; give another -o FILE"
@@ -133,15 +133,17 @@ class Remote:
             if known and said.get("code") == "bad_token":
                 self._logins.forget(self.url)
                 raise ExperimentError(
-                    f"your session at {self.url} is over: run `sumus admin login {self.url}`; whoever owns the server's folder "
-                    "makes a new link with `sumus admin link`"
+                    f"your session at {self.url} is over: run `sumus admin login {self.url}`; the owner of the server's folder "
+                    "can make a new link with `sumus admin link`"
                 )
-            raise ExperimentError(f"{self.url} says no: {said.get('detail') or said.get('code') or response.status}")
+            raise ExperimentError(
+                f"{self.url} refused the request: {said.get('detail') or said.get('code') or response.status}"
+            )
 
     def _check(self, response: http.client.HTTPResponse) -> None:
         if response.headers.get(PLANE, "") != "admin":
             raise ExperimentError(
-                f"{self.url} is not the admin's address of a sumus server: give the one that `sumus serve` prints after `admin`"
+                f"{self.url} is not the admin address of a sumus server: give the one that `sumus serve` prints after `admin`"
             )
 
     @contextmanager
@@ -165,12 +167,12 @@ class Remote:
             yield
         except ssl.SSLCertVerificationError as error:
             raise ExperimentError(
-                f"the certificate of {self.url} is not to be trusted ({error.verify_message}): if it is the server's own, give "
-                "its authority, --authority DATA/tls/authority.pem. A renewed certificate has a new one there: copy it again"
+                f"the certificate of {self.url} is not trusted ({error.verify_message}): if it is the server's own, give its "
+                "authority, --authority DATA/tls/authority.pem. A renewed certificate has a new authority: copy the file again"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ExperimentError(
-                f"{self.url} cannot be reached ({why_unreached(error)}): does the server run, and is that its admin's address?"
+                f"{self.url} cannot be reached ({why_unreached(error)}): is the server running, and is that its admin address?"
             ) from error
 
     def _connection(self, scheme: str, host: str, port: int) -> http.client.HTTPConnection:
@@ -179,7 +181,7 @@ class Remote:
         try:
             context = ssl.create_default_context(cafile=None if self._authority is None else str(self._authority))
         except OSError as error:
-            raise UsageError(f"{self._authority} is no certificate: {error.strerror or error}") from error
+            raise UsageError(f"{self._authority} is not a certificate: {error.strerror or error}") from error
         return http.client.HTTPSConnection(host, port, timeout=PATIENCE, context=context)
 
 
@@ -203,7 +205,7 @@ def _named(part: Path, output: Path) -> None:
 def _written(response: http.client.HTTPResponse, sha256: str, part: Path, url: str) -> int:
     """Write a body to a new file, up to its announced length; return the number of bytes."""
     announced, got, hashed = whole_number(response.headers.get("content-length", "")), 0, hashlib.sha256()
-    cut = ExperimentError(f"the answer of {url} was cut off, or is not what it announced: run the same again")
+    cut = ExperimentError(f"the answer from {url} was cut off, or announced no length: run the same command again")
     if announced is None:
         raise cut
     with part.open("xb") as file:
@@ -221,7 +223,7 @@ def _written(response: http.client.HTTPResponse, sha256: str, part: Path, url: s
         os.fsync(file.fileno())
     if hashed.hexdigest() != sha256:
         raise ExperimentError(
-            f"the model from {url} has not the SHA-256 that the server lists: look for a proxy that changes answers, or a "
+            f"the model from {url} does not have the SHA-256 that the server lists: look for a proxy that changes answers, or a "
             "damaged disk on the server"
         )
     return got

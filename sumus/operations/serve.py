@@ -33,8 +33,10 @@ from sumus.errors import UsageError
 from sumus.http.listening import Listening, Planes, expect_no_loop, opened_at, told_to_stop
 from sumus.http.tls import enrolment_link
 from sumus.logs import Form, log_to, logger
+from sumus.operations.policy import ServerPolicy
 from sumus.operations.progress import ServerOpened, ServerProgress, spoken
-from sumus.operations.service import ServerPolicy, Service, Storage, make_private, open_service
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage, make_private
 from sumus.operations.upkeep import keep_house, watch
 from sumus.operations.waiting import once_there
 from sumus.plan import Plan
@@ -49,7 +51,7 @@ from sumus.wire.messages import Refused
 
 LOG = logger("sumus.serve")
 MOST_BEHIND_AN_EDGE = 10_000
-"""The most devices behind one edge, for an edge that enrols with a link made at startup."""
+"""The maximum number of devices behind one edge, for an edge that enrols with a link made at startup."""
 
 What: TypeAlias = Plan | Bundle | str | Path
 """A plan with its task's code, a bundle, or a bundle's file."""
@@ -146,7 +148,7 @@ def bundles_of(what: Sequence[What], seed: int = 0) -> dict[str, Bundle]:
         bundle = each if isinstance(each, Bundle) else _planned(each, seed) if isinstance(each, Plan) else _read(each)
         name = bundle.plan.description.name
         if name in found:
-            raise UsageError(f"two tasks are called {name!r}: give one another Task(name=)")
+            raise UsageError(f"two tasks are called {name!r}: give one of them another Task(name=)")
         found[name] = bundle
     return found
 
@@ -156,7 +158,7 @@ def _planned(plan: Plan, seed: int) -> Bundle:
     plan.check_deployable(spools=True)
     task: Any = plan.task
     if task is plan.description:
-        raise UsageError("this plan was read from JSON and has no first model: serve the bundle that it came in")
+        raise UsageError("this plan was read from JSON and has no first model: serve the bundle that contained it")
     from sumus.training.program import Program
 
     return Bundle(plan, Program(task, seed=seed).initial)
@@ -237,7 +239,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
 
 @contextmanager
 def _spared_collections() -> Generator[None, None, None]:
-    """Exclude the objects that a server's startup has made from garbage collection, for the length of a block.
+    """Within a block, exclude the objects that a server's startup has made from garbage collection.
 
     They live as long as the server. A full collection would otherwise visit all of them: the server would pause for 90 ms, again
     and again under a flood of requests.
@@ -267,7 +269,7 @@ async def _answer(
         over.set()
 
     def enough() -> None:
-        with suppress(RuntimeError):  # it is over already
+        with suppress(RuntimeError):  # the loop has ended already
             loop.call_soon_threadsafe(over.set)
 
     with told_to_stop(loop, end):
@@ -285,7 +287,7 @@ async def _answer(
                     startup.ready(found)
                 with _spared_collections():
                     await over.wait()
-                say("stopping: who waits is answered, and what was sent is committed")
+                say("stopping: waiting requests are answered, and the reports that were sent are committed")
             finally:
                 house.cancel()
                 server.drain()

@@ -69,7 +69,7 @@ async def keep_house(service: Service, pause: float = HOUR) -> None:
                 await service.server.command(lambda now: turn_keys(service))
             await asyncio.to_thread(service.server.roll.write_seen)
         except (SumusError, Refused, OSError, SQLAlchemyError) as error:
-            LOG.warning("keys could not be turned: %s; again soon", str(error).splitlines()[0])
+            LOG.warning("keys could not be rotated: %s; trying again soon", str(error).splitlines()[0])
             await asyncio.sleep(pause / 60)
         else:
             if service.certificate is not None and hour % 24 == 0:
@@ -82,7 +82,9 @@ def watch(server: Server, over: threading.Event, limit: float = STUCK_S, end: Ca
     """End the process if one decision takes too long: it may be in a transaction that others wait for."""
     while not over.wait(limit / 20):
         if server.stuck_s > limit:
-            LOG.critical("a decision has taken more than %.0f s: the process ends, so that nobody waits for it", limit)
+            LOG.critical(
+                "a decision has taken more than %.0f s: the process ends, so that no other process waits for it", limit
+            )
             faulthandler.dump_traceback()
             end(EXIT_STUCK)
             return

@@ -19,7 +19,7 @@ from sumus.transport.transport import Unreachable
 LOG = logger("sumus.serve")
 T = TypeVar("T")
 FIRST, LONGEST = 1.0, 30.0
-"""The seconds before the second attempt, and the most between two attempts."""
+"""The seconds before the second attempt, and the longest wait between two attempts."""
 SAID = 300.0
 """The seconds after which the same reason is logged again."""
 
@@ -50,10 +50,10 @@ def once_there(
             why = str(error).splitlines()[0]
         else:
             if said:
-                LOG.warning("it is there now: the start goes on")
+                LOG.warning("it is available now: the start continues")
             return found
         if why != said or clock() - since >= SAID:
-            LOG.warning("%s; the start waits for that, and tries again and again", why)
+            LOG.warning("%s; the start waits for that, and tries again", why)
             said, since = why, clock()
         sleep(wait)
         wait = min(2 * wait, LONGEST)

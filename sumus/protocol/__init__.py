@@ -1,3 +1,3 @@
-"""The two ends of a round as pure tables: `round` for the server, and `session` for the device. They use neither a clock nor
-IO.
+"""The rounds of servers, edges and sites (`round`, `edge`, `site`) and the session of a device (`session`), as pure tables. They
+use neither a clock nor IO.
 """

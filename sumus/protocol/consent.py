@@ -1,4 +1,4 @@
-"""Reasons why a valid plan cannot start: its demands exceed the default limits of devices' consent.
+"""Finds reasons why a valid plan cannot start: its demands exceed the limits to which devices consent by default.
 
 hurdles(plan)                                     judged by the plan alone
 hurdles(plan, steps=400, memory=2**30)            also by the cost of a round
@@ -17,18 +17,18 @@ _DAY = 86400.0
 
 
 def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -> list[str]:
-    """List why devices would refuse a plan's rounds, or soon reach a limit, in sentences that name the remedy.
+    """List the reasons why devices would refuse a plan's rounds, or soon reach a limit. Each sentence names the remedy.
 
     Args:
-        plan: The plan, with its data declared.
-        steps: The most local steps that a client does in a round; 0 if they are not known.
-        memory: The least memory for a local step, in bytes; 0 if it is not known.
+        plan: The plan, which declares its data.
+        steps: The largest number of local steps of a client in a round; 0 if it is not known.
+        memory: The memory that a local step needs at least, in bytes; 0 if it is not known.
         floor: The limits of the devices' consent.
     """
     found, rounds = list[str](), plan.edges.rounds
     if plan.min_contributors < floor.contributors:
         found.append(
-            f"devices consent to sums of {floor.contributors} contributors and more, and min_contributors is "
+            f"devices consent to sums of at least {floor.contributors} contributors, and min_contributors is "
             f"{plan.min_contributors}: they refuse every round, unless each is started with --floor "
             f"contributors={plan.min_contributors}; or raise min_contributors"
         )
@@ -40,14 +40,14 @@ def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -
     ):
         if takes > most:
             found.append(
-                f"a round takes {said[0]}, and devices consent to {said[1]}: they refuse it, unless each is started with --floor "
-                f"{name}={takes}"
+                f"a round takes {said[0]}, and devices consent to {said[1]}: they refuse it, unless each is started with "
+                f"--floor {name}={takes}"
             )
     requires = plan.pacing.requires
     if asked := [each.name for each in fields(Conditions) if getattr(requires, each.name)]:
         found.append(
-            f"devices take part only where {', '.join(asked)} {'is' if len(asked) == 1 else 'are'} met (Pacing(requires=)); on "
-            "machines that cannot tell, join with --always"
+            f"devices take part only if {', '.join(asked)} {'is' if len(asked) == 1 else 'are'} met (Pacing(requires=)); on "
+            "machines that cannot detect this, join with --always"
         )
     every = plan.pacing.every or 0.0
     if every * floor.rounds < _DAY * rounds:
@@ -57,15 +57,15 @@ def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -
             else f"a round may begin every {every:g} s"
         )
         found.append(
-            f"{pace}, and a device consents to {floor.rounds} a day: one that is in each has had its day's rounds "
+            f"{pace}, and a device consents to {floor.rounds} a day: a device that is in every round has used them up "
             f"{'at once' if not every else f'within {ago(every * floor.rounds)}'}; Pacing(every="
-            f"{_DAY * rounds / floor.rounds:.0f}) leaves time between them, or let devices say --floor rounds=N"
+            f"{_DAY * rounds / floor.rounds:.0f}) leaves time between rounds; or start devices with --floor rounds=N"
         )
     return found
 
 
 def missing(plan: Plan, clients: int) -> list[str]:
-    """List why a plan cannot start, or is slow, with this number of devices."""
+    """List the reasons why a plan cannot start, or is slow, with this number of devices."""
     least = max(plan.min_contributors, plan.pacing.fewest)
     if clients < least:
         return [
@@ -75,7 +75,7 @@ def missing(plan: Plan, clients: int) -> list[str]:
     if clients < plan.pacing.cohort and not plan.pacing.buffered:
         end = "an hour" if plan.pacing.deadline is None else f"{plan.pacing.deadline:g} s"
         return [
-            f"there are {many(clients, 'client')} here, and a round waits for {plan.pacing.cohort}: with no more devices, each "
-            f"lasts until its deadline ({end}); lower the cohort"
+            f"there are {many(clients, 'client')} here, and a round waits for {plan.pacing.cohort}: without more devices, each "
+            f"round lasts until its deadline ({end}); lower the cohort"
         ]
     return []

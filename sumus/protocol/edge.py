@@ -1,47 +1,47 @@
-"""An edge's round, as a table: from the first work that arrives to the server above's answer about the sum.
+"""An edge's round, as a table: from the first work that arrives to the answer of the server above about the sum.
 
     decision = decide(facts, event)
 
-The function is pure. `sumus/edge/edge_rounds.py` reads the facts, calls it and keeps `decision.round` in memory;
-`sumus/edge/edge_run.py` carries out `decision.actions`. A site's table (`protocol/site.py`) uses the rules of this one for its
-first round.
+The function is pure. `sumus/edge/edge_rounds.py` reads the facts, calls the function and keeps `decision.round` in memory;
+`sumus/edge/edge_run.py` carries out `decision.actions`. The table of a site (`protocol/site.py`) uses the rules of this table
+for the site's first round. A *session* is the work of one device for one round.
 
 Theory of operation
 ===================
 
-Two tables run a round of an edge. To its devices, an edge is a server: `protocol/round.py` gives places, counts
-reports and closes the round, on rows in the edge's own store. To the server above, an edge speaks for its devices: this table
-decides which check-ins go up, how arriving work is used, how long the round waits for more devices, and what the server above
-is told about each session. The two meet in three places only: this table chooses the pacing by which the round table closes
+Two tables run a round of an edge. To its devices, an edge is a server: `protocol/round.py` gives places, counts reports and
+closes the round, on rows in the edge's own store. To the server above, an edge speaks for its devices: this table decides which
+check-ins are passed on, how arriving work is used, how long the round waits for more devices, and what the server above is told
+about each session. The two meet in three places only: this table chooses the pacing by which the round table closes
 (`pacing_of`); the round table says when the round was closed or abandoned (`RoundClosed`, `RoundAbandoned`); and this table may
 cancel or publish the round.
 
-**States.** A round is *waiting* until the first work arrives for it. Then it is *gathering*: its devices train and report,
-and more devices are awaited. When no work has come for `linger` seconds, or the server above has said that it has no more work,
-the round is *finishing*: devices that still get work may join, but further devices are not awaited. The round closes when the
-sessions of all devices with work have ended, or after four fifths of the server above's time limit. Then its sum is *going up*:
-the same bytes are sent until the server above answers. After the answer, or if the round was abandoned, the round is
-*settled*, and the next round is waiting.
+**States.** A round is *waiting* until the first work arrives for it. Then it is *gathering*: its devices train and report, and
+more devices are awaited. When no work has come for `linger` seconds, or the server above has said that it has no more work, the
+round is *finishing*: devices that still get work may join, but further devices are not awaited. The round closes when the
+sessions of all devices with work have ended, or after four fifths of the time limit that the server above has set. Then its sum
+is *going up*: the same bytes are sent until the server above answers. After the answer, or if the round was abandoned, the
+round is *settled*, and the next round is waiting.
 
 **Who acts.** Devices ask (`DeviceAsks`), fetch work (`WorkFetched`), give up, leave, or exceed their time (`SessionsDropped`).
-The server above gives work (`WorkArrived`), has none (`NoWorkAbove`), and answers for the sum (`SumCounted`, `SumRefused`).
+The server above gives work (`WorkArrived`), has none (`NoWorkAbove`), and answers about the sum (`SumCounted`, `SumRefused`).
 Time passes (`Tick`). The administrator of the edge may cancel a round, which arrives here as `RoundAbandoned`. A new plan or a
 lost key ends all work (`AllWorkEnds`).
 
-**Nothing is lost.** Every session that comes down ends in exactly one of three ways: its report is in a sum that is counted
-above; or the server above is told that no report will come (`SayEnded`); or the same device asks again with a newer check-in,
-which the server above takes as the end of the earlier session. A session whose report is in a sum must never end in the third
-way: the server above would refuse the whole sum. So while a device's report is in an unsent sum, its check-ins are not passed
-on.
+**Nothing is lost.** Every session that the server above gives ends in exactly one of three ways: its report is in a sum that
+this server counts; or the server above is told that no report will come (`SayEnded`); or the same device asks again with a
+newer check-in, which the server above takes as the end of the earlier session. A session whose report is in a sum must never
+end in the third way: the server above would refuse the whole sum. So while a device's report is in an unsent sum, its check-ins
+are not passed on.
 
 **What survives a crash.** The rows and notes survive: the round's state, its sessions, its work, and the time by which its sum
-must go up. If the row of a round is closing, the round is going up again, with the same bytes. Three things are lost with the
+must be sent. If the row of a round is closing, the round is going up again, with the same bytes. Three things are lost with the
 memory, and no promise depends on them: unfetched work (its device asks again, or the server above lets the session lapse); the
 time at which the last work came (the round lingers once more); and ends of sessions that had not been reported yet (these
 sessions lapse, too). `round_at` returns the state of a round after a crash.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -49,11 +49,12 @@ from typing import Any, TypeAlias
 from sumus.pacing import Pacing
 from sumus.protocol.round import ComeLater, DeviceRow, Facts, Round, Session, State, Tick, lets_go_at
 from sumus.protocol.rows import changed
+from sumus.protocol.table import EventTable
 
 MOST = 1_000_000
 """The number of devices that an edge's round waits for, unless the server above sets another number."""
 ASKING = (0.3, 1.0)
-"""The retry window, in seconds, of a device whose check-in is on its way up."""
+"""The retry window, in seconds, of a device whose check-in is on its way to the server above."""
 NOT_NOW = ComeLater(ASKING, "asking")
 """The answer to a device whose check-in is on its way up."""
 PICK_UP = 60.0
@@ -61,7 +62,7 @@ PICK_UP = 60.0
 MOMENT = 1e-3
 """The shortest deadline of a round, in seconds: with it, the round ends at the next tick."""
 NO_MORE = frozenset({"full", "closed"})
-"""The server above's reasons for giving no work which mean that its present sum takes no more devices."""
+"""The reasons of the server above for giving no work if its present sum takes no more devices."""
 BY_EDGE = "edge"
 """The reason for the end of a session that its device did not cause."""
 
@@ -76,7 +77,7 @@ class EdgeState(StrEnum):
     SETTLED = "settled"
 
 
-# ── what is known ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── facts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +190,8 @@ class WorkArrived:
         session: The session's id.
         same: Whether the work is for the same sum of the server above as this round's work.
         fetched: Whether the device has already fetched work of this session, since it asked twice.
-        out: The sessions of the round that may still report; needed only if the work is not the same.
-        again: Whether this is the second decision about the work, after the previous round was asked to end.
+        out: The sessions of the round that may still report; needed only if the work is for another sum.
+        again: Whether this is the second decision about the work, after the previous round was told to end.
     """
 
     session: str
@@ -231,7 +232,11 @@ class SessionsDropped:
 
 @dataclass(frozen=True, slots=True)
 class OtherWorkAsked:
-    """A device asks for work other than its work in this run. sessions: its sessions in this run that may still report."""
+    """A device that has work in this run asks for other work.
+
+    Attributes:
+        sessions: The device's sessions in this run that may still report.
+    """
 
     sessions: tuple[str, ...]
 
@@ -269,7 +274,11 @@ class SumCounted:
 
 @dataclass(frozen=True, slots=True)
 class SumRefused:
-    """The server above has refused the sum for good. counted: the sessions whose reports are in it."""
+    """The server above has refused the sum for good.
+
+    Attributes:
+        counted: The sessions whose reports are in the sum.
+    """
 
     counted: tuple[str, ...] = ()
 
@@ -327,7 +336,12 @@ class RemoveWork:
 
 @dataclass(frozen=True, slots=True)
 class SayEnded:
-    """Tell the server above that these sessions will not report. reason: "edge" if their devices did not cause this."""
+    """Tell the server above that these sessions will not report.
+
+    Attributes:
+        sessions: The ids of the sessions.
+        reason: Why they will not report; "edge" if their devices did not cause this.
+    """
 
     sessions: tuple[str, ...]
     reason: str = BY_EDGE
@@ -359,7 +373,7 @@ class ConsiderAgain:
 
 @dataclass(frozen=True, slots=True)
 class SendSum:
-    """Send the round's sum up."""
+    """Send the round's sum to the server above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +383,7 @@ class WithdrawSum:
 
 @dataclass(frozen=True, slots=True)
 class PublishRound:
-    """End the round: its sum is counted above."""
+    """End the round: the server above has counted its sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +432,7 @@ def expected(facts: EdgeFacts) -> int:
 
 
 def has_room(facts: EdgeFacts) -> bool:
-    """Return whether the sum can hold one more report than there is work given out."""
+    """Return whether the sum has room for the report of one more device."""
     return facts.row.given - facts.row.dropped + facts.waiting < facts.most
 
 
@@ -447,10 +461,10 @@ def pacing_of(facts: EdgeFacts, pacing: Pacing) -> Pacing:
     if facts.round.state not in (EdgeState.GATHERING, EdgeState.FINISHING):
         return pacing
     gathering, count = facts.round.state is EdgeState.GATHERING, expected(facts)
-    cohort = min(facts.most, max(1, count, facts.devices if gathering else 0))  # more would be refused above
+    cohort = min(facts.most, max(1, count, facts.devices if gathering else 0))  # the server above would refuse more
     began = facts.row.since if facts.row.state is State.OPEN else facts.now
     deadline = None if facts.ends is None else max(MOMENT, facts.ends - began)
-    if facts.row.given and not count and not gathering:  # all have ended without a report, and nobody else is awaited
+    if facts.row.given and not count and not gathering:  # no session has reported, and no device is awaited
         deadline = MOMENT
     return replace(pacing, cohort=cohort, deadline=deadline)
 
@@ -526,8 +540,8 @@ def _more_work(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
     if event.same or event.again:
         return EdgeDecision(facts.round, (SayEnded((event.session,)),))
     ending = changed(facts.round, state=EdgeState.FINISHING, full=True)
-    out = (*said(event.out, BY_EDGE), DropSessions(event.out)) if event.out else ()
-    return EdgeDecision(ending, (*given_back(facts.unfetched), *out, LetTimePass(), ConsiderAgain()))
+    ended = (*given_back(facts.unfetched), *end_sessions(event.out))
+    return EdgeDecision(ending, (*ended, LetTimePass(), ConsiderAgain()))
 
 
 def work_too_late(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
@@ -550,7 +564,8 @@ def _no_more(facts: EdgeFacts, event: NoWorkAbove) -> EdgeDecision:
 def _keep_out(facts: EdgeFacts, event: DeviceKeptOut) -> EdgeDecision:
     """Give back the work of this device. If no other device has work, end the round.
 
-    The server above is asked again a little later: it may have begun another sum, in which the device may take part.
+    The device's check-in is passed on again a little later: by then the server above may have begun another sum, in which the
+    device may take part.
     """
     mine = tuple(work for work in facts.unfetched if work.device == event.device)
     empty = facts.row.state is State.OPEN and facts.row.given == facts.row.dropped and not facts.lapsed
@@ -560,22 +575,22 @@ def _keep_out(facts: EdgeFacts, event: DeviceKeptOut) -> EdgeDecision:
 
 def _dropped(facts: EdgeFacts, event: SessionsDropped) -> EdgeDecision:
     """Tell the server above that these devices will not report."""
-    return EdgeDecision(facts.round, said(event.sessions, event.reason))
+    return EdgeDecision(facts.round, say_ended(event.sessions, event.reason))
 
 
 def forget_work(facts: EdgeFacts, event: OtherWorkAsked) -> EdgeDecision:
-    """Count no further report of these sessions, beginning before the device's check-in goes up.
+    """Count no further report of these sessions, even before the device's check-in is passed on.
 
-    The server above ends them when it receives the check-in, and would refuse a whole sum that holds one of their reports.
+    The server above ends the sessions when it receives the check-in. It would refuse any sum that holds one of their reports.
     """
-    return EdgeDecision(facts.round, (DropSessions(event.sessions),) if event.sessions else ())
+    return EdgeDecision(facts.round, drop_sessions(event.sessions))
 
 
 def _look(facts: EdgeFacts, event: Tick) -> EdgeDecision:
     """Give back work that no device has fetched in time, and decide whether more devices are awaited.
 
-    They are awaited for `linger` seconds after the last work has arrived. If no device has work or has reported, they are
-    awaited longer, since a sum without reports is useless.
+    More devices are awaited for `linger` seconds after the last work has arrived. If no device has work or has reported, the
+    round waits longer, since a sum without reports is useless.
     """
     old = tuple(work for work in facts.unfetched if facts.now - work.since > PICK_UP)
     state = facts.round.state
@@ -592,15 +607,14 @@ def _cancel(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
 
 
 def _close(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
-    """Send the sum up, and tell the server above that all sessions outside it have ended. After a crash, do this again."""
-    late = (*said(event.out), DropSessions(event.out)) if event.out else ()
+    """Send the sum up, and tell the server above which sessions have ended without a report. After a crash, do this again."""
     going_up = changed(facts.round, state=EdgeState.GOING_UP)
-    return EdgeDecision(going_up, (*given_back(facts.unfetched), *late, SendSum()))
+    return EdgeDecision(going_up, (*given_back(facts.unfetched), *end_sessions(event.out), SendSum()))
 
 
 def _abandon(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
     """Tell the server above that no session of the round will report, so that it can free their places."""
-    actions = [*given_back(facts.unfetched), *ended_out(event.out), *said(event.counted)]
+    actions = [*given_back(facts.unfetched), *end_sessions(event.out, "other"), *say_ended(event.counted)]
     if facts.round.state is EdgeState.GOING_UP:
         actions.insert(0, WithdrawSum())
     return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), tuple(actions))
@@ -608,7 +622,7 @@ def _abandon(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
 
 def _abandon_again(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
     """Tell the server above once more that the open sessions will not report, since a crash may have prevented this before."""
-    return EdgeDecision(facts.round, ended_out(event.out))
+    return EdgeDecision(facts.round, end_sessions(event.out, "other"))
 
 
 def _counted(facts: EdgeFacts, event: SumCounted) -> EdgeDecision:
@@ -618,7 +632,7 @@ def _counted(facts: EdgeFacts, event: SumCounted) -> EdgeDecision:
 
 def _refused(facts: EdgeFacts, event: SumRefused) -> EdgeDecision:
     """End the round without a result, and tell the server above that the sessions in its sum will not report."""
-    return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), (*said(event.counted), CancelRound()))
+    return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), (*say_ended(event.counted), CancelRound()))
 
 
 def end_all(facts: EdgeFacts, event: AllWorkEnds) -> EdgeDecision:
@@ -644,72 +658,54 @@ def given_back(waiting: Sequence[WaitingWork], reason: str = BY_EDGE) -> tuple[E
     return RemoveWork(devices), SayEnded(tuple(work.session for work in waiting), reason)
 
 
-def said(sessions: tuple[str, ...], reason: str = BY_EDGE) -> tuple[EdgeAction, ...]:
+def say_ended(sessions: tuple[str, ...], reason: str = BY_EDGE) -> tuple[EdgeAction, ...]:
     """Return the actions that tell the server above that these sessions have ended."""
     return (SayEnded(sessions, reason),) if sessions else ()
 
 
-def ended_out(out: tuple[str, ...]) -> tuple[EdgeAction, ...]:
-    """Return the actions that end the sessions of an abandoned round which could still have reported."""
-    return (*said(out, "other"), DropSessions(out)) if out else ()
+def drop_sessions(sessions: tuple[str, ...]) -> tuple[EdgeAction, ...]:
+    """Return the actions that let the round table end these sessions."""
+    return (DropSessions(sessions),) if sessions else ()
+
+
+def end_sessions(sessions: tuple[str, ...], reason: str = BY_EDGE) -> tuple[EdgeAction, ...]:
+    """Return the actions that end these sessions here and at the server above."""
+    return (*say_ended(sessions, reason), *drop_sessions(sessions))
 
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class EdgeEntry:
-    """The effect of an event in a state.
-
-    Attributes:
-        rule: The function that decides.
-        to: The other states to which it may lead.
-    """
-
-    rule: Callable[[EdgeFacts, Any], EdgeDecision]
-    to: tuple[EdgeState, ...] = ()
-
-
-def _entries() -> dict[tuple[EdgeState, type], EdgeEntry]:
-    s = EdgeState
-    table: dict[tuple[EdgeState, type], EdgeEntry] = {}
-
-    def on(
-        states: tuple[EdgeState, ...], event: type, rule: Callable[[EdgeFacts, Any], EdgeDecision], *to: EdgeState
-    ) -> None:
-        for state in states:
-            table[state, event] = EdgeEntry(rule, tuple(other for other in to if other is not state))
-
-    at_work = (s.GATHERING, s.FINISHING)
-    running = (s.WAITING, *at_work, s.GOING_UP)
-    on((s.WAITING, *at_work), DeviceAsks, _asks)
-    on((s.GOING_UP,), DeviceAsks, _asks_too_late)
-    on((s.WAITING,), WorkArrived, _begin, s.GATHERING)
-    on(at_work, WorkArrived, _more_work, s.GATHERING, s.FINISHING)
-    on((s.GOING_UP,), WorkArrived, work_too_late)
-    on(at_work, WorkFetched, _fetched)
-    on(at_work, NoWorkAbove, _no_more, s.FINISHING)
-    on((s.WAITING, s.GOING_UP), NoWorkAbove, _ignore)
-    on(running, DeviceKeptOut, _keep_out)
-    on(running, SessionsDropped, _dropped)
-    on(running, OtherWorkAsked, forget_work)
-    on(running, Tick, _look)
-    on(at_work, Tick, _look, *at_work)
-    on((s.WAITING,), RoundClosed, _cancel)
-    on((*at_work, s.GOING_UP), RoundClosed, _close, s.GOING_UP)
-    on(running, RoundAbandoned, _abandon, s.SETTLED)
-    on((s.SETTLED,), RoundAbandoned, _abandon_again)
-    on((s.GOING_UP,), SumCounted, _counted, s.SETTLED)
-    on((s.GOING_UP,), SumRefused, _refused, s.SETTLED)
-    on(running, AllWorkEnds, end_all)
-    return table
-
-
-TABLE: Mapping[tuple[EdgeState, type], EdgeEntry] = _entries()
+_s = EdgeState
+_AT_WORK = (_s.GATHERING, _s.FINISHING)
+_RUNNING = (_s.WAITING, *_AT_WORK, _s.GOING_UP)
+TABLE = (
+    EventTable[EdgeState, EdgeFacts, EdgeDecision]({})
+    .on((_s.WAITING, *_AT_WORK), DeviceAsks, _asks)
+    .on((_s.GOING_UP,), DeviceAsks, _asks_too_late)
+    .on((_s.WAITING,), WorkArrived, _begin, _s.GATHERING)
+    .on(_AT_WORK, WorkArrived, _more_work, _s.GATHERING, _s.FINISHING)
+    .on((_s.GOING_UP,), WorkArrived, work_too_late)
+    .on(_AT_WORK, WorkFetched, _fetched)
+    .on(_AT_WORK, NoWorkAbove, _no_more, _s.FINISHING)
+    .on((_s.WAITING, _s.GOING_UP), NoWorkAbove, _ignore)
+    .on(_RUNNING, DeviceKeptOut, _keep_out)
+    .on(_RUNNING, SessionsDropped, _dropped)
+    .on(_RUNNING, OtherWorkAsked, forget_work)
+    .on(_RUNNING, Tick, _look)
+    .on(_AT_WORK, Tick, _look, *_AT_WORK)
+    .on((_s.WAITING,), RoundClosed, _cancel)
+    .on((*_AT_WORK, _s.GOING_UP), RoundClosed, _close, _s.GOING_UP)
+    .on(_RUNNING, RoundAbandoned, _abandon, _s.SETTLED)
+    .on((_s.SETTLED,), RoundAbandoned, _abandon_again)
+    .on((_s.GOING_UP,), SumCounted, _counted, _s.SETTLED)
+    .on((_s.GOING_UP,), SumRefused, _refused, _s.SETTLED)
+    .on(_RUNNING, AllWorkEnds, end_all)
+)
 """(state, event) → entry. An event that the table does not allow changes nothing, and the caller counts it."""
 
 
 def decide(facts: EdgeFacts, event: EdgeEvent) -> EdgeDecision:
     """Return the decision about an event: the new round, and the actions."""
-    entry = TABLE.get((facts.round.state, type(event)))
-    return EdgeDecision(facts.round) if entry is None else entry.rule(facts, event)
+    rule = TABLE.rule(facts.round.state, event)
+    return EdgeDecision(facts.round) if rule is None else rule(facts, event)

@@ -1,83 +1,83 @@
-"""A round, as a table: the events that may happen in each state, and the resulting actions.
+"""A round as a table: the events that may happen in each state, and the resulting actions.
 
     decision = decide(facts, event)
 
-The function is pure: it reads no clock, no rows and no random numbers. A *driver* calls it: a server, an edge, the
-simulator's virtual clock, or the fault tests. In one transaction, the driver reads `Facts` from its store, decides, and
-writes `decision.rounds` and `decision.sessions`. Only when the transaction is durable does the driver carry out
-`decision.actions`.
+The function is pure: it reads no clock, no rows and no random numbers. A *driver* calls it: a server, an edge, the simulator's
+virtual clock, or the fault tests. In one transaction, the driver reads `Facts` from its store, decides, and writes
+`decision.rounds` and `decision.sessions`. After the transaction is durable, the driver carries out `decision.actions`.
 
 Theory of operation
 ===================
 
-A round is a row, and moves through five states, never backwards.
+A round is a row. It moves through five states, and never backwards.
 
-    planned      The round is to begin. The leader's `Tick` opens it, unless the run is paused or the pace asks for a later time.
+    planned      The round will begin. The leader's `Tick` opens it, unless the run is paused or the pace requires more time.
     open         Devices are given sessions (`CheckIn`), and report. Reports are staged, and counted by `Commit`.
     closing      Reports are no longer counted. The leader makes a model of the sum, however long that takes.
     published    The model exists. In synchronous rounds, the next round is planned in the same transaction.
     abandoned    The round makes no model: too few devices reported by its end, an admin cancelled it, or its sum was unusable.
                  The sum is destroyed, and the next round is planned in the same transaction, if none is open already.
 
-A device's way through a round:
+The actions that answer a device in a round:
 
     CheckIn   ─► AssignWork      the device gets a session; it trains, and sends its update
-    Report    ─► StageReport     the update waits in memory; nothing is promised
-    Commit    ─► AcceptReport    the update is in the round's sum, in the transaction that decided so
+    Report    ─► StageReport     the update waits in memory, and is not acknowledged yet
+    Commit    ─► AcceptReport    the update is in the round's sum, since the same transaction
     Published                    the sum has become a model
 
-A report that is not accepted is refused with the reason. A device that got no answer asks at its next check-in how its session
-ended (`CheckIn.previous`).
+A report that is not accepted is refused with the reason. A device that got no answer sends the session in its next check-in
+(`CheckIn.previous`), and is told how the session ended.
 
-Who acts. Devices and edges cause `CheckIn`, `Report` and `Dropped`, through any of the processes that share a store. Each
-process causes `Commit` for the reports that wait in its own memory, and `Overdue` for a session that sent a bad report. One
-process leads: it alone causes `Tick`, `Overdue` when time passes, and `Published` when it has made a model. An admin causes
+Sources of events. Devices and edges cause `CheckIn`, `Report` and `Dropped`, through any of the processes that share a store.
+Each process causes `Commit` for the reports that wait in its own memory, and `Overdue` for a session that sent a bad report.
+One process leads: it alone causes `Tick`, `Overdue` when time passes, and `Published` when it has made a model. An admin causes
 `Cancelled`. A process that takes the lead causes `Recovered` for every round.
 
-What survives a crash. Rows survive: rounds, sessions, devices. Staged reports do not: they were in memory, and since they
-were not accepted, their devices send them again. A round that was closing is closed again by the new leader (`Recovered`
-yields `CloseRound`), and gives the same model, since its sum is durable; a round that was abandoned is abandoned again,
-since its sum may not be destroyed yet. A *fence* tells leaders apart: each leader writes a higher fence into the rows, and a
-leader with a lower fence can write nothing.
+What survives a crash. Rows survive: rounds, sessions, devices. Staged reports are lost, since they were in memory. They were
+not accepted, so their devices send them again. A round that was closing is closed again by the new leader (`Recovered` yields
+`CloseRound`), and gives the same model, since its sum is durable. A round that was abandoned is abandoned again, since its sum
+may not be destroyed yet. A *fence* is a number that tells leaders apart: each leader writes a higher fence into the rows, and a
+leader with a lower fence cannot write.
 
-Every event may come at any time, several times, and too late. Events from devices and edges are decided in every state. Events
+Every event may come at any time, too late, or several times. Events from devices and edges are decided in every state. Events
 from the leader and from admins are allowed only in the states of the table; in other states they change nothing, and are
-counted as illegal. A steady stream of illegal events suggests a defect in a driver, or two leaders.
+counted as illegal. If illegal events keep coming, a driver probably has a defect, or there are two leaders.
 
-Synchronous rounds and buffers. Both are this same machine with different `Pacing`. In a synchronous round, devices are chosen,
-and only chosen devices are counted. A buffer counts the next reports, whichever model they began from: the next buffer opens in
-the transaction that closes the previous one, and sessions continue from one to the next.
+Synchronous rounds and buffers. Both use this table, with different `Pacing`. In a synchronous round, devices are chosen, and
+only chosen devices are counted. A buffer (an asynchronous round) counts the next reports, whichever model they began from: the
+next buffer opens in the transaction that closes the previous one, and sessions continue from one to the next.
 
-Places. A session holds a *place*: one of the devices that a round is given to, or that a buffer lets train at once. A
-session that ends without a report gives its place back, and the next device that asks gets the place. A session that is silent
-for longer than such work takes (`lets_go_at`) also gives its place back: it has *lapsed*. Its report is still counted as long
-as the round has room. A device whose place was given back in this way rests, longer each time, until one of its reports is
-counted (`rested`). All this needs a deadline: without one, sessions do not lapse, and the devices of a synchronous round are
-not replaced.
+Places. A round has a limited number of *places*, and each session holds one: the places are for the chosen devices of a
+synchronous round, or for the devices that train at the same time for a buffer. A session that ends without a report frees its
+place, and the next device that checks in gets the place. A session that is silent for longer than such work takes
+(`lets_go_at`) also loses its place: it has *lapsed*. Its report is still counted if the round has a free place. A device whose
+session has lapsed rests, longer each time, until one of its reports is counted (`rested`). These rules need a deadline: without
+one, sessions do not lapse, and the devices of a synchronous round are not replaced.
 
 Three numbers are easily confused. `Round.number` counts sums, published or abandoned. `Session.version` counts the
 models that were published before the session was given. `Session.sum` is the number of the round whose sum has the report;
 in a buffer that may be a later round than `Session.round`, in which the session was given.
 
 Warning. A driver may write the rows only if their state and fence have not changed since they were read, and may carry out
-actions only when the rows are durable. A driver that answers a device earlier makes a promise that a crash can break; the fault
-tests find such drivers.
+actions only when the rows are durable. If a driver answers a device earlier, a crash can make the answer wrong; the fault tests
+find such drivers.
 
-Related tables. An edge's sum enters as one report of many sessions, which is counted as a whole or not at all. Cohorts of
-secure aggregation will enter in the same way, with a table of their own.
+Related tables. An edge's sum is one report of many sessions, which is counted completely or not at all. The sum of a cohort of
+secure aggregation will be a report of the same kind, and a cohort will have its own table.
 
-`TABLE` is the whole machine. The diagram in docs/protocol.md is drawn from it.
+`TABLE` holds all rules. The diagram in docs/protocol.md is drawn from it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.rows import changed
 from sumus.protocol.steering import window
+from sumus.protocol.table import EventTable
 
 
 class State(StrEnum):
@@ -91,7 +91,7 @@ class State(StrEnum):
 
 
 ORDER = tuple(State)
-"""The order of the states: a round never goes backwards in it."""
+"""The order of the states; a round never moves backwards."""
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -103,14 +103,15 @@ class Round:
     Attributes:
         number: The round's number, counted from 0.
         state: The round's state.
-        since: When the round entered this state, in seconds of the store's clock.
+        since: The time at which the round entered this state, in seconds of the store's clock.
         fence: The fence of the leader that wrote the row.
-        given: The number of devices that were given a place; a device that asks again in the same round counts once. A buffer's
-            row begins with the sessions that held a place when the buffer before it closed. A session that lapsed but is still
-            counted counts once more.
-        dropped: The number of these devices that have neither a place now nor a report in the sum.
+        given: The number of places that were given to devices. A device that asks again in the same round counts once. The
+            number of a buffer starts with the sessions that held a place when the previous buffer closed. A lapsed session adds
+            one if its report is counted later.
+        dropped: The number of given places whose device now has neither a place nor a report in the sum.
         counted: The number of reports in the sum.
-        reason: Why the round was abandoned.
+        reason: The reason why the round was abandoned; else empty.
+
     """
 
     number: int
@@ -135,23 +136,24 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The row of a session: one device's work for one round. Its id makes all messages about it idempotent.
+    """The row of a session: one device's work for one round. Every message about the session has its id, so a repeated message
+    has no further effect.
 
     Attributes:
-        id: The device's id and a word that the device chose, separated by a slash.
+        id: The device's id, a slash, and a word that the device chose.
         device: The device's id.
-        serial: The serial of the check-in that the session answered.
+        serial: The serial number of the check-in for which the session was given.
         round: The number of the round in which the session was given.
-        version: The number of models published at that time, which identifies the model from which the device began.
-        expires: The time after which reports of the session are not counted, by the store's clock.
-        state: "out" while the session holds its place; "lapsed" if it has no place any more and may still report; "counted";
-            "dropped"; "late" if a report came after the session was dropped. A late report is used once to learn how long the
-            work took.
-        reason: Why the session was dropped.
+        version: The number of models published by then; it identifies the model from which the device began.
+        expires: The time after which a report of the session is not counted, by the store's clock.
+        state: "out" while the session holds its place; "lapsed" if it has lost its place and may still report; "counted";
+            "dropped"; "late" if a report came after the session was dropped. From a late report, only the duration of the work
+            is used.
+        reason: The reason why the session was dropped.
         sum: The number of the round whose sum has the report; None if no sum has it.
-        staleness: The number of versions by which the report was late when it was counted.
+        staleness: The number of models that were published between the session's version and its counting.
         parent: The edge that asked for the session, and which alone may report for it; empty if the device itself asked.
-        began: When the session was given its place, by the store's clock.
+        began: The time at which the session was given its place, by the store's clock.
     """
 
     id: str
@@ -169,7 +171,7 @@ class Session:
 
     @property
     def awaited(self) -> bool:
-        """Whether a report may still come, according to the row."""
+        """Whether the row allows that a report still comes."""
         return self.state in ("out", "lapsed")
 
 
@@ -180,12 +182,13 @@ class DeviceRow:
     Attributes:
         id: The device's id.
         session: The session that the device was given last.
-        last_sum: The round in whose sum the device was counted last.
-        last_counted: The id of the session that was counted then; the device may not know this yet.
+        last_sum: The round whose sum has the last counted report of the device.
+        last_counted: The id of the session of that report. The device may not know yet that it was counted.
         times_counted: The number of times that the device was counted.
-        lapses: The number of times that the device lost a place by lapsing since it was last counted.
+        lapses: The number of the device's sessions that have lapsed since it was last counted.
         rests_until: The time from which the device may get another place, by the store's clock.
-        models: The number of the run's sums that have become a model once `last_sum` has; one fewer if that sum was abandoned.
+        models: The number of the run's sums that have become models when `last_sum` has become one; one fewer if `last_sum` was
+            abandoned.
     """
 
     id: str
@@ -200,7 +203,7 @@ class DeviceRow:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts for a decision, read in the deciding transaction, and the circumstances of the run.
+    """The facts for a decision: rows that are read in the deciding transaction, and the circumstances of the run.
 
     Attributes:
         pacing: The pacing of the round.
@@ -211,12 +214,13 @@ class Facts:
         device: The row of the device that checks in.
         paused: Whether the run is paused.
         population: The number of enrolled devices; 0 if it is not known.
-        arriving: The recent number of check-ins per second; 0 if it is not known.
+        arriving: The recent rate of check-ins, per second; 0 if it is not known.
         lasts: The recent average duration of rounds, in seconds.
         waits: Whether an earlier round is not yet published.
-        led: When the present leader took the lead.
-        takes: The seconds that a device needs for such work; 0 before the first report.
-        takes_by_edge: The seconds from an edge's getting work for a device to that edge's sum; 0 before the first sum.
+        led: The time at which the present leader took the lead.
+        takes: The time that a device needs for the work of this run, in seconds; 0 before the first report.
+        takes_by_edge: The time between the assignment of work to an edge and the arrival of the edge's sum, in seconds; 0
+            before the first sum.
         models: The number of sums that have become a model.
     """
 
@@ -240,23 +244,25 @@ class Facts:
 NOTHING_SAID = Conditions()
 _DAY = 86400.0
 MULTIPLE = 4.0
-"""The multiple of the learnt time for such work after which a session loses its place."""
+"""The multiple of the estimated time for the work (`learnt`) after which a session loses its place."""
 SHARE = 0.25
-"""The fraction of the deadline for which a session holds its place as long as the time for such work is not known."""
+"""The fraction of the deadline for which a session holds its place while there is no estimate of the time for the work."""
 SHORTEST = 60.0
-"""The least seconds for which a session holds its place, unless `SHARE` gives less: enough time to repeat a lost message."""
+"""The shortest time for which a session holds its place, in seconds, unless `SHARE` gives less. It is enough to repeat a lost
+message.
+"""
 LONGEST_REST = _DAY
-"""The most seconds for which a device rests."""
+"""The longest time for which a device rests, in seconds."""
 UP, DOWN = 1.35, 0.9
-"""Factors of the learnt time after a report that took longer, and after one that did not. They balance if three of four reports
-do not take longer.
+"""The factors by which the estimated time changes: after a report that took longer, and after a report that did not. They
+balance if three of four reports do not take longer.
 """
 MOMENT = 1e-3
-"""The least estimate for the time of any work, in seconds."""
+"""The smallest estimate of the time for work, in seconds."""
 OVER = frozenset({"closed", "expired"})
-"""Reasons for dropping a session although its device may still be at work."""
+"""Reasons for dropping a session whose device may still be at work."""
 NO_FAULT = frozenset({"closed", "withdrawn", "revoked", "edge"})
-"""Reasons for the end of a session that its device did not cause."""
+"""Reasons for ending a session that are not the fault of its device."""
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -267,11 +273,11 @@ class CheckIn:
 
     Attributes:
         session: The id of the session that the device may be given.
-        serial: The check-in's serial, which grows with every check-in of a device.
-        conditions: The device's conditions as it states them, for example whether it is charging.
-        previous: An earlier session of which the device does not know how it ended.
-        works: Whether the device asks for work, and not only for the outcome of `previous`.
-        parent: The edge that asks for the device; empty if the device itself asks.
+        serial: The check-in's serial number, which grows with every check-in of a device.
+        conditions: The conditions that the device reports, for example whether it is charging.
+        previous: An earlier session whose end the device does not know; None if there is none.
+        works: Whether the device asks for work; if False, it only asks how `previous` ended.
+        parent: The edge that sends the check-in for the device; empty if the device sends it itself.
     """
 
     session: str
@@ -284,7 +290,7 @@ class CheckIn:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report of the sessions in the facts has arrived completely, and has been checked.
+    """A report of the sessions in the facts has arrived and has been checked.
 
     Attributes:
         parent: The edge whose sum the report is; empty for the update of a device.
@@ -295,7 +301,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Staged reports are to be added to the sum in this transaction.
+    """Staged reports shall be added to the sum in this transaction.
 
     Attributes:
         together: The number of sessions in each report, in the order of the facts; empty if each report has one session.
@@ -316,7 +322,7 @@ class Overdue:
     """The sessions in the facts may have taken too long.
 
     Attributes:
-        spoilt: Whether they instead sent a report that can never be counted, so that they are not awaited any more.
+        spoilt: Whether the sessions are given instead because they sent a report that can never be counted.
     """
 
     spoilt: bool = False
@@ -329,7 +335,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The round's sum becomes a model in this transaction."""
+    """The model of the round's sum is published in this transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,11 +364,11 @@ class AssignWork:
 
 @dataclass(frozen=True, slots=True)
 class ComeLater:
-    """Answer a check-in: come back within a window.
+    """Answer a check-in: there is no work, and the device must come back within a window.
 
     Attributes:
-        window: Seconds; the device draws the moment uniformly.
-        reason: The reason for giving no work, for the counts.
+        window: The first and the last second, counted from now; the device draws the moment uniformly.
+        reason: Why there is no work, for the statistics.
     """
 
     window: tuple[float, float]
@@ -371,7 +377,9 @@ class ComeLater:
 
 @dataclass(frozen=True, slots=True)
 class SettleSession:
-    """Answer a check-in that asked how a session ended: "counted", "discarded", or "unknown" (send the report again)."""
+    """Tell a device how its earlier session ended: "counted", "discarded", or "unknown" (the device must send the report
+    again).
+    """
 
     session: str
     outcome: str
@@ -386,14 +394,14 @@ class StageReport:
 
 @dataclass(frozen=True, slots=True)
 class AcceptReport:
-    """Answer a report: it is counted."""
+    """Answer a report: the report is counted."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
 class RefuseReport:
-    """Answer a report: it is not counted, and never will be."""
+    """Answer a report: the report is not counted and never will be."""
 
     session: str
     reason: str
@@ -401,7 +409,7 @@ class RefuseReport:
 
 @dataclass(frozen=True, slots=True)
 class CloseRound:
-    """Make a model of the round's sum. A repetition gives the same model."""
+    """Make a model of the round's sum. If the action is repeated, it gives the same model."""
 
     number: int
 
@@ -427,7 +435,7 @@ class Decision:
         rounds: The rows of rounds to write, including new ones.
         sessions: The rows of sessions to write, including new ones.
         actions: The actions to carry out when the rows are durable.
-        lapses: The ids of the written sessions that have lapsed; the device of each is then `rested`.
+        lapses: The ids of the written sessions that have lapsed; the device of each must then rest (`rested`).
     """
 
     rounds: tuple[Round, ...] = ()
@@ -444,7 +452,7 @@ NOTHING = Decision()
 def outcome(session: Session, facts: Facts) -> str:
     """Return how a session ended: "counted", "discarded", or "unknown" if it may still be counted.
 
-    The row alone is not enough: its state may be "out" or "lapsed" although its round is over.
+    The session's row is not enough: its state may be "out" or "lapsed" although its round is over.
     """
     if not session.awaited:
         return "counted" if session.state == "counted" else "discarded"
@@ -461,7 +469,7 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
     """Tell the device how its earlier session ended; then give it work, if work is available and the device may have it."""
     before = facts.device.session if facts.device else None
     if before is not None and event.serial < before.serial:
-        return NOTHING  # the message was long on its way, and nobody waits for the answer
+        return NOTHING  # the message was delayed, and the device no longer waits for the answer
     settled: list[Action] = []
     if event.previous is not None:
         ended = _end_of(event.previous, facts)
@@ -470,7 +478,7 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
             return Decision(actions=tuple(settled))
     if not event.works:
         return Decision(actions=tuple(settled))
-    if before is not None and event.serial == before.serial:  # the same request again
+    if before is not None and event.serial == before.serial:  # a repeated request
         return Decision(actions=(*settled, AssignWork(before))) if outcome(before, facts) == "unknown" else NOTHING
     if before is not None and before.parent != event.parent and outcome(before, facts) == "unknown":
         wait = ComeLater(window(facts.pacing, facts.population, facts.arriving, _time_left(before, facts)), "parent")
@@ -478,9 +486,9 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
             actions=(*settled, wait)
         )  # the device may be in the sum of that edge, and must not be in two sums
     row, left, holds = facts.round, list[Session](), before is not None and _holds_place(before, facts.round, facts)
-    if before is not None:  # if a report of that session is awaited, the device has forgotten the session
+    if before is not None:  # a new request: if a report of that session is awaited, the device has forgotten it
         left, row = _gone(before, "forgotten", row, facts)
-    if holds and not _gives_again(facts):  # then the place counts as if it had not been given
+    if holds and not _gives_again(facts):  # the place counts as not given
         row = changed(facts.round, given=row.given - 1)
     if (reason := _not_now(facts, event, row)) is not None:
         later = ComeLater(
@@ -498,7 +506,7 @@ def _given(event: CheckIn, holds: bool, facts: Facts) -> Session:
     Args:
         event: The check-in that asks for the session.
         holds: Whether the session takes over the place of the device's last session. Then the time for which that session has
-            held the place counts too: otherwise a device that keeps forgetting its work would hold a place for ever.
+            held the place is counted too: otherwise a device that forgets its work again and again would hold a place for ever.
         facts: The facts of the decision.
     """
     assert facts.device is not None
@@ -518,7 +526,7 @@ def _given(event: CheckIn, holds: bool, facts: Facts) -> Session:
 
 
 def _with_place(before: Session | None, holds: bool, row: Round, facts: Facts) -> Round:
-    """Return the round's row after the device in the facts was given a place. before: the device's last session."""
+    """Return the round's row after the device in the facts was given a place. `before` is the device's last session."""
     of_this = before is not None and before.state != "counted" and before.round == row.number
     if (holds or of_this) and _gives_again(facts):  # the device is among those that were given a place
         return changed(row, dropped=row.dropped - 1)
@@ -550,7 +558,7 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
     if device is None or late or row.state is not State.OPEN:
         return "closed"
     if 0 < facts.population < pacing.fewest:
-        return "few"  # no sum of so few devices would be used
+        return "few"  # a sum of so few devices would not be used
     if device.last_sum is not None and _models_left(device, row, facts) > 0:
         return "separation"
     if pacing.most_rounds is not None and device.times_counted >= pacing.most_rounds:
@@ -559,7 +567,7 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
 
 
 def _models_left(device: DeviceRow, row: Round, facts: Facts) -> int:
-    """Return how many models must be made before a device may be in another sum; 0 or less if it may be in one now.
+    """Return the number of models that must be made before a device may be in another sum; 0 or less if it may be in one now.
 
     An abandoned sum makes no model, so it does not shorten a device's wait.
     """
@@ -570,7 +578,8 @@ def _models_left(device: DeviceRow, row: Round, facts: Facts) -> int:
 
 
 def room(pacing: Pacing, population: int, row: Round) -> int:
-    """Return how many places may be given out. Without a deadline, the devices of a synchronous round are not replaced.
+    """Return the number of places that may be given now. Without a deadline, the devices of a synchronous round are not
+    replaced.
 
     Args:
         pacing: The pacing of the round.
@@ -585,7 +594,7 @@ def room(pacing: Pacing, population: int, row: Round) -> int:
 
 
 def begins_at(pacing: Pacing, row: Round) -> float:
-    """Return when the pace lets a planned round open, or an open buffer give work, by the store's clock."""
+    """Return the time from which the pace lets a planned round open, or an open buffer give work, by the store's clock."""
     waits = row.state is State.OPEN if pacing.buffered else row.state is State.PLANNED
     return row.since + pacing.every if pacing.every is not None and waits and row.number else 0.0
 
@@ -596,16 +605,17 @@ def _is_timed(facts: Facts) -> bool:
 
 
 def _gives_again(facts: Facts) -> bool:
-    """Return whether a place that is given back in a synchronous round goes to another device."""
+    """Return whether a freed place of a synchronous round is given to another device."""
     return _is_timed(facts) and not facts.pacing.buffered
 
 
 def patience(pacing: Pacing, takes: float) -> float:
-    """Return the seconds for which a session may hold its place: a multiple of the time for such work, at most the deadline.
+    """Return the time for which a session may hold its place, in seconds: a multiple of the time for the work, at most the
+    deadline.
 
     Args:
         pacing: The pacing of the round.
-        takes: The seconds that such work takes; 0 if they are not known.
+        takes: The time for the work, in seconds; 0 if it is not known.
     """
     if pacing.deadline is None:
         return float("inf")
@@ -614,7 +624,7 @@ def patience(pacing: Pacing, takes: float) -> float:
 
 
 def lets_go_at(session: Session, facts: Facts) -> float:
-    """Return when a silent session lapses. The time without a leader does not count."""
+    """Return the time at which a silent session lapses. Time without a leader is not counted."""
     if not _is_timed(facts):
         return float("inf")
     return max(session.began, facts.led) + patience(facts.pacing, _takes(session, facts))
@@ -625,14 +635,14 @@ def _takes(session: Session, facts: Facts) -> float:
 
 
 def learnt(takes: float, seconds: float) -> float:
-    """Return the new estimate of the time for such work, after one more report.
+    """Return the new estimate of the time for work, after one more report.
 
     The estimate approaches the time that three of four reports do not exceed. Each report changes it by a fixed factor, so a
     few devices that are slow or fast on purpose cannot change it much.
 
     Args:
         takes: The estimate so far, in seconds; 0 before the first report.
-        seconds: The seconds that the report took.
+        seconds: The time that the report took, in seconds.
     """
     if takes <= 0:
         return max(seconds, MOMENT)
@@ -640,9 +650,10 @@ def learnt(takes: float, seconds: float) -> float:
 
 
 def rested(device: DeviceRow, session: Session, facts: Facts) -> DeviceRow:
-    """Let a device rest whose session has lapsed.
+    """Return the row of a device that must rest, since its session has lapsed.
 
-    It rests as long as it held the place, and twice as long each further time, until one of its reports is counted.
+    The device rests as long as it held the place. The time doubles with each further lapse, until one of its reports is
+    counted.
     """
     held = min(facts.now - session.began, patience(facts.pacing, _takes(session, facts)))
     rest = min(LONGEST_REST, held * 2.0 ** min(device.lapses, 30))
@@ -650,18 +661,18 @@ def rested(device: DeviceRow, session: Session, facts: Facts) -> DeviceRow:
 
 
 def forgiven(device: DeviceRow, late: Session) -> DeviceRow:
-    """Take back the lapse of a session whose report came too late: its device was only slow, not silent."""
+    """Undo the lapse of a session whose report came too late: its device was slow, but not silent."""
     if not device.lapses or device.rests_until <= late.began:
         return device
     return changed(device, lapses=device.lapses - 1, rests_until=0.0)
 
 
 LEFT = float("inf")
-"""`DeviceRow.rests_until` of a device that has left while an edge may still report its work."""
+"""The value of `DeviceRow.rests_until` for a device that has left while an edge may still report its work."""
 
 
 def _lifetime(facts: Facts, row: Round) -> float:
-    """Return the seconds that a session given now may take."""
+    """Return the time until a session that is given now expires, in seconds."""
     if facts.pacing.deadline is None:
         return float("inf")
     return facts.pacing.deadline if facts.pacing.buffered else row.since + facts.pacing.deadline - facts.now
@@ -684,13 +695,15 @@ def _until_next(facts: Facts, row: Round, reason: str) -> float:
     if reason == "separation" and facts.device is not None and facts.device.last_sum is not None:
         return lasts * _models_left(facts.device, row, facts)
     left = max(0.0, row.since + lasts - facts.now) if row.state is State.OPEN else 0.0
-    return min(left, patience(facts.pacing, facts.takes)) if reason == "full" else left  # a place may be let go by then
+    return (
+        min(left, patience(facts.pacing, facts.takes)) if reason == "full" else left
+    )  # a session may lose its place by then
 
 
 def _report(facts: Facts, event: Report) -> Decision:
-    """Stage a report that may be counted; refuse a report that cannot; accept a report again that is already counted."""
+    """Stage a report that may be counted, refuse one that may not, and accept a repeated report that is already counted."""
     if not facts.sessions or any(session.parent != event.parent for session in facts.sessions):
-        return NOTHING  # nobody knows the session, or another parent was to report it
+        return NOTHING  # the session is unknown, or belongs to another parent
     if all(outcome(session, facts) == "counted" for session in facts.sessions):
         return Decision(actions=tuple(AcceptReport(session.id) for session in facts.sessions))
     if (reason := _why_not(facts.sessions, facts)) is not None:
@@ -714,10 +727,10 @@ def _refused(
 def _why_not(sessions: Sequence[Session], facts: Facts) -> str | None:
     """Return why the report of these sessions will never be counted; None if it may be counted.
 
-    A sum cannot be taken apart, so the report is counted as a whole or not at all.
+    A sum cannot be divided, so the report of several sessions is counted completely or not at all.
     """
     if len(sessions) > 1 and any(outcome(session, facts) == "counted" for session in sessions):
-        return "closed"  # one of the sessions is in another sum already
+        return "closed"  # one of the sessions is already in another sum
     return next((reason for session in sessions if (reason := _uncountable(session, facts)) is not None), None)
 
 
@@ -737,8 +750,8 @@ def _holds_place(session: Session, row: Round, facts: Facts) -> bool:
 
 
 def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list[Session], Round]:
-    """End a session without a counted report; return the session rows to write, none if it has already ended, and the round's
-    row.
+    """End a session without a counted report. Return the session rows to write (none if the session has already ended), and the
+    round's row.
     """
     if not session.awaited:
         return [], row
@@ -747,10 +760,10 @@ def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list
 
 
 def _commit(facts: Facts, event: Commit) -> Decision:
-    """Count staged reports up to the cohort, if the round is open; the last one that is needed closes the round.
+    """Count staged reports until the cohort is complete, if the round is open; the last report that is needed closes the round.
 
-    An edge's sum may go beyond the cohort, up to the number of devices that were chosen. Reports that a buffer has no room
-    for wait for the next buffer.
+    An edge's sum may exceed the cohort, up to the number of devices that were chosen. Reports for which a buffer has no room
+    wait for the next buffer.
     """
     row, written, actions = facts.round, list[Session](), list[Action]()
     for sessions in _reports(facts, event):
@@ -790,7 +803,7 @@ def _reports(facts: Facts, event: Commit) -> Iterator[tuple[Session, ...]]:
 
 
 def _dropped(facts: Facts, event: Dropped) -> Decision:
-    """End sessions that will not report; the next devices that ask get their places."""
+    """End sessions that will not report; the next devices that check in get their places."""
     row, written, lapses = facts.round, list[Session](), list[str]()
     for session in facts.sessions:
         held = _holds_place(session, row, facts) and row.state is State.OPEN
@@ -817,7 +830,7 @@ def _let_go(facts: Facts, event: Overdue) -> Decision:
 
 
 def _open(facts: Facts, event: Tick) -> Decision:
-    """Open the round, unless the run is paused or the pace asks for a longer time since the previous round."""
+    """Open the round, unless the run is paused or the pace requires more time since the previous round."""
     if facts.paused or facts.now < begins_at(facts.pacing, facts.round):
         return NOTHING
     return _moved(facts, State.OPEN)
@@ -842,10 +855,10 @@ def _published(facts: Facts, event: Published) -> Decision:
 
 
 def _recovered(facts: Facts, event: Recovered) -> Decision:
-    """Fence out the previous leader, and repeat the work that it may not have finished."""
+    """Write the new fence, which stops the previous leader, and repeat the work that it may not have finished."""
     row = facts.round
     if event.fence < row.fence:
-        return NOTHING  # this leader was fenced out itself
+        return NOTHING  # another leader has a higher fence
     again: dict[State, Action] = {
         State.CLOSING: CloseRound(row.number),
         State.ABANDONED: AbandonRound(row.number, row.reason),
@@ -860,7 +873,7 @@ def _recovered_published(facts: Facts, event: Recovered) -> Decision:
 
 def _cancelled(facts: Facts, event: Cancelled) -> Decision:
     """Abandon the round: an admin cancelled it, or no model can be made of its sum."""
-    if facts.round.state is State.CLOSING and facts.pacing.buffered:  # the next buffer is open already
+    if facts.round.state is State.CLOSING and facts.pacing.buffered:  # the next buffer is already open
         row = changed(facts.round, state=State.ABANDONED, since=facts.now, reason="cancelled")
         return Decision((row,), (), (AbandonRound(row.number, row.reason),))
     return _moved(facts, State.ABANDONED, "cancelled")
@@ -869,7 +882,7 @@ def _cancelled(facts: Facts, event: Cancelled) -> Decision:
 def _closed_if_over(
     facts: Facts, row: Round, sessions: list[Session], actions: list[Action], lapses: Sequence[str] = ()
 ) -> Decision:
-    """Close an open round if it is full, or has ended with enough reports; abandon it if it has ended with fewer."""
+    """Close an open round if it is full or has ended with enough reports; abandon it if it has ended with too few."""
     ended = NOTHING
     if row.state is State.OPEN:
         pacing = facts.pacing
@@ -883,11 +896,12 @@ def _closed_if_over(
 
 
 def over_at(facts: Facts, row: Round) -> float:
-    """Return when an open synchronous round ends if no device comes or reports before; infinity for never.
+    """Return the time at which an open synchronous round ends if no device checks in or reports before; infinity for never.
 
-    The round ends at its deadline, or earlier, when no device is awaited, since the sessions of all chosen devices have ended.
-    If freed places are given to other devices, this is when every device of the population has had a place, enough reports have
-    come, and lapsed sessions have had as much time as the work takes: until then a device may still add a report.
+    The round ends at its deadline, or earlier if no more reports can come, since the sessions of all chosen devices have ended.
+    If freed places are given to other devices, three conditions must hold: every device of the population has had a place,
+    enough reports have come, and lapsed sessions have had as much time as the work takes. Until then a device may still add a
+    report.
     """
     end = float("inf") if facts.pacing.deadline is None else row.since + facts.pacing.deadline
     if not row.given or row.out:
@@ -912,7 +926,7 @@ def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
     buffered = facts.pacing.buffered
     follows = Round(row.number + 1, since=facts.now, fence=row.fence, given=row.out if buffered else 0)
     match to:
-        case State.CLOSING if buffered:  # the next buffer is open in the same transaction
+        case State.CLOSING if buffered:  # the next buffer opens in the same transaction
             return Decision((row, changed(follows, state=State.OPEN)), (), (CloseRound(row.number),))
         case State.CLOSING:
             return Decision((row,), (), (CloseRound(row.number),))
@@ -929,55 +943,35 @@ def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Entry:
-    """The effect of an event in a state.
-
-    Attributes:
-        rule: The function that decides.
-        to: The other states to which the event may lead.
-    """
-
-    rule: Callable[[Facts, Any], Decision]
-    to: tuple[State, ...] = ()
-
-
-def _entries() -> dict[tuple[State, type], Entry]:
-    s = State
-    table: dict[tuple[State, type], Entry] = {}
-
-    def on(states: tuple[State, ...], event: type, rule: Callable[[Facts, Any], Decision], *to: State) -> None:
-        table.update({(state, event): Entry(rule, to) for state in states})
-
-    running = (s.PLANNED, s.OPEN, s.CLOSING)
-    on(ORDER, CheckIn, _check_in)
-    on(ORDER, Report, _report)
-    on(ORDER, Commit, _commit)
-    on(ORDER, Dropped, _dropped)
-    on(ORDER, Overdue, _let_go)
-    # in an open round, these events may also end the round
-    on((s.OPEN,), CheckIn, _check_in, s.CLOSING, s.ABANDONED)
-    on((s.OPEN,), Report, _report, s.CLOSING, s.ABANDONED)
-    on((s.OPEN,), Commit, _commit, s.CLOSING, s.ABANDONED)
-    on((s.OPEN,), Dropped, _dropped, s.CLOSING, s.ABANDONED)
-    on((s.OPEN,), Overdue, _let_go, s.CLOSING, s.ABANDONED)
-    on((s.PLANNED,), Tick, _open, s.OPEN)
-    on((s.OPEN,), Tick, _tick, s.CLOSING, s.ABANDONED)
-    on((s.CLOSING,), Tick, _awaits_model)
-    on((s.CLOSING,), Published, _published, s.PUBLISHED)
-    on((*running, s.ABANDONED), Recovered, _recovered)
-    on((s.PUBLISHED,), Recovered, _recovered_published)
-    on(running, Cancelled, _cancelled, s.ABANDONED)
-    return table
-
-
-TABLE: Mapping[tuple[State, type], Entry] = _entries()
-"""(state, event) → entry. An event that the table does not allow in a state changes nothing: its sender does not know yet that
-the round is over. The coordinator counts such events.
+_s = State
+_RUNNING = (_s.PLANNED, _s.OPEN, _s.CLOSING)
+TABLE = (
+    EventTable[State, Facts, Decision]({})
+    .on(ORDER, CheckIn, _check_in)
+    .on(ORDER, Report, _report)
+    .on(ORDER, Commit, _commit)
+    .on(ORDER, Dropped, _dropped)
+    .on(ORDER, Overdue, _let_go)
+    # In an open round, these events may also end the round.
+    .on((_s.OPEN,), CheckIn, _check_in, _s.CLOSING, _s.ABANDONED)
+    .on((_s.OPEN,), Report, _report, _s.CLOSING, _s.ABANDONED)
+    .on((_s.OPEN,), Commit, _commit, _s.CLOSING, _s.ABANDONED)
+    .on((_s.OPEN,), Dropped, _dropped, _s.CLOSING, _s.ABANDONED)
+    .on((_s.OPEN,), Overdue, _let_go, _s.CLOSING, _s.ABANDONED)
+    .on((_s.PLANNED,), Tick, _open, _s.OPEN)
+    .on((_s.OPEN,), Tick, _tick, _s.CLOSING, _s.ABANDONED)
+    .on((_s.CLOSING,), Tick, _awaits_model)
+    .on((_s.CLOSING,), Published, _published, _s.PUBLISHED)
+    .on((*_RUNNING, _s.ABANDONED), Recovered, _recovered)
+    .on((_s.PUBLISHED,), Recovered, _recovered_published)
+    .on(_RUNNING, Cancelled, _cancelled, _s.ABANDONED)
+)
+"""The table: (state, event) → entry. An event that has no entry changes nothing: its sender does not know yet that the round is
+over. The coordinator counts such events.
 """
 
 
 def decide(facts: Facts, event: Event) -> Decision:
-    """Return the rows to write and the actions to carry out afterwards. This never raises, whatever a device sends."""
-    entry = TABLE.get((facts.round.state, type(event)))
-    return NOTHING if entry is None else entry.rule(facts, event)
+    """Return the rows to write and the actions to carry out afterwards. It raises no exception, whatever a device sends."""
+    rule = TABLE.rule(facts.round.state, event)
+    return NOTHING if rule is None else rule(facts, event)

@@ -6,10 +6,11 @@ R = TypeVar("R")
 
 
 def changed(row: R, **values: Any) -> R:
-    """Return a copy of a row with some values changed, as `dataclasses.replace` does. Rows have slots and check
-    nothing.
+    """Return a copy of a row with some values changed, as `dataclasses.replace` does. It works for classes that have slots and
+    no checks in their constructor.
 
-    This function takes a third of the time of `replace`. It dominates the time of a simulated week of a million devices.
+    This function takes a third of the time of `replace`. In a simulated week of a million devices, most of the time is spent in
+    it.
     """
     kind: Any = type(row)
     new = object.__new__(kind)

@@ -1,16 +1,17 @@
-"""A device's side of a round, as a table: check in, train, report, and keep everything until the server has said how
-the session ended.
+"""A device's side of a round, as a table: check in, train, report, and keep the report until the server has told the device how
+the session ended. A session is the work of one device for one round.
 
     state, actions = step(state, event)
 
-`step` is a pure function. Its state is a row that the device writes before it carries out the actions. Whichever
-messages are lost, and whenever the device restarts, these rules hold:
+`step` is a pure function. Its state is a row that the device writes to its disk before it carries out the actions. These rules
+hold even if messages are lost or the device restarts at any moment:
 
-- A report is sent again until the server answers it. If there is no answer after several times, the next check-in asks
-  how the session ended.
-- What a client keeps from a round (a control variate, personal leaves) is pending until the session's end is known:
-  `KeepState` if the report is counted, `UndoState` if it is not. Until then no new work is begun.
-- The device's own floor is checked before any work is begun. A round is charged to its day before its report is sent.
+- A report is sent again until the server answers. If there is no answer after several attempts, the device asks with its next
+  check-in how the session ended.
+- The client state from a round (a control variate, personal leaves) is pending until the device knows how the session ended: it
+  is kept if the report is counted (`KeepState`), and undone if not (`UndoState`). Until then no new work begins.
+- The device's floor (the limits of its consent, `Floor`) is checked before any work begins. A round is counted towards the
+  limit of its day before its report is sent.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +22,13 @@ from typing import TypeAlias
 from sumus.protocol.rows import changed
 
 PATIENCE = 15.0
-"""Seconds until a message without an answer is sent again for the first time. The time doubles at each further attempt."""
+"""The time until a message without an answer is sent again for the first time, in seconds. It doubles with each further
+attempt.
+"""
 LONGEST = 3600.0
 """The longest time until a message is sent again, in seconds."""
 SENDS = 4
-"""The number of times that a report is sent before the device asks how the session ended."""
+"""The number of attempts to send a report before the device asks how the session ended."""
 
 
 AT_ONCE = (0.0, 0.0)
@@ -45,12 +48,12 @@ class Floor:
     """The limits of what a device consents to, whatever a server asks for.
 
     Attributes:
-        steps: The most local steps in one round.
-        seconds: The most seconds for one round.
-        bytes: The most bytes that one round may send and receive.
-        rounds: The most rounds in one day.
-        contributors: The least contributors of a sum that the device's update goes into.
-        memory: The most memory for one round, in bytes.
+        steps: The largest number of local steps in one round.
+        seconds: The longest time for the work of one round, in seconds.
+        bytes: The largest number of bytes that one round may send and receive.
+        rounds: The largest number of rounds in one day.
+        contributors: The smallest number of contributors of a sum that may contain the device's update.
+        memory: The largest amount of memory for one round, in bytes.
     """
 
     steps: int = 10_000
@@ -67,12 +70,12 @@ class WorkOffer:
 
     Attributes:
         session: The session's id.
-        steps: Local steps.
-        seconds: Seconds that the work takes.
-        bytes: Bytes to send and receive.
-        contributors: The least contributors of the sum.
-        memory: Bytes of memory.
-        unfit: Why this device cannot do the work at all, as a reason of an abort; empty if it can.
+        steps: The number of local steps.
+        seconds: The time that the work takes, in seconds.
+        bytes: The number of bytes to send and receive.
+        contributors: The smallest number of contributors of the sum.
+        memory: The memory that the work needs, in bytes.
+        unfit: The reason for an abort if this device cannot do the work at all; empty if it can.
     """
 
     session: str
@@ -89,13 +92,14 @@ class DeviceState:
     """A device's row.
 
     Attributes:
-        phase: The phase that it is in.
-        serial: The serial of its last check-in.
+        phase: The phase that the device is in.
+        serial: The serial number of its last check-in.
         asked: The session that it asked for in that check-in.
-        session: The session for which it works, or of which it does not know the end; empty if it has none.
-        unsettled: Whether a report may have been sent for the session, so that the session's end must be known first.
-        tries: How many messages it has sent since the last answer.
-        window: The window that the server gave last: the first and last second in which to come back.
+        session: The session for which the device works, or whose end it does not know; empty if it has none.
+        unsettled: Whether a report may have been sent for the session. Then the device must know how the session ended before
+            it begins new work.
+        tries: The number of messages that it has sent since the last answer.
+        window: The last window from the server for coming back: the first and the last second.
         day: The day on which it last began a round, by the device's own calendar.
         today: The number of rounds that it began on that day.
     """
@@ -116,10 +120,10 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True)
 class WakeUp:
-    """The time to wake has come, and the device's conditions are met.
+    """The device wakes at its chosen time, and its conditions are met.
 
     Attributes:
-        session: A new id, used if a session is asked for.
+        session: A new id for the session, if the device asks for work now.
     """
 
     session: str
@@ -151,7 +155,7 @@ class ToldLater:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The server says how a session ended.
+    """The server tells the device how a session ended.
 
     Attributes:
         session: The session.
@@ -165,12 +169,12 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class TrainingDone:
-    """Training is done: the update is ready, and so is the state that the client would keep."""
+    """Training is done: the update and the new client state are ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Training ended without an update, since conditions were lost or an error happened.
+    """Training ended without an update: the device's conditions are no longer met, or an error happened.
 
     Attributes:
         reason: The reason, as in an abort.
@@ -192,12 +196,12 @@ class NoAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SessionUnknown:
-    """The server does not know the session that a report is for."""
+    """The server does not know the session of a report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """The process has started again, with the row that was written last."""
+    """The process has started again, with the last written row."""
 
 
 Event: TypeAlias = (
@@ -214,7 +218,7 @@ class SendCheckIn:
     Attributes:
         session: The id for the work that may be given.
         serial: The check-in's serial.
-        previous: The session whose end is asked for; None if the device asks for no outcome.
+        previous: The session whose end the device asks for; None if there is none.
     """
 
     session: str
@@ -238,7 +242,7 @@ class SendReport:
 
 @dataclass(frozen=True, slots=True)
 class SendAbort:
-    """Tell the server that no report will come."""
+    """Tell the server that no report of the session will come."""
 
     session: str
     reason: str
@@ -246,21 +250,21 @@ class SendAbort:
 
 @dataclass(frozen=True, slots=True)
 class KeepState:
-    """Make the pending state the client's state. The update may be deleted."""
+    """Store the pending state as the client's state. The update may be deleted."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
 class UndoState:
-    """Go back to the client's state from before the round. The update may be deleted."""
+    """Restore the client's state from before the round. The update may be deleted."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
 class SleepFor:
-    """Wake at a moment drawn uniformly from this window of seconds. An earlier `SleepFor` no longer counts."""
+    """Wake at a random moment, drawn uniformly from this window of seconds. It replaces an earlier `SleepFor`."""
 
     window: tuple[float, float]
 
@@ -272,7 +276,7 @@ Step: TypeAlias = tuple[DeviceState, tuple[Action, ...]]
 
 
 def _ask(state: DeviceState, event: WakeUp, floor: Floor) -> Step:
-    """Ask for work, and for the end of an unsettled session. After a lost answer this is a new request."""
+    """Send a check-in: ask for work, and for the end of an unsettled session. If an answer was lost, this is a new request."""
     previous = state.session if state.unsettled else None
     tries = 1 + (state.tries if state.phase is Phase.ASKED else 0)
     asked = changed(
@@ -320,8 +324,8 @@ def _told(state: DeviceState, event: ToldLater, floor: Floor) -> Step:
 
 
 def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
-    """End the session: keep or undo its state, and then sleep, or go on with the rest of a check-in's answer. If the end is
-    unknown, send the report again.
+    """End the session: keep or undo its client state, and then sleep or continue with the rest of the answer to a check-in. If
+    the outcome is unknown, send the report again.
     """
     if not state.unsettled or event.session != state.session:
         return state, ()
@@ -335,7 +339,7 @@ def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
 
 
 def _send(state: DeviceState, event: TrainingDone, floor: Floor) -> Step:
-    """Send the report. The session is unsettled until the server says how it ended."""
+    """Send the report. The session is unsettled until the server tells the device how it ended."""
     return changed(state, phase=Phase.REPORTING, unsettled=True, tries=1), (SendReport(state.session),)
 
 
@@ -348,18 +352,17 @@ def _give_up(state: DeviceState, event: Failed, floor: Floor) -> Step:
 
 
 def _wait(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
-    """Back off over at least the server's last window, so that an outage does not end with all devices coming back at
-    once."""
+    """Wait for at least the server's last window, so that not all devices come back at the same moment when an outage ends."""
     return state, (SleepFor(_widest(state.window, event.window, _backoff(state.tries))),)
 
 
 def _wait_to_send(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
-    """Wait before sending again, each time twice as long."""
+    """Wait before the next attempt; the time doubles with each attempt."""
     return state, (SleepFor(_widest(event.window, _backoff(state.tries))),)
 
 
 def _send_again(state: DeviceState, event: WakeUp, floor: Floor) -> Step:
-    """Send the report again or, after several times, ask how the session ended."""
+    """Send the report again; after several attempts, ask how the session ended."""
     if state.tries >= SENDS:
         return _ask(state, event, floor)
     return changed(state, tries=state.tries + 1), (SendReport(state.session),)
@@ -376,13 +379,13 @@ def _backoff(tries: int) -> tuple[float, float]:
 
 
 def _widest(*windows: tuple[float, float]) -> tuple[float, float]:
-    """Return a window from the latest begin to the latest end of these windows."""
+    """Return a window from the latest start to the latest end of these windows."""
     return max(first for first, _ in windows), max(last for _, last in windows)
 
 
 def _restart(state: DeviceState, event: Restarted, floor: Floor) -> Step:
-    """Ask or send at once, since the person who started the device waits for a message. Training in memory is lost, but updates
-    are not: they are written before they are sent.
+    """Check in, or send the report, at once: the person who started the device is waiting for a result. Unfinished training was
+    in memory and is lost; updates are not lost, since they are written to the disk before they are sent.
     """
     if state.phase is Phase.REPORTING:
         return state, (SleepFor(AT_ONCE),)
@@ -407,7 +410,7 @@ TABLE: Mapping[tuple[Phase, type], Rule] = {
     (Phase.REPORTING, SessionUnknown): _ask_later,
     **{(phase, Restarted): _restart for phase in Phase},
 }  # pyright: ignore[reportAssignmentType]
-"""(phase, event) → rule. A pair that is not in the table changes nothing: the answer came late, or twice."""
+"""The table: (phase, event) → rule. A pair that is not in the table changes nothing: the answer came late, or a second time."""
 
 
 def step(state: DeviceState, event: Event, floor: Floor = Floor()) -> Step:

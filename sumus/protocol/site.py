@@ -8,19 +8,19 @@ A *site* is an edge that does several rounds on a model of its own before it sen
 Theory of operation
 ===================
 
-**States.** The *first round* is an edge's: the rules of `protocol/edge.py` apply, and the server above gives the work. The sum
-of that round is not sent. It changes ("moves") the site's model, and the site begins an *own round* on the new model, with the
-devices of the first round only, without asking the server above. Within an own round the edge's table decides how long the
-round waits for its devices. After the last own round, the sum of all rounds is *going up*. When the server above has answered,
-the site begins again with a first round.
+**States.** The *first round* follows the rules of an edge's round (`protocol/edge.py`), and the server above gives the work.
+The sum of that round is not sent. It changes ("moves") the site's model, and the site begins an *own round* on the new model,
+with the devices of the first round only, without asking the server above. Within an own round the edge's table decides how long
+the round waits for its devices. After the last own round, the sum of all rounds is *going up*. When the server above has
+answered, the site begins again with a first round.
 
 **Too few contributors.** A round with fewer contributors than the plan's `min_contributors` makes no model. If this happens in
 the first round, the sum goes up like an edge's sum, and the site stays in the first round until the sum is answered. If it
 happens in a later round, the round is cancelled, and the sum of the earlier rounds goes up.
 
-**Whose sessions end.** The sessions of the first round were given by the server above. Those whose reports moved the model
-stand for the sum until it is answered; the server above is told that the others have ended. The sessions of own rounds belong
-to the site alone: the server above is told nothing about them.
+**Which sessions end.** The server above has given the sessions of the first round. If the report of a session moved the model,
+the session stays open until the server above has answered about the sum. The server above is told that the other sessions have
+ended. The sessions of own rounds belong to the site alone: the server above is told nothing about them.
 
 **What survives a crash.** One note of the run (`SiteStanding` in `sumus/edge/site_model.py`) holds the site's standing. It is
 written in the transaction that publishes a round, so a round has either moved the model, or can be repeated from its sealed
@@ -28,7 +28,6 @@ sum. After a crash, a site that is going up computes the same bytes again. The s
 derives it from the note.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -40,7 +39,6 @@ from sumus.protocol.edge import (
     CancelRound,
     DeviceAsks,
     DeviceKeptOut,
-    DropSessions,
     EdgeAction,
     EdgeEvent,
     EdgeFacts,
@@ -56,15 +54,17 @@ from sumus.protocol.edge import (
     SumRefused,
     WorkArrived,
     WorkFetched,
+    drop_sessions,
+    end_sessions,
     forget_work,
     given_back,
-    said,
     work_too_late,
 )
 from sumus.protocol.edge import TABLE as EDGE_TABLE
 from sumus.protocol.edge import decide as decide_for_edge
 from sumus.protocol.round import ComeLater, Session, Tick
 from sumus.protocol.rows import changed
+from sumus.protocol.table import Entry, EventTable
 
 
 class SiteState(StrEnum):
@@ -77,10 +77,10 @@ class SiteState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OwnRounds:
-    """The rounds of a site since its last sum. They exist only after the first round has moved the model.
+    """The rounds of a site since its last sum. The value exists only after the first round has moved the model.
 
     Attributes:
-        sessions: The sessions of the server above that the sum will stand for.
+        sessions: The sessions of the first round whose reports moved the model. The sum counts as the report of all of them.
         done: The number of rounds that have moved the model.
         last: The number of the last such round.
         over: Whether the rounds have ended, and the sum goes up.
@@ -123,12 +123,12 @@ def state_of(own: OwnRounds | None) -> SiteState:
     return SiteState.GOING_UP if own.over else SiteState.OWN_ROUND
 
 
-# ── events and actions beside the edge's ─────────────────────────────────────────────────────────────────────────────
+# ── events and actions of sites alone ────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
 class MoveUnusable:
-    """The change of the model cannot be made into a sum for the server above."""
+    """The site could not compute a sum from the change of its model."""
 
 
 SiteEvent: TypeAlias = EdgeEvent | MoveUnusable
@@ -139,7 +139,7 @@ class MoveModel:
     """Move the site's model by the round's sum, and store the new standing.
 
     Attributes:
-        actions: The actions to carry out once it is stored.
+        actions: The actions to carry out once the standing is stored.
     """
 
     actions: tuple[Any, ...] = ()
@@ -152,7 +152,7 @@ class EndOwnRounds:
 
 @dataclass(frozen=True, slots=True)
 class SendMove:
-    """Send the change of the model up."""
+    """Send the change of the model to the server above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +196,7 @@ def _close_first(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
     """Move the model, and go on with the devices that reported. A sum of too few devices goes up like an edge's sum."""
     if facts.edge.round.state is EdgeState.WAITING or event.count < facts.least:
         return _as_edge(facts, event)
-    late = (*said(event.out), DropSessions(event.out)) if event.out else ()
-    return _moved(facts, 1, late)
+    return _moved(facts, 1, end_sessions(event.out))
 
 
 def _close_own(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
@@ -205,11 +204,17 @@ def _close_own(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
     assert facts.own is not None, "an own round comes after a first one"
     if event.count < facts.least:
         return _stays(facts, CancelRound())
-    return _moved(facts, facts.own.done + 1, (DropSessions(event.out),) if event.out else ())
+    return _moved(facts, facts.own.done + 1, drop_sessions(event.out))
 
 
 def _moved(facts: SiteFacts, done: int, late: tuple[EdgeAction, ...]) -> SiteDecision:
-    """Return the decision to move the model. late: the actions that end the sessions which have not reported."""
+    """Return the decision to move the model.
+
+    Args:
+        facts: The facts of the decision.
+        done: The number of rounds that will then have moved the model.
+        late: The actions that end the sessions without a report.
+    """
     over = done >= facts.rounds
     move = MoveModel((*late, SendMove()) if over else late)
     going_up = changed(facts.edge.round, state=EdgeState.GOING_UP)
@@ -218,25 +223,25 @@ def _moved(facts: SiteFacts, done: int, late: tuple[EdgeAction, ...]) -> SiteDec
 
 
 def _abandon_own(facts: SiteFacts, event: RoundAbandoned) -> SiteDecision:
-    """Begin no further round, since this one was abandoned: the sum is that of the earlier rounds.
+    """Begin no further round, since this round was abandoned, and send the sum of the earlier rounds.
 
-    After a crash, this event comes again for rounds that were abandoned long ago; these change nothing.
+    After a crash, the event comes again for earlier rounds that were abandoned. Then only their sessions are ended again.
     """
     assert facts.own is not None, "an own round comes after a first one"
     if facts.edge.row.number <= facts.own.last:
-        return _stays(facts, *_dropped(event.out))
+        return _stays(facts, *drop_sessions(event.out))
     settled = changed(facts.edge.round, state=EdgeState.SETTLED)
-    return SiteDecision(SiteState.GOING_UP, settled, (*_dropped(event.out), EndOwnRounds(), SendMove()))
+    return SiteDecision(SiteState.GOING_UP, settled, (*drop_sessions(event.out), EndOwnRounds(), SendMove()))
 
 
 def _abandon_unused(facts: SiteFacts, event: RoundAbandoned) -> SiteDecision:
     """End the sessions of a round that was open while the sum went up."""
     settled = changed(facts.edge.round, state=EdgeState.SETTLED)
-    return SiteDecision(SiteState.GOING_UP, settled, _dropped(event.out))
+    return SiteDecision(SiteState.GOING_UP, settled, drop_sessions(event.out))
 
 
 def _cancel_unused(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
-    """Cancel a round that was open while the sum went up: devices could not have work in it."""
+    """Cancel a round that was open while the sum went up. No device has work in it."""
     return _stays(facts, CancelRound())
 
 
@@ -261,7 +266,7 @@ def _give_back(facts: SiteFacts, event: WorkArrived) -> SiteDecision:
 
 
 def _fetched(facts: SiteFacts, event: WorkFetched) -> SiteDecision:
-    """Await other devices of the first round a little longer, since one has come."""
+    """Wait longer for the other devices of the first round, since one of them has come."""
     return SiteDecision(SiteState.OWN_ROUND, changed(facts.edge.round, latest=facts.edge.now))
 
 
@@ -276,7 +281,7 @@ def _ignore(facts: SiteFacts, event: Any) -> SiteDecision:
 
 
 def _try_again(facts: SiteFacts, event: Tick) -> SiteDecision:
-    """Send the sum up if that could not be done before, since a file was missing."""
+    """Send the sum up if a missing file has prevented this before."""
     found = _as_edge(facts, event)
     again = () if facts.sending else (SendMove(),)
     return SiteDecision(SiteState.GOING_UP, found.round, (*again, *found.actions))
@@ -300,64 +305,38 @@ def _end_all(facts: SiteFacts, event: AllWorkEnds) -> SiteDecision:
     return SiteDecision(SiteState.FIRST_ROUND, facts.edge.round, ended)
 
 
-def _dropped(out: tuple[str, ...]) -> tuple[EdgeAction, ...]:
-    return (DropSessions(out),) if out else ()
-
-
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class SiteEntry:
-    """The effect of an event in a state.
-
-    Attributes:
-        rule: The function that decides.
-        to: The other states to which it may lead.
-    """
-
-    rule: Callable[[SiteFacts, Any], SiteDecision]
-    to: tuple[SiteState, ...] = ()
-
-
-def _entries() -> dict[tuple[SiteState, type], SiteEntry]:
-    s = SiteState
-    table: dict[tuple[SiteState, type], SiteEntry] = {}
-
-    def on(
-        states: tuple[SiteState, ...], event: type, rule: Callable[[SiteFacts, Any], SiteDecision], *to: SiteState
-    ) -> None:
-        table.update({(state, event): SiteEntry(rule, to) for state in states})
-
-    for event in {event for _, event in EDGE_TABLE}:
-        on((s.FIRST_ROUND,), event, _as_edge)
-    later = (s.OWN_ROUND, s.GOING_UP)
-    on((s.FIRST_ROUND,), RoundClosed, _close_first, s.OWN_ROUND, s.GOING_UP)
-    on(later, DeviceAsks, _asks)
-    on(later, WorkArrived, _give_back)
-    on((s.OWN_ROUND,), WorkFetched, _fetched)
-    on(later, NoWorkAbove, _ignore)
-    on(later, DeviceKeptOut, _ignore)
-    on(later, SessionsDropped, _ignore)
-    on(later, OtherWorkAsked, _forget_work)
-    on((s.OWN_ROUND,), Tick, _as_edge)
-    on((s.GOING_UP,), Tick, _try_again)
-    on((s.OWN_ROUND,), RoundClosed, _close_own, s.GOING_UP)
-    on((s.GOING_UP,), RoundClosed, _cancel_unused)
-    on((s.OWN_ROUND,), RoundAbandoned, _abandon_own, s.GOING_UP)
-    on((s.GOING_UP,), RoundAbandoned, _abandon_unused)
-    on((s.GOING_UP,), SumCounted, _counted, s.FIRST_ROUND)
-    on((s.GOING_UP,), SumRefused, _not_counted, s.FIRST_ROUND)
-    on((s.GOING_UP,), MoveUnusable, _not_counted, s.FIRST_ROUND)
-    on(later, AllWorkEnds, _end_all, s.FIRST_ROUND)
-    return table
-
-
-TABLE: Mapping[tuple[SiteState, type], SiteEntry] = _entries()
-"""(state, event) → entry. In the first round, the edge's table, too, must allow the event."""
+_s = SiteState
+_LATER = (_s.OWN_ROUND, _s.GOING_UP)
+TABLE = (
+    EventTable[SiteState, SiteFacts, SiteDecision](
+        {(_s.FIRST_ROUND, event): Entry(_as_edge) for _, event in EDGE_TABLE}
+    )
+    .on((_s.FIRST_ROUND,), RoundClosed, _close_first, _s.OWN_ROUND, _s.GOING_UP)
+    .on(_LATER, DeviceAsks, _asks)
+    .on(_LATER, WorkArrived, _give_back)
+    .on((_s.OWN_ROUND,), WorkFetched, _fetched)
+    .on(_LATER, NoWorkAbove, _ignore)
+    .on(_LATER, DeviceKeptOut, _ignore)
+    .on(_LATER, SessionsDropped, _ignore)
+    .on(_LATER, OtherWorkAsked, _forget_work)
+    .on((_s.OWN_ROUND,), Tick, _as_edge)
+    .on((_s.GOING_UP,), Tick, _try_again)
+    .on((_s.OWN_ROUND,), RoundClosed, _close_own, _s.GOING_UP)
+    .on((_s.GOING_UP,), RoundClosed, _cancel_unused)
+    .on((_s.OWN_ROUND,), RoundAbandoned, _abandon_own, _s.GOING_UP)
+    .on((_s.GOING_UP,), RoundAbandoned, _abandon_unused)
+    .on((_s.GOING_UP,), SumCounted, _counted, _s.FIRST_ROUND)
+    .on((_s.GOING_UP,), SumRefused, _not_counted, _s.FIRST_ROUND)
+    .on((_s.GOING_UP,), MoveUnusable, _not_counted, _s.FIRST_ROUND)
+    .on(_LATER, AllWorkEnds, _end_all, _s.FIRST_ROUND)
+)
+"""(state, event) → entry. In the first round, the edge's table must allow the event too."""
 
 
 def decide(facts: SiteFacts, event: SiteEvent) -> SiteDecision:
     """Return the decision about an event: the site's new state, and the actions."""
-    entry = TABLE.get((state_of(facts.own), type(event)))
-    return _stays(facts) if entry is None else entry.rule(facts, event)
+    rule = TABLE.rule(state_of(facts.own), event)
+    return _stays(facts) if rule is None else rule(facts, event)

@@ -8,16 +8,15 @@ from sumus.pacing import Pacing
 def window(pacing: Pacing, population: int, arriving: float, until_next: float) -> tuple[float, float]:
     """Choose the window of seconds within which a device comes back. The device draws the moment uniformly.
 
-    A small population is aligned: its devices come a little before there may be work again, and then ask more often. If
-    they came later, rounds would last longer, and devices would then be told to come later still. A large population is
-    spread, so that its devices make about `pacing.checkins` check-ins a second. If more check-ins arrive than that, the
-    population is spread wider.
+    A small population is aligned: its devices come a little before there may be work again, and then ask more often. If they
+    came later, rounds would last longer, and the next windows would be later still. A large population is spread, so that about
+    `pacing.checkins` check-ins arrive per second. If more check-ins arrive, the window is longer.
 
     Args:
-        pacing: How the rounds are paced.
+        pacing: The pacing of the rounds.
         population: The number of enrolled devices; 0 if it is not known.
-        arriving: Check-ins per second that have arrived recently.
-        until_next: Seconds until there may be work again.
+        arriving: The recent rate of check-ins, per second; 0 if it is not known.
+        until_next: The number of seconds until there may be work again.
 
     Returns:
         The first and the last second of the window, counted from now.

@@ -1,9 +1,9 @@
 """Rounds on a store: the common part of a server, an edge and a site.
 
 run            a task's rounds: the common base of all kinds of run
-circumstances  the inputs of decisions other than rows: pacing, pause, the devices of the server
-coordinator    asks the table `protocol.round` about each event, in one transaction
-recording      writes a decision into rows, with what follows from it for the run and for devices
+circumstances  the inputs of decisions that are not rows: pacing, pause, the devices of the server
+coordinator    decides each event by the table in `protocol.round`, in one transaction
+recording      writes a decision and its consequences for the run and for devices into rows
 stages         the stages of a report on its way into a sum, as types
 intake         the steps between the stages: reports are checked, staged and committed
 sealed_sums    the sealed sums: a killed process loses no report that it has acknowledged

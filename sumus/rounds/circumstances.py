@@ -1,10 +1,10 @@
 """The inputs of a decision about a round that are not rows of the store.
 
-    crowd = Crowd(lambda: count_enrolled(identities, "phones"))    one per server: its devices, and how often they check in
+    crowd = Crowd(lambda: count_enrolled(identities, "phones"))    one per server: counts devices and check-ins
     coordinator = Coordinator(run.circumstances, store)   reads the circumstances before each decision
 
-The circumstances are given as a function and read at each decision, so a coordinator's circumstances are never set from
-outside.
+A coordinator gets a function that returns the circumstances, and calls it at each decision. So nothing has to update the
+coordinator when the circumstances change.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ class Circumstances:
     """The inputs of a decision about a round that are not rows.
 
     Attributes:
-        pacing: The pacing of the open round. An edge changes its pacing as work arrives from the server above.
-        paused: Whether the run is paused: then no round begins, and no device gets work.
+        pacing: The pacing of the open round. An edge changes its pacing when work arrives from its upstream server.
+        paused: Whether the run is paused. While it is, no round begins and no device gets work.
         population: The number of enrolled devices; 0 if it is not known.
-        arriving: The recent number of check-ins per second; 0 if it is not known.
+        arriving: The recent rate of check-ins, per second; 0 if it is not known.
     """
 
     pacing: Pacing
@@ -34,16 +34,16 @@ class Circumstances:
 
 
 class Crowd:
-    """The devices of a server: their number, and how often they check in.
+    """The devices of a server: their number, and their rate of check-ins.
 
     A server and all of its runs share one crowd. Only the server's deciding thread counts and measures.
     """
 
     def __init__(self, count: Callable[[], int]) -> None:
-        """Begin with a number of 0, until the devices are counted.
+        """Start with 0 devices, until `count` is called.
 
         Args:
-            count: Counts the enrolled devices; may read a database.
+            count: Returns the number of enrolled devices; it may read a database.
         """
         self._count = count
         self._changed = True
@@ -57,7 +57,7 @@ class Crowd:
 
     @property
     def arriving(self) -> float:
-        """The recent number of check-ins per second."""
+        """The recent rate of check-ins, per second."""
         return self._arriving
 
     @property
@@ -70,7 +70,7 @@ class Crowd:
         self._changed = True
 
     def count(self) -> int:
-        """Count the devices that are enrolled now, and remember the number."""
+        """Count the devices that are enrolled now; store and return their number."""
         self._changed = False
         self._population = self._count()
         return self._population

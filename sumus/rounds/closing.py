@@ -1,4 +1,4 @@
-"""The end of closed rounds: a model is made of each sum, in the order of the rounds, or the sum is destroyed."""
+"""Finishes closed rounds: makes a model of each sum, in the order of the rounds, or destroys the sum."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ class Unusable(Exception):
 
 @contextmanager
 def usable() -> Generator[None, None, None]:
-    """Convert any exception from a plan's code into Unusable, so that the exception cannot crash the server.
+    """Convert any exception of a plan's code into Unusable, so that the exception cannot crash the server.
 
     An exception that is not a SumusError is a defect of the plan or of sumus: its traceback goes into the log.
     """
@@ -28,7 +28,7 @@ def usable() -> Generator[None, None, None]:
     except SumusError as error:
         raise Unusable(str(error)) from error
     except Exception as error:
-        LOG.exception("no model can be made of a sum, since the plan's code failed")
+        LOG.exception("no model can be made of a sum: the plan's code failed")
         raise Unusable(f"the plan failed with {said(error)}") from error
 
 
@@ -50,7 +50,7 @@ class ClosedRounds:
         wait: Callable[[str], None],
         go_on: Callable[[], None],
     ) -> None:
-        """Close the rounds of a run.
+        """Make the closed rounds of a run.
 
         Args:
             task: The task's name, for the log.
@@ -72,7 +72,7 @@ class ClosedRounds:
         self._destroyed.clear()
 
     def take_up(self, now: float) -> None:
-        """Carry out decisions about sums that other processes have made."""
+        """Carry out the decisions about sums that other processes have made."""
         with self._coordinator.leading() as rows:
             rounds = rows.rounds()
         self._destroyed &= {row.number for row in rounds}
@@ -82,7 +82,9 @@ class ClosedRounds:
         self.close_up_to(rounds[-1].number, now)
 
     def close_up_to(self, last: int, now: float) -> None:
-        """Make the models of the closed rounds up to this one, in order, including those that other processes have closed."""
+        """Make the models of all closed rounds up to number `last`, in order, including rounds that other processes have
+        closed.
+        """
         with self._coordinator.leading() as rows:
             closing = [row.number for row in rows.rounds() if row.state is State.CLOSING and row.number <= last]
         for number in closing:
@@ -109,7 +111,7 @@ class ClosedRounds:
         self._destroyed.add(number)
 
     def _close(self, number: int, now: float) -> None:
-        """Make a round's model, unless an earlier round waits for its own.
+        """Make a round's model, unless the model of an earlier round is missing.
 
         An unusable sum is given up, since a second attempt would fail in the same way. If a file is missing or a disk is full,
         nothing is lost yet: the round is tried again later.
@@ -121,7 +123,9 @@ class ClosedRounds:
             self._conclude(number, now)
         except (Unusable, SealError) as error:
             self._give_up(number, str(error), now)
-        except ParticipantError as error:  # a sum of our own that does not read is damaged, or a defect of ours
+        except (
+            ParticipantError
+        ) as error:  # a sum that this server wrote cannot be read: it is damaged, or sumus has a defect
             LOG.exception("%s: round %d gave no model", self._task, number)
             self._give_up(number, str(error), now)
         except ExperimentError as error:

@@ -1,9 +1,8 @@
 """Rounds on a store: every change of a row is decided by `protocol.round`, in the transaction that writes it.
 
-Each method is one transaction: it reads facts, decides, writes, and returns the actions. The caller carries the actions out
-after the method has returned, and not before, since only then are the rows durable. The server drives a coordinator; the
-simulator's virtual clock and the fault schedules drive one on rows in memory. Only the list of staged reports is kept in
-memory.
+Each method is one transaction: it reads facts, decides, writes, and returns the actions. The rows are durable when the method
+has returned, so the caller carries the actions out after that. The server calls a coordinator on the rows of its database; the
+simulator's virtual clock and the fault tests call one on rows in memory. Only the list of staged reports is kept in memory.
 """
 
 from collections import Counter
@@ -49,7 +48,9 @@ Rules: TypeAlias = Callable[[Facts, Event], Decision]
 Adding: TypeAlias = Callable[[Rows, Sequence[Session]], None]
 Also: TypeAlias = Callable[[Rows], None]
 FOLLOWS = -1
-"""The value of `fence` if another process leads: then this process decides only about devices' check-ins and reports."""
+"""The value of `fence` if another process leads. (A fence is a number that grows with each change of leader.) Then this process
+decides only about devices' check-ins and reports.
+"""
 
 
 class Arrived(NamedTuple):
@@ -69,8 +70,8 @@ class Coordinator:
 
     Attributes:
         store: The store of the rows.
-        fence: The fence with which this process leads; FOLLOWS if another process leads; None if it is not known who leads, and
-            then fences are not compared. Methods raise TakenOver if another process has taken the lead.
+        fence: The fence with which this process leads; FOLLOWS if another process leads; None if it is not known which process
+            leads, and then fences are not compared. Methods raise TakenOver if another process has taken the lead.
         staged: The reports that wait in memory for the next commit: the sessions of each report, keyed by the first session.
         illegal: The number of events that the table does not allow, by (state, event's name).
     """
@@ -83,7 +84,7 @@ class Coordinator:
         Args:
             circumstances: Returns the inputs of decisions that are not rows; called before each decision.
             store: The store of the rows; None for a new store in memory.
-            rules: `decide`, or a replacement under test.
+            rules: `decide`, or a replacement in a test.
         """
         self.store = MemoryStore() if store is None else store
         self.fence: int | None = None
@@ -93,7 +94,7 @@ class Coordinator:
         self._rules = rules
         self._waits_with: dict[str, tuple[str, ...]] = {}
 
-    # ── rows as they are ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── reading rows ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def current(self) -> Round:
@@ -119,26 +120,26 @@ class Coordinator:
         return [device.session for device in known if device is not None and device.session is not None]
 
     def room(self, now: float | None = None) -> int:
-        """Return how many sessions may be given now. now: the time of the store's clock; None to ignore the pace."""
+        """Return the number of sessions that may be given now. `now` is the time of the store's clock; None ignores the pace."""
         row, given = self.current, self._circumstances()
         giving = row.state is State.OPEN and not given.paused and (now is None or now >= begins_at(given.pacing, row))
         return room(given.pacing, given.population, row) if giving else 0
 
     def facts(self, now: float) -> Facts:
-        """Return the facts that a transaction about the newest round would read now."""
+        """Return the facts about the newest round, as a transaction would read them now."""
         with self.store.transaction() as rows:
             return self._facts(rows, now)
 
-    # ── what devices ask and report ──────────────────────────────────────────────────────────────────────────────────
+    # ── check-ins and reports ────────────────────────────────────────────────────────────────────────────────────────
 
     def check_in(self, device: str, event: CheckIn, now: float) -> tuple[Action, ...]:
-        """Answer a device that asks for work."""
+        """Decide the check-in of a device."""
         return self.check_in_all([(device, event)], now)[0]
 
     def check_in_all(self, asked: Sequence[tuple[str, CheckIn]], now: float) -> list[tuple[Action, ...]]:
-        """Answer many devices in one transaction, in order.
+        """Decide many check-ins in one transaction, in order.
 
-        A device that reuses the id of an earlier session for a new one gets no answer: correct devices never do that.
+        A check-in that reuses the id of an earlier session for a new one gets no actions: correct devices never send one.
         """
         with self.store.transaction() as rows:
             rows.read_ahead([device for device, _ in asked], [event.session for _, event in asked])
@@ -165,9 +166,7 @@ class Coordinator:
             rows.read_ahead(sessions=[session for report in reports for session in report.sessions])
             for report in reports:
                 sessions, facts = report.sessions, self._facts(rows, now, report.sessions)
-                if len(facts.sessions) < len(sessions) and _is_counted(
-                    rows, report
-                ):  # and some devices have left since
+                if len(facts.sessions) < len(sessions) and _is_counted(rows, report):  # some devices have left since
                     answers.append(tuple(map(AcceptReport, sessions)))
                     continue
                 if len(facts.sessions) != len(sessions) or any(
@@ -202,7 +201,7 @@ class Coordinator:
         again = {action.session for action in actions if isinstance(action, StageReport)}
         self.staged = {first: sessions for first, sessions in waiting.items() if first in again}
         self._waits_with = {session: sessions for sessions in self.staged.values() for session in sessions}
-        gone = [sessions for first, sessions in waiting.items() if first not in whole]  # their device has left since
+        gone = [sessions for first, sessions in waiting.items() if first not in whole]  # the device has left since
         return (*actions, *(RefuseReport(session, "closed") for sessions in gone for session in sessions))
 
     def drop(self, sessions: Iterable[str], reason: str, now: float) -> tuple[Action, ...]:
@@ -215,7 +214,7 @@ class Coordinator:
         with self.store.transaction() as rows:
             return self.decide_in(rows, Overdue(spoilt=True), [session], now)
 
-    # ── time, and what the leader alone decides ──────────────────────────────────────────────────────────────────────
+    # ── time, and the decisions of the leader ────────────────────────────────────────────────────────────────────────
 
     def expire(self, now: float, sessions: Iterable[str] | None = None) -> tuple[Action, ...]:
         """Free the places of sessions that take too long, and end the expired sessions.
@@ -224,14 +223,14 @@ class Coordinator:
 
         Args:
             now: Seconds of the store's clock.
-            sessions: The sessions to look at; None for all.
+            sessions: The sessions to check; None for all.
         """
         with self.leading() as rows:
             late = _overdue(rows, self._circumstances().pacing, now) if sessions is None else sessions
             return self.decide_in(rows, Overdue(), [each for each in late if each not in self._waits_with], now)
 
     def tick(self, now: float) -> tuple[Action, ...]:
-        """Decide the events that the passing of time causes: rounds open, close, or are abandoned."""
+        """Decide the events that are due at this time: rounds open, close, or are abandoned."""
         with self.leading() as rows:
             return self._apply(rows, Tick(), self._facts(rows, now)).actions
 
@@ -241,11 +240,12 @@ class Coordinator:
         Args:
             number: The round.
             now: Seconds of the store's clock.
-            also: Writes the other rows of the model; called within the transaction, if this call publishes the model.
+            also: Writes the other rows of the model. It is called within the transaction, and only if this call publishes the
+                model.
         """
         with self.leading() as rows:
             row = rows.round(number)
-            assert row is not None, "a round whose model is being made is not forgotten"
+            assert row is not None, "the row of a round is kept while its model is being made"
             waits = any(other.number < number and other.state is State.CLOSING for other in rows.rounds())
             decision = self._apply(rows, Published(), changed(self._facts(rows, now), round=row, waits=waits))
             if decision.rounds:
@@ -261,11 +261,11 @@ class Coordinator:
             return self._apply(rows, Cancelled(), changed(self._facts(rows, now), round=row)).actions
 
     def recover(self, now: float, fence: int | None = None) -> tuple[Action, ...]:
-        """Lead from now on: forget what was staged, and take up the unfinished rounds.
+        """Lead from now on: forget the staged reports, and go on with the unfinished rounds.
 
         Args:
             now: Seconds of the store's clock.
-            fence: The fence of the lease; None if no lease is used: then the fence is one more than the run's last fence.
+            fence: The fence of the lease. If it is None, no lease is used, and the fence is the run's last fence plus one.
         """
         self.staged.clear()
         self._waits_with.clear()
@@ -283,7 +283,7 @@ class Coordinator:
         return tuple(actions)
 
     def follow(self) -> None:
-        """Let another process lead, and forget what was staged."""
+        """Let another process lead, and forget the staged reports."""
         self.staged.clear()
         self._waits_with.clear()
         self.fence = FOLLOWS
@@ -339,9 +339,9 @@ class Coordinator:
         )
 
     def _apply(self, rows: Rows, event: Event, facts: Facts) -> Decision:
-        """Decide an event, and write the decision. An event that the table does not allow is counted."""
-        if (facts.round.state, type(event)) not in TABLE:
-            self.illegal[facts.round.state.value, type(event).__name__] += 1
+        """Decide an event, and write the decision. An event that the table does not allow is counted in `illegal`."""
+        if (name := TABLE.illegal(facts.round.state, event)) is not None:
+            self.illegal[facts.round.state.value, name] += 1
         decision = self._rules(facts, event)
         record(rows, decision, facts)
         return decision
@@ -360,7 +360,7 @@ def run_led_with(rows: Rows, fence: int | None) -> RunRow:
 
 
 def _overdue(rows: Rows, pacing: Pacing, now: float) -> list[str]:
-    """List the sessions that may have lapsed, and the expired sessions."""
+    """List the sessions that may have lapsed (lost their places), and the expired sessions."""
     run = rows.run()
     shortest = min(patience(pacing, run.takes), patience(pacing, run.takes_by_edge))
     slow = rows.out_since(now - shortest) if now - run.led >= shortest else ()
@@ -376,7 +376,7 @@ def _is_used(rows: Rows, event: CheckIn) -> bool:
 
 
 def _is_counted(rows: Rows, report: Arrived) -> bool:
-    """Return whether an edge's sum was counted, if some of its sessions are already forgotten."""
+    """Return whether an edge's sum was counted, even if some of its sessions are already forgotten."""
     known = [session for session in map(rows.session, report.sessions) if session is not None]
     return (
         bool(report.parent)

@@ -1,8 +1,8 @@
 """Devices that leave while their reports are in an open sum.
 
 A person whose link allows several keys could be counted, leave, enrol again under a new key, and be counted in the same sum
-twice. So the round notes when a device left and which link it had used; a device that enrolled with that link later waits until
-the sum is closed.
+twice. So the round stores a note of when a device left and which link it had used. A device that enrols with that link later
+must wait until the sum is closed.
 """
 
 import json
@@ -14,38 +14,46 @@ from sumus.rounds.recording import newest_of
 from sumus.storage.store import Rows, Store
 
 _DEPARTED = "departed"
-"""The name of a round's note about devices that left after they were counted."""
+"""The name of the note in which a round stores the devices that left after they were counted."""
 
 
 def sessions_out_of(store: Store, who: str) -> list[str]:
-    """List the sessions that may still report and that `who` asked for. `who` is a device, or an edge that asked for its
-    devices.
-    """
+    """List the sessions that may still report, of the device `who`, or, if `who` is an edge, of the devices behind this edge."""
     with store.transaction() as rows:
         return _out_of(rows, who)
 
 
 def departed(store: Store) -> Mapping[str, float]:
-    """Return when a device whose report is in the open sum left last, by the hash of the token with which it had enrolled."""
+    """Return the time of the last departure for each enrolment link.
+
+    Only devices that left while their reports were in the open sum are considered.
+
+    Returns:
+        The times, in seconds of the server's clock, by the hash of the link's token.
+    """
     with store.transaction() as rows:
         return _departed(rows, newest_of(rows).number)
 
 
 def keep_departed(rows: Rows, before: int, number: int) -> None:
-    """Copy the note about departed devices to another round, whose sum goes into the same sum of the server above."""
+    """Copy the note about departed devices to the next round of the same sum.
+
+    An edge's rounds `before` and `number` go into one sum of its upstream server, and no person may be in that sum twice.
+    """
     rows.put_note(number, _DEPARTED, rows.note(before, _DEPARTED))
 
 
 def forget_device(
     coordinator: Coordinator, device: str, link: str, rounds: Sequence[int], reason: str, now: float
 ) -> tuple[Action, ...]:
-    """End the open work of a device, or of an edge's devices, and forget the device, but not that it was counted.
+    """End the open work of a device, or of an edge's devices, and delete the device's row. The record of counted reports stays.
 
-    Work that the device has through an edge goes on: its report may already be in the edge's sum, which cannot be taken apart
-    and would be refused as a whole. The edge knows whether the device still belongs to it.
+    Work that the device got through an edge is not ended: its report may already be in the edge's sum. Such a sum cannot be
+    divided, so the whole sum would be refused. The edge itself checks whether the device still belongs to it.
 
-    A device that enrols with the same link from now on waits until the open sum is closed (see `departed`), if the link allows
-    more than one key and the open sum holds, or may still get, a report of the device or, for an edge, of one of its devices.
+    A device that enrols with the same link from now on may have to wait until the open sum is closed (see `departed`). It has
+    to wait if the link allows more than one key, and the open sum holds, or may still get, a report of the device or of a
+    device behind the edge.
 
     Args:
         coordinator: The rounds of a run.
@@ -62,7 +70,7 @@ def forget_device(
             left = {**_departed(rows, rounds[-1]), link: now}
             rows.put_note(rounds[-1], _DEPARTED, json.dumps(left).encode())
         rows.forget_device(device)
-        for session in held:  # one at most: nobody gives the device other work before that session has ended
+        for session in held:  # at most one: the device gets no other work before that session has ended
             rows.put_session(session)
             rows.put_device(DeviceRow(device, session, rests_until=LEFT))
         return actions
@@ -79,7 +87,7 @@ def _awaited(rows: Rows) -> list[Session]:
 
 
 def _is_counted_in(rows: Rows, number: int, device: str) -> bool:
-    """Return whether a round's sum holds a report of a device; or, if the device is an edge, of a device behind it."""
+    """Return whether a round's sum holds a report of a device or, if `device` is an edge, of a device behind that edge."""
     known = rows.device(device)
     if known is not None and known.last_sum == number:
         return True

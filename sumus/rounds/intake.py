@@ -1,8 +1,8 @@
-"""The way of reports into a sum: every report goes through the same stages, and each stage is a type (see `rounds/stages.py`).
+"""Takes reports into a sum: every report goes through the same stages, and each stage is a type (see `rounds/stages.py`).
 
 report = intake.read_report(body, device, session)      bytes → Checked, on any thread
-actions = intake.stage_all([report], now)               Checked → StagedReport: it waits in memory, and is not acknowledged yet
-actions = intake.commit(now)                            StagedReport → CommittedReport: it is in the sum
+actions = intake.stage_all([report], now)               Checked → StagedReport: it waits in memory, without an acknowledgement
+actions = intake.commit(now)                            StagedReport → CommittedReport: the report is in the sum
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ class ReportIntake:
     """The reports of a run on their way into its sums."""
 
     def __init__(self, coordinator: Coordinator, sums: SealedSums, hop: FirstHop, trains: bool, spools: bool) -> None:
-        """Take in the reports of a run.
+        """Make the intake of a run.
 
         Args:
             coordinator: The rounds of the run.
             sums: The sums of the rounds.
             hop: Checks reports.
             trains: Whether the reports come from training; otherwise they come from an evaluation.
-            spools: Whether each report is sealed separately until its round is over.
+            spools: Whether each report is sealed and kept separately until its round is over.
         """
         self._coordinator, self._sums, self._hop, self._trains = coordinator, sums, hop, trains
         self._form = SpooledReport if spools else ClearReport
@@ -40,7 +40,7 @@ class ReportIntake:
         """Read and check the report of a device.
 
         Args:
-            body: The report's bytes; they must stay as they are until the report is counted.
+            body: The report's bytes; they must not change until the report is counted.
             device: The device, for error messages.
             session: The session of the report.
 
@@ -59,7 +59,8 @@ class ReportIntake:
             body: The sum's bytes.
             edge: The edge.
             most: The most reports that the sum may hold.
-            least: The least weight of a site's sum, if it names more sessions; None for an edge that only adds.
+            least: The least weight that a site's sum must have if it has more sessions than reports; None for an edge that only
+                adds.
 
         Raises:
             ParticipantError: The bytes are not a sum for this plan.
@@ -75,12 +76,13 @@ class ReportIntake:
         """Stage reports for the next commit.
 
         Returns:
-            For each report, the answers to its sender; none for a report with unknown sessions.
+            The answers to the sender of each report; no answers for a report with unknown sessions.
         """
         answers = self._coordinator.report_all([report.arrived for report in reports], now)
         for report, actions in zip(reports, answers, strict=True):
             if any(isinstance(action, StageReport) for action in actions):
-                self._staged.setdefault(report.arrived.sessions[0], StagedReport(report))  # the first to come counts
+                # If two reports have the same session, the first one counts.
+                self._staged.setdefault(report.arrived.sessions[0], StagedReport(report))
         return answers
 
     def commit(self, now: float) -> tuple[Action, ...]:
@@ -100,7 +102,7 @@ class ReportIntake:
         try:
             actions = self._coordinator.commit(now, add)
         except BaseException:
-            self._sums.begin_anew()  # perhaps it was committed all the same: what the rows point to stays as it is
+            self._sums.begin_anew()  # the commit may have succeeded all the same, so the blobs that rows point to stay
             raise
         self._sums.keep(written)
         for session in waiting:

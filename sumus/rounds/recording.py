@@ -65,14 +65,14 @@ def record_fenced(store: Store, decision: Decision, facts: Facts) -> None:
 
 
 def _models_before(rows: Rows, run: RunRow, decision: Decision, facts: Facts) -> int:
-    """Count the sums that become a model before the open sum does, including those whose models are being made now."""
+    """Count the sums that become a model before the open sum does, including sums whose models are being made now."""
     if not facts.pacing.buffered or not any(session.state == "counted" for session in decision.sessions):
         return run.models
     return run.models + sum(row.state is State.CLOSING and row.number < facts.round.number for row in rows.rounds())
 
 
 def _without_model(rows: Rows, row: Round) -> None:
-    """Note, for each device in an abandoned sum, that this sum makes no model."""
+    """Note for each device in an abandoned sum that no model is made of this sum."""
     for id in rows.counted_in(row.number):
         session = rows.session(id)
         device = None if session is None else rows.device(session.device)
@@ -81,9 +81,9 @@ def _without_model(rows: Rows, row: Round) -> None:
 
 
 def _with_durations(run: RunRow, decision: Decision, facts: Facts) -> RunRow:
-    """Learn how long work takes from the reports that are answered now, accepted and refused ones.
+    """Update the average duration of work from the reports that are answered now, accepted or refused.
 
-    Nothing is learnt from a session that began while another process led.
+    A session that began while another process led is left out.
     """
     answered = {action.session for action in decision.actions if isinstance(action, AcceptReport | RefuseReport)}
     if not answered:
@@ -93,7 +93,7 @@ def _with_durations(run: RunRow, decision: Decision, facts: Facts) -> RunRow:
         if session.id in answered and session.began >= run.led and session.parent not in heard:
             seconds = facts.now - session.began
             if session.parent:
-                heard.add(session.parent)  # an edge's sum of many reports tells once how long its work takes
+                heard.add(session.parent)  # an edge's sum of many reports is one measurement of the edge's duration
                 run = changed(run, takes_by_edge=learnt(run.takes_by_edge, seconds))
             else:
                 run = changed(run, takes=learnt(run.takes, seconds))
@@ -103,13 +103,13 @@ def _with_durations(run: RunRow, decision: Decision, facts: Facts) -> RunRow:
 def _write_session(rows: Rows, session: Session, models: int) -> None:
     """Write the row of a session and the row of its device.
 
-    Of a device's sessions, only the last one and the last counted one are kept. If a device has left, a session that an edge
-    asked for is kept until it ends.
+    Of a device's sessions, only the last one and the last counted one are kept. If a device has left, a session that it got
+    through an edge is kept until the session ends.
 
     Args:
         rows: The transaction.
         session: The session's new row.
-        models: The number of sums that have become a model once the open sum has become one.
+        models: The number of sums that will have become a model when the open sum has become one.
     """
     known = rows.device(session.device) or DeviceRow(session.device)
     rows.put_session(session)

@@ -1,9 +1,9 @@
 """The common base of all kinds of run: the rounds of a task on a server, at an edge, and at a site.
 
-    run.recover(now, fence)              finishes the work that a crash interrupted; with None, as a process that does not lead
-    run.offer(session, now)              an assignment for a session that the coordinator gave
-    run.carry_out(actions, now)          carries out decisions: a sum is concluded, or destroyed
-    run.tick(now)                        handles the passing of time
+    run.recover(now, fence)              finishes the work that a crash interrupted; fence is None if another process leads
+    run.offer(session, now)              returns the assignment for a session that the coordinator gave
+    run.carry_out(actions, now)          carries out decisions: a sum becomes a model or metrics, or is destroyed
+    run.tick(now)                        does the work that is due: ends expired sessions, opens and closes rounds
 
 Each kind of run defines the work that its devices get (`offer`) and the use of a round's sum (`conclude`).
 """
@@ -30,14 +30,14 @@ from sumus.wire.messages import Assignment, Body, CheckInRequest, Kind, Relayed,
 
 LOG = logger("sumus.server")
 PATIENCE = 3600.0
-"""The deadline of a round, in seconds, if the plan names none: on a server, an absent device must not block a round for ever.
+"""The deadline of a round, in seconds, if the plan names none: a device that does not return must not block a round for ever.
 """
 KEPT_ROUNDS = 100
-"""The number of rounds before the newest whose rows are kept."""
+"""The number of rounds before the newest one whose rows are kept."""
 
 
 def pacing_on_server(pacing: Pacing, least: int) -> Pacing:
-    """Return a plan's pacing for a server: sums of fewer contributors are not used, and every round has a deadline."""
+    """Return a plan's pacing for a server: every sum needs at least `least` contributors, and every round has a deadline."""
     deadline = PATIENCE if pacing.deadline is None else pacing.deadline
     if pacing.buffered:
         return replace(pacing, deadline=deadline)
@@ -52,7 +52,7 @@ class DeviceCheckIn:
         device: The device's id.
         request: The device's request.
         parent: The edge that relayed the check-in; empty if the device sent it here directly.
-        signed: The same request as the device signed it, for an edge to pass on.
+        signed: The request with the device's signature, for an edge to pass on.
     """
 
     device: str
@@ -69,7 +69,7 @@ class Run:
         kind: Whether devices train or measure.
         hop: Checks updates and adds them.
         store: The rows of the run.
-        least: The least number of contributors of a sum that is used.
+        least: The smallest number of contributors with which a sum is used.
         crowd: The devices of the server.
         coordinator: The rounds.
         sums: The sums of the rounds.
@@ -78,9 +78,9 @@ class Run:
         seeds: The seeds of the sums.
         plan_body: The hash and size of the plan.
         objects: The hashes of the objects that devices may fetch.
-        most_together: The most reports in an edge's sum; 0 if edges may not take part.
+        most_together: The largest number of reports in an edge's sum; 0 if edges may not take part.
         edges: The plan's settings for edges.
-        paused: Whether the run is paused: no round begins, and no work is given.
+        paused: Whether the run is paused. While it is, no round begins and no work is given.
         trouble: Why no model can be made; empty if models can be made.
     """
 
@@ -113,7 +113,7 @@ class Run:
             ring: Wraps the keys of the sums.
             sums: The store of the sealed sums.
             seeds: Draws the seed of a sum.
-            least: The least number of contributors of a sum that is used.
+            least: The smallest number of contributors with which a sum is used.
             crowd: The devices of the server.
             spools: Whether each report is kept separately until its round is over.
         """
@@ -139,15 +139,15 @@ class Run:
 
     @property
     def pacing(self) -> Pacing:
-        """The pacing of the open round. A kind of run may change it while the round is open."""
+        """The pacing of the open round. A subclass may change it while the round is open."""
         return self._pacing
 
     @property
     def leads(self) -> bool:
-        """Whether this process makes models of sums. If another process does, this process reads the models in `look`."""
+        """Whether this process makes the models. If another process does, this process reads the models in `look`."""
         return self.coordinator.fence != FOLLOWS
 
-    # ── what a server does with every run ────────────────────────────────────────────────────────────────────────────
+    # ── called by a server for every run ─────────────────────────────────────────────────────────────────────────────
 
     def recover(self, now: float, fence: int | None) -> None:
         """Finish the work that another process left, or that this process left after a storage failure.
@@ -171,9 +171,9 @@ class Run:
         self.sums.sweep()
 
     def carry_out(self, actions: Iterable[Action], now: float) -> None:
-        """Carry out decisions about sums, if this process leads; another leader finds them in the rows.
+        """Carry out decisions about sums if this process leads. If another process leads, it finds the decisions in the rows.
 
-        All other actions are answers to devices, which the server gives.
+        All other actions are answers to devices, which the server sends.
         """
         for action in actions if self.leads else ():
             if isinstance(action, CloseRound):
@@ -183,7 +183,7 @@ class Run:
                 self.abandoned(action.number, now)
 
     def look(self) -> None:
-        """Read the leader's results."""
+        """Read the results of the leading process from the rows: whether the run is paused, and which rounds are over."""
         self._read_pause()
         with self.store.transaction() as rows:
             self.sums.keep_open(rows)
@@ -193,7 +193,7 @@ class Run:
 
         Args:
             trouble: The reason; empty if an admin pauses the run.
-            lasting: Whether the pause is stored: then it outlasts the process, and applies to all processes of the run.
+            lasting: Whether the pause is stored. A stored pause outlasts the process, and applies to all processes of the run.
         """
         if lasting:
             with self.coordinator.leading() as rows:
@@ -213,14 +213,14 @@ class Run:
             out = rows.sessions_out()
             rounds = [row.number for row in rows.rounds() if not row.over]
         self.closed.forget_unfinished()
-        for number in rounds:  # first: else dropping the last session would close its round
+        for number in rounds:  # before sessions are dropped: the drop of the last session would close its round
             self.carry_out(self.coordinator.cancel(number, now), now)
         self.carry_out(self.coordinator.drop(out, "closed", now), now)
 
     def tick(self, now: float) -> None:
-        """Handle the passing of time: sessions expire, deadlines pass, the next round opens.
+        """Do the work that is due at this time: end expired sessions, close rounds at their deadlines, open the next round.
 
-        A process that does not lead only reads the leader's results.
+        A process that does not lead only reads the results of the leading process.
         """
         if not self.leads:
             self.look()
@@ -229,37 +229,37 @@ class Run:
         for decided in (self.coordinator.expire(now), self.coordinator.tick(now)):
             self.carry_out(decided, now)
 
-    # ── what a kind of run may say ───────────────────────────────────────────────────────────────────────────────────
+    # ── methods for subclasses ───────────────────────────────────────────────────────────────────────────────────────
 
     def wanted(self) -> bool:
         """Return whether the run has any work for devices."""
         return True
 
     def admits(self, asked: DeviceCheckIn, now: float) -> ComeLater | None:
-        """Decide whether a check-in is passed to the round. Return None if it is; else the answer for the device."""
+        """Decide whether a check-in is passed to the round. Return None if it is; otherwise the answer to the device."""
         return None
 
     def turned_away(self, asked: DeviceCheckIn, now: float) -> None:
-        """Note a check-in whose device may not be in the open sum."""
+        """Note a check-in that was refused because its device may not be in the open sum."""
 
     def dropped(self, sessions: Iterable[str], reason: str, now: float) -> None:
         """Note that these sessions will not report."""
 
     def time_passes(self, now: float) -> None:
-        """Prepare for the passing of time, before sessions expire and deadlines pass."""
+        """Prepare a tick: called before sessions expire and rounds are closed."""
 
     def abandoned(self, number: int, now: float) -> None:
         """Note that a round was abandoned. After a crash, this is called for every abandoned round whose row still exists."""
 
     def all_ends(self, now: float) -> None:
-        """Prepare for the end of all rounds and all work."""
+        """Prepare the end of all rounds and all work."""
 
     def rounds_of_sum(self) -> Sequence[int]:
-        """Return the numbers of the rounds that go into the open sum, in order. No device is in one sum twice."""
+        """Return the numbers of the rounds that go into the open sum, in order. A device may be in this sum only once."""
         return [self.coordinator.current.number]
 
     def released(self) -> Released | None:
-        """Return the released model, with which devices answer."""
+        """Return the released model, which devices use for predictions; None if there is none."""
         return None
 
     def waits_for(self, row: Round) -> str:
@@ -279,10 +279,10 @@ class Run:
         raise NotImplementedError
 
     def _ended_what_was_open(self, now: float) -> bool:
-        """End the open rounds if they can have no result any more; return whether they were ended."""
+        """End the open rounds if they can no longer have a result; return whether they were ended."""
         return False
 
-    # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── private methods ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _read_pause(self) -> None:
         """Read from the rows whether the run is paused."""
@@ -291,7 +291,7 @@ class Run:
         self.paused, self.trouble = paused is not None, (paused or b"").decode()
 
     def _publish(self, number: int, now: float, also: Also = lambda rows: None) -> None:
-        """Publish a round's result. Once it is durable, delete the round's sum. also: see `Coordinator.publish`."""
+        """Publish a round's result; when the result is durable, delete the round's sum. For `also`, see `Coordinator.publish`."""
         done = False
 
         def written(rows: Rows) -> None:
@@ -301,17 +301,18 @@ class Run:
 
         self.coordinator.publish(number, now, written)
         if not done:
-            raise ExperimentError("a round before it is not published yet")
+            raise ExperimentError("an earlier round is not published yet")
         self.sums.destroy(number)
         with self.coordinator.leading() as rows:
             rows.forget_rounds_before(rows.run().newest - KEPT_ROUNDS)
 
 
 def cancel_newest(run: Run, now: float) -> int | None:
-    """End the newest round, or the oldest round that could not be closed, without a model, and begin the next one.
+    """End a round without a model, and begin the next one. It is the oldest round that could not be closed, or else the newest
+    round.
 
     Returns:
-        The number of the round that was ended; None if there was none to end.
+        The number of the round that was ended; None if no round could be ended.
     """
     stuck = bool(run.closed.unfinished)
     row = run.coordinator.round(run.closed.unfinished.pop(0)) if stuck else run.coordinator.current
@@ -332,7 +333,7 @@ def _give_up_round(run: Run, number: int, why: str, now: float) -> None:
 
 def give_up_open_rounds(run: Run, error: Exception, now: float) -> None:
     """End the open rounds, whose key or sum is lost, and pause the run until an admin resumes it."""
-    run.pause(f"its open rounds were given up: {error}")
+    run.pause(f"the open rounds of this run were given up: {error}")
     run.end_all(now)
     run.intake.restart()
     run.sums.begin_anew()

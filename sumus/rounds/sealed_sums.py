@@ -6,11 +6,11 @@
     sums.destroy(7)                              destroys its key, then its blobs
 
 Each process adds to a sum of its own, a *shard* of the round's sum. With every commit the process writes its whole shard again,
-sealed, as a new blob, and a row points to the blob. So single updates are never on a disk, a process that is killed at any
-moment leaves its last commit, and the shards of all processes merge to the same bits.
+sealed, as a new blob, and a row points to the blob. So a single update is never on a disk, the last commit of a killed process
+is never lost, and the merged shards give the same bits with any number of processes.
 
-Reports are added to a shard's memory in place, so the memory is only valid for the next commit: if a commit fails, the memory
-is dropped, the blob that its row points to stays, and the process begins a new shard.
+Reports are added in place to a shard in memory. If a commit fails, this memory no longer agrees with the rows. Then the process
+drops it, leaves the last written blob as it is, and begins a new shard.
 """
 
 import uuid
@@ -46,8 +46,8 @@ class SealedSums:
     """The sums of a run's rounds, as one process adds to them.
 
     Attributes:
-        spools: Whether each report is sealed separately, as a sum of one, and added when its round is over, for aggregators
-            that need each update.
+        spools: Whether each report is spooled: sealed separately as a sum of one report, and added when its round is over.
+            Aggregators that need each update require this.
     """
 
     def __init__(self, coordinator: Coordinator, ring: KeyRing, blobs: Blobs, spools: bool = False) -> None:
@@ -112,7 +112,7 @@ class SealedSums:
         return merged(self.shards(number))
 
     def shards(self, number: int) -> list[Aggregate]:
-        """Read a round's shards, in the order of their names; if reports are spooled, each report is a shard.
+        """Read a round's shards, in the order of their names; if reports are spooled, each report is a shard of its own.
 
         Raises:
             ExperimentError: A part of the sum is missing or damaged.
@@ -126,8 +126,8 @@ class SealedSums:
         counted, there = 0 if row is None else row.counted, sum(int(part.count) for part in parts)
         if there != counted:
             raise ExperimentError(
-                f"the sum of round {number} is of {many(there, 'report')}, and {counted} are counted: rows and files are not "
-                "of one time; put back both from the same backup, or give up the open rounds with `sumus reconcile`"
+                f"the sum of round {number} has {many(there, 'report')}, and {counted} are counted: rows and files are from "
+                "different times; restore both from the same backup, or give up the open rounds with `sumus reconcile`"
             )
         return parts
 
@@ -141,7 +141,7 @@ class SealedSums:
             self._remove(shard.file)
 
     def probe(self) -> None:
-        """Write a blob, and remove it.
+        """Check that blobs can be written: write one, and remove it.
 
         Raises:
             ExperimentError: Nothing can be written, so commits would fail.
@@ -151,7 +151,7 @@ class SealedSums:
     def sweep(self) -> list[str]:
         """Destroy the keys of rounds that are over, and remove blobs that no row points to, which crashes leave behind.
 
-        A running commit cannot have written one of these blobs, since the transactions of all processes are serialized.
+        A blob of a commit that is still running is never removed, since the transactions of all processes are serialized.
 
         Returns:
             The names of the blobs that were removed.
@@ -182,7 +182,7 @@ class SealedSums:
         return shard
 
     def _key(self, rows: Rows, number: int) -> bytes:
-        """Read a round's key; the first process that needs the key makes it."""
+        """Read a round's key, or make and store it if it does not exist yet."""
         if (wrapped := rows.note(number, "key")) is not None:
             return self._ring.unwrap(wrapped, _key_of(number))
         key = new_key()
@@ -190,7 +190,9 @@ class SealedSums:
         return key
 
     def _remove(self, name: str) -> None:
-        with suppress(OSError, ExperimentError):  # it is sealed, and nothing points to it
+        with suppress(
+            OSError, ExperimentError
+        ):  # a blob that stays does no harm: it is sealed, and no row points to it
             self._blobs.delete(name)
 
 

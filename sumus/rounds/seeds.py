@@ -1,4 +1,6 @@
-"""The seed that all reports of a sum share: transforms such as `rotate` draw from it, and are undone with it."""
+"""The seed that all reports of a sum share: transforms such as `rotate` draw random numbers from it, and the server needs it to
+invert them.
+"""
 
 import secrets
 from collections.abc import Callable
@@ -8,7 +10,9 @@ from sumus.rounds.coordinator import Coordinator
 from sumus.storage.store import OF_THE_RUN, Rows
 
 Seeds: TypeAlias = Callable[[int], bytes]
-"""A function from a round's number to 32 bytes for its sum: from the system's generator, or keyed in simulation and tests."""
+"""A function that returns 32 bytes for the sum of a round, given the round's number. The bytes come from the system's random
+generator, or from a fixed key in simulation and tests.
+"""
 
 
 def any_seed(number: int) -> bytes:
@@ -19,7 +23,7 @@ def any_seed(number: int) -> bytes:
 class SumSeeds:
     """The seeds of a run's sums.
 
-    A seed is written down before it is used, so that the same sum has the same seed after a crash.
+    A seed is stored before it is used, so that a sum has the same seed after a crash.
     """
 
     def __init__(self, coordinator: Coordinator, draw: Seeds, buffered: bool) -> None:
@@ -44,12 +48,12 @@ class SumSeeds:
         return self._last[1]
 
     def forget(self) -> None:
-        """Forget the remembered seed: the next one is read from the rows."""
+        """Forget the seed in memory: the next call reads it from the rows."""
         self._last = None
 
 
 def noted(rows: Rows, number: int, name: str, make: Callable[[], bytes]) -> bytes:
-    """Read a round's note of this name; the first process that needs the note makes and stores it."""
+    """Read a round's note of this name, or make and store it if it does not exist yet."""
     if (body := rows.note(number, name)) is None:
         rows.put_note(number, name, body := make())
     return body

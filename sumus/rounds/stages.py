@@ -1,11 +1,11 @@
 """The stages of a report on its way into a sum: bytes → Checked → StagedReport → CommittedReport.
 
 A checked report is a value of one of three kinds: a device's update (`ClearReport`), an update that is kept separately until
-its round is over (`SpooledReport`), and the sum of an edge (`EdgeSum`). Only the first hop makes such contents, and it has
-checked them, so the deciding thread validates nothing again.
+its round is over (`SpooledReport`), and the sum of an edge (`EdgeSum`). Only the first hop (`sumus/first_hop.py`) makes the
+contents of these values, after it has checked them. So the deciding thread does not validate them again.
 
-A masked cohort of secure aggregation will be a fourth kind: a value with the sessions of the cohort and their sum, which is
-counted whole or not at all, as the sum of an edge is. Its reader will stand beside `ReportIntake.read_sum`.
+A masked cohort of secure aggregation will be a fourth kind: a value with the sessions of the cohort and their sum. The sum is
+counted completely or not at all, like the sum of an edge. The function that reads it will be next to `ReportIntake.read_sum`.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class SpooledReport(ClearReport):
 
 @dataclass(frozen=True, slots=True)
 class EdgeSum:
-    """The sum of an edge's reports, which is counted as a whole or not at all.
+    """The sum of an edge's reports, which is counted completely or not at all.
 
     Attributes:
         sessions: The sessions of the reports.
@@ -69,8 +69,8 @@ class StagedReport:
     report: Checked
 
     def counted_as(self, session: Session) -> "CommittedReport":
-        """Return the report as a commit counts it. session: the row of the report's first session, as the commit writes it."""
-        assert session.sum is not None, "a session that is counted names its sum"
+        """Return the report as a commit counts it. `session` is the new row of the report's first session."""
+        assert session.sum is not None, "a counted session has the number of its sum"
         apart = session.id if isinstance(self.report, SpooledReport) else ""
         return CommittedReport(self.report.content, session.sum, session.staleness, apart)
 

@@ -1,4 +1,4 @@
-"""Logging in to a server. There is no password: the operator opens a link that works once, and gets a session in return.
+"""Login to a server. There is no password: the operator opens a link that works once, and gets a session in return.
 
     access = Access(data / "admin")
     print(login_link("http://127.0.0.1:8001", access.new_code(now)))     to the terminal, never to a log
@@ -6,7 +6,7 @@
     access.check(f"Bearer {session}", address, now)                      valid for 12 hours; else raises Refused
 
 The folder holds one hash per file: deleting a file ends the session or code at once, in every process. A person who can read
-the folder cannot log in. A person who can write to it can make a link, as the owner of the server should.
+the folder cannot log in. A person who can write to it can make a login link; only the owner of the server should be able to.
 
     logins = Logins(config_folder(os.environ))                           on the operator's machine: `sumus status URL`
     logins.keep(url, session)
@@ -32,9 +32,10 @@ from sumus.wire.signing import to_base64url
 
 CODE_S = 15 * 60.0
 SESSION_S = 12 * 3600.0
-"""How long a code and a session are valid, in seconds."""
+"""The time for which a code and a session are valid, in seconds."""
 PLANE = "sumus-plane"
-"""A header of every answer of the admin plane. It shows a user who asked the device plane by mistake which plane answered."""
+"""A header of every response of the admin plane. A client that sent its request to the device plane by mistake can detect this.
+"""
 ATTEMPTS = Rate(1 / 60, 10)
 _SECRET = re.compile("[A-Za-z0-9_-]{43}")
 
@@ -42,15 +43,15 @@ _SECRET = re.compile("[A-Za-z0-9_-]{43}")
 class Access:
     """Codes and sessions, kept as hashes in a folder of the server.
 
-    Each `now` is a time of the machine's clock, which `sumus admin link` reads too. A code or session that would end too far in
-    the future is not valid. A code is 256 random bits, so no number of guesses finds one; the limit keeps guesses cheap. A
-    right code or session is always accepted, however many wrong ones came before it, so that guesses cannot lock an operator
+    Each `now` is a time of the machine's clock, which `sumus admin link` reads too. A code or session whose end is too far in
+    the future is not valid. A code has 256 random bits, so guessing is hopeless; the limit on attempts only saves work. A right
+    code or session is always accepted, even after many wrong ones, so that an attacker who guesses cannot lock the operator
     out.
 
     Args:
         folder: The folder.
-        random: Makes bytes that nobody can guess.
-        attempts: How many wrong codes or sessions each neighbourhood of addresses may try before it must wait.
+        random: Returns random bytes that cannot be guessed.
+        attempts: The rate at which each neighbourhood (network of addresses) may try wrong codes or sessions.
     """
 
     def __init__(
@@ -82,13 +83,13 @@ class Access:
         """
         if not _valid(self._codes, code, now) or not _taken_away(self._codes, code):
             self._fail(address, now)
-            raise Refused("bad_token", "this login link was used, or its time is over: make a new one")
+            raise Refused("bad_token", "this login link was used before, or has expired: make a new one")
         return self._new(self._sessions, now + SESSION_S)
 
     def check(self, authorization: str, address: str, now: float) -> str:
         """Return the session of an `Authorization` header.
 
-        A session is looked up by its hash, so the time of a look-up reveals nothing about how close a guess was.
+        A session is found by its hash, so the time that this takes does not reveal whether a guess was nearly right.
 
         Raises:
             Refused: `bad_token` or `rate`.
@@ -96,11 +97,11 @@ class Access:
         scheme, _, session = authorization.partition(" ")
         if scheme.lower() != "bearer" or not _valid(self._sessions, session, now):
             self._fail(address, now)
-            raise Refused("bad_token", "no session of this server, or it is over: log in with a new link")
+            raise Refused("bad_token", "this is not a session of this server, or it has ended: log in with a new link")
         return session
 
     def revoke(self, session: str) -> None:
-        """End a session. It is no error if the session has already ended."""
+        """End a session. If it has already ended, do nothing."""
         _taken_away(self._sessions, session)
 
     def revoke_all(self) -> int:
@@ -116,7 +117,7 @@ class Access:
         return secret
 
     def _fail(self, address: str, now: float) -> None:
-        """Count a wrong code or session. Right ones are never counted, and wrong ones never delay them."""
+        """Count a wrong code or session. Right ones are neither counted nor delayed."""
         if (window := self._attempts.take(neighbourhood(address), now)) is not None:
             raise Refused("rate", "too many wrong codes or sessions from this network", window)
 
@@ -127,15 +128,17 @@ def login_link(url: str, code: str) -> str:
 
 
 def code_of(link: str) -> tuple[str, str]:
-    """Split a login link into URL and code. Raises UsageError for any other text."""
+    """Split a login link into URL and code; raise UsageError if it is not a login link."""
     url, mark, code = link.strip().partition("#login=")
     if not mark or not _SECRET.fullmatch(code):
-        raise UsageError("this is no login link: give all of it, from http to its end, as the server printed it")
+        raise UsageError(
+            "this is not a login link: give the complete link, from http to its end, as the server printed it"
+        )
     return origin(url), code
 
 
 class Logins:
-    """A person's sessions, by the server's URL, in a file that only this person can read.
+    """A person's sessions, keyed by the server's URL, in a file that only this person can read.
 
     Args:
         folder: The folder of the file.
@@ -145,7 +148,7 @@ class Logins:
         self._file = folder / "logins.json"
 
     def keep(self, url: str, session: str) -> None:
-        """Remember a session on a server, in place of the previous one."""
+        """Store a session on a server, in place of the previous one."""
         self._write(self._read() | {origin(url): session})
 
     def session(self, url: str) -> str | None:
@@ -178,12 +181,12 @@ class Logins:
 
 def config_folder(environ: Mapping[str, str]) -> Path:
     """Return the folder of a user's settings: $XDG_CONFIG_HOME/sumus, or ~/.config/sumus."""
-    instead = "set XDG_CONFIG_HOME to a folder of your own, in which sessions are kept"
+    instead = "set XDG_CONFIG_HOME to your own folder for settings"
     return user_folder("XDG_CONFIG_HOME", ".config", instead, environ) / "sumus"
 
 
 def origin(url: str) -> str:
-    """Return scheme, host and port of a URL: a session is shown to no other server."""
+    """Return scheme, host and port of a URL: a session is sent only to the server with this origin."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -191,24 +194,24 @@ def origin(url: str) -> str:
     except (ValueError, KeyError):
         host, port, parts = "", 0, urlsplit("")
     if not host or parts.username is not None:
-        raise UsageError(f"{url!r} is no server's URL: write http://HOST:PORT or https://HOST:PORT")
+        raise UsageError(f"{url!r} is not the URL of a server: write http://HOST:PORT or https://HOST:PORT")
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _place(folder: Path, secret: str) -> Path:
-    """Return the file of a secret. Secrets are 256 random bits, so a plain hash of one cannot be turned back."""
+    """Return the file of a secret. Secrets have 256 random bits, so a plain hash of a secret cannot be inverted."""
     return folder / sha256(secret.encode()).hexdigest()
 
 
 def _valid(folder: Path, secret: str, now: float) -> bool:
-    """Return whether a secret is valid. A secret that would last twice as long as a session was made before the clock was
-    changed.
+    """Return whether a secret is valid. If a secret would be valid for more than twice the time of a session, the clock was
+    changed after it was made, and it is not valid.
     """
     return _SECRET.fullmatch(secret) is not None and now < _until(_place(folder, secret)) <= now + 2 * SESSION_S
 
 
 def _until(path: Path) -> float:
-    """Read when a code or session ends; minus infinity if the file is missing or damaged."""
+    """Read the time at which a code or session ends; minus infinity if the file is missing or damaged."""
     try:
         return float(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -216,7 +219,9 @@ def _until(path: Path) -> float:
 
 
 def _taken_away(folder: Path, secret: str) -> bool:
-    """Delete the file of a secret, and return whether it existed. Of many simultaneous calls, only one returns True."""
+    """Delete the file of a secret, and return whether it existed. If several calls come at the same time, only one returns
+    True.
+    """
     try:
         _place(folder, secret).unlink()
     except FileNotFoundError:
@@ -236,9 +241,9 @@ def _check_private(path: Path, right: str) -> None:
     if (mode := path.stat().st_mode) & 0o077:
         raise ExperimentError(
             f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shell_word(path)}`, and log "
-            "in anew if one of them may have been there"
+            "in again if another user may have opened it"
         )
 
 
 def _explained(path: Path, error: OSError) -> ExperimentError:
-    return ExperimentError(f"{path} cannot be used: {error.strerror or error}; see to its owner and the disk")
+    return ExperimentError(f"{path} cannot be used: {error.strerror or error}; check its owner and the disk")

@@ -1,4 +1,4 @@
-"""The JSON bodies of the admin plane's requests and answers; a server's status has a file of its own, `status.py`."""
+"""The JSON bodies of the admin plane's requests and answers. Those of a server's status are in `status.py`."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ class Login(msgspec.Struct, frozen=True):
     """A request to log in.
 
     Attributes:
-        code: The code that the login link holds.
+        code: The code in the login link.
     """
 
     code: str
@@ -54,8 +54,8 @@ class NewToken(msgspec.Struct, frozen=True):
 
     Attributes:
         uses: The number of keys that may enrol with the link.
-        speaks_for: The number of devices for which an edge that enrols with the link may speak; 0 for a device's link.
-        lasts_s: How long the link is valid, in seconds.
+        speaks_for: The largest number of devices of an edge that enrols with the link; 0 for a device's link.
+        lasts_s: The time for which the link is valid, in seconds.
     """
 
     uses: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 1
@@ -79,8 +79,8 @@ class Lineage(msgspec.Struct, frozen=True):
     Attributes:
         task: The task's name.
         version: The newest version.
-        released: The version with which devices answer.
-        models: The versions, the oldest first.
+        released: The released version, which devices use for predictions.
+        models: The versions, starting with the oldest.
     """
 
     task: str
@@ -122,7 +122,7 @@ class DevicePage(msgspec.Struct, frozen=True):
 
     Attributes:
         devices: The devices.
-        after: The id after which the next page begins; None on the last page.
+        after: The last id of this page, with which the next page is requested; None on the last page.
     """
 
     devices: tuple[EnrolledDevice, ...]

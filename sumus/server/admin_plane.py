@@ -1,4 +1,4 @@
-"""The admin plane: an operator's view of a server and the changes an operator may make, on a port of its own.
+"""The admin plane: the HTTP interface with which an operator sees and changes a server, on a port of its own.
 
     app = admin_app(service, access, invite, names)       an ASGI application
 
@@ -10,13 +10,13 @@
     POST /v1/admin/tokens              {"uses", "lasts_s", "speaks_for"} → {"link"}
     GET  /v1/admin/devices?after=ID    the enrolled devices, a hundred at a time
     POST /v1/admin/devices/ID/revoke
-    GET  /metrics, /healthz, /readyz   for machines, without a session: sums and states only
+    GET  /metrics, /healthz, /readyz   for machines, without a session: only sums and states
     GET  /                             a page that shows the status to an operator who opens a login link
 
 All requests but login and the last two rows need `Authorization: Bearer SESSION`. There are no cookies, so a page of another
-site cannot use a session. The plane answers only under its own names, and never answers a page of another site (http/guard.py).
-A request that changes something must declare a JSON body. /metrics is computed at most once a second. Every change writes a
-line to the log of `sumus.admin`.
+site cannot use a session. The plane answers only under its own names, and refuses requests from pages of other sites
+(http/guard.py). A request that changes something must declare a JSON body. /metrics is computed at most once a second. Every
+change writes a line to the log of `sumus.admin`.
 
 Each group of requests is a class: `StatusRequests`, `ModelRequests` and `DeviceRequests`. They share `AdminGate`.
 """
@@ -71,7 +71,7 @@ from sumus.wire.messages import MAX_CONTROL, Nothing, Problem, Refused, read, wr
 
 AUDIT = logger("sumus.admin")
 MOST_DEVICES = 100
-"""The most devices that one answer lists."""
+"""The largest number of devices in one answer."""
 HEADERS = {
     PLANE: "admin",
     "cache-control": "no-store",
@@ -91,7 +91,7 @@ M = TypeVar("M")
 
 
 class AdministeredServer(Protocol):
-    """The server that the plane shows and changes, with its models, its memory for bodies and its certificate."""
+    """The interface that the plane uses: a server with its models, its memory for bodies and its certificate."""
 
     @property
     def server(self) -> Server: ...
@@ -111,8 +111,8 @@ class AdminRoute:
     Attributes:
         method: GET or POST.
         path: The request's path, with the names of its parameters in braces.
-        answer: Returns a message, which is sent as JSON, or a whole response.
-        open_to_all: Whether the request needs no session.
+        answer: The function for the request. It returns a message, which is sent as JSON, or a complete response.
+        open_to_all: Whether the request is allowed without a session.
     """
 
     method: str
@@ -133,10 +133,10 @@ class AdminGate:
         self._server, self._access = server, access
 
     def session(self, request: Request) -> str:
-        """Return the session that a request shows.
+        """Return the session in a request's `Authorization` header.
 
         Raises:
-            Refused: The request shows no session, or one that has ended.
+            Refused: The request has no session, or its session has ended.
         """
         return self._access.check(request.headers.get("authorization", ""), source(request), time.time())
 
@@ -144,7 +144,7 @@ class AdminGate:
         """Write a change to the log.
 
         Args:
-            what: The change, in a word.
+            what: The name of the change.
             request: The request that made the change.
             said: Details of the change, by name.
         """
@@ -157,12 +157,12 @@ class AdminGate:
             do: Makes the change; its argument is the time of the storage's clock.
 
         Raises:
-            Refused: The change is not possible, or only another replica, which leads, can make it.
+            Refused: The change is not possible, or another replica leads, which alone can make it.
         """
 
         def done(now: float) -> Any:
             if not self._server.leads:
-                raise UsageError(f"replica {self._server.replica.leader} leads: say it to that one")
+                raise UsageError(f"replica {self._server.replica.leader} leads: send the request to that replica")
             return do(now)
 
         try:
@@ -174,8 +174,8 @@ class AdminGate:
         """Make the route for a request. A request that changes something must declare a JSON body."""
 
         async def answer(request: Request) -> Response:
-            if admin_route.method != "GET" and not is_json(request):  # no form of a page can say this type
-                raise Refused("encoding", "say Content-Type: application/json")
+            if admin_route.method != "GET" and not is_json(request):  # a form on a web page cannot send this type
+                raise Refused("encoding", "the header Content-Type: application/json is required")
             if not admin_route.open_to_all:
                 self.session(request)
             found = await admin_route.answer(request)
@@ -229,11 +229,11 @@ class StatusRequests:
         return Response(await self._metrics.look(), media_type=CONTENT_TYPE)
 
     async def alive(self, request: Request) -> Nothing:
-        """Show that the process answers."""
+        """Answer that the process is alive."""
         return Nothing()
 
     async def ready(self, request: Request) -> Nothing:
-        """Show that the server can decide."""
+        """Answer that the server can decide; refuse if it cannot."""
         if self._service.server.trouble:
             raise Refused("not_ready", self._service.server.trouble, (1.0, 3.0))
         return Nothing()
@@ -280,10 +280,10 @@ class ModelRequests:
         return await self._server.command(found)
 
     async def model(self, request: Request) -> Response:
-        """Send a version's file piece by piece. If blobs are not files, one model at a time is read into memory."""
+        """Send a version's file piece by piece. If the blobs are not stored as files, one model at a time is read into memory."""
         run, version = self._training(request), whole_number(request.path_params["version"])
         if version is None:
-            raise Refused("not_found", f"{request.path_params['version']!r:.80} is no version: give a number")
+            raise Refused("not_found", f"{request.path_params['version']!r:.80} is not a version: give a number")
 
         def found(now: float) -> str:
             return run.model(version).model
@@ -300,7 +300,7 @@ class ModelRequests:
             raise Refused("not_found", str(error)) from error
 
     async def promote(self, request: Request) -> ChangeMade:
-        """Release a version: devices answer with it from now on."""
+        """Release a version: devices use it for predictions from now on."""
         run, version = self._training(request), (await _message(request, VersionRef)).version
         await self._gate.change(lambda now: run.promote(version))
         self._gate.audit("promote", request, task=run.task, version=version)
@@ -332,7 +332,7 @@ class ModelRequests:
         run = await self._run(request)
         number = await self._gate.change(lambda now: cancel_newest(run, now))
         if number is None:
-            raise Refused("not_found", f"no round of {run.task} is on its way")
+            raise Refused("not_found", f"{run.task} has no open round")
         self._gate.audit("cancel", request, task=run.task, kind=run.kind, round=number)
         return ChangeMade(round=number)
 
@@ -341,22 +341,22 @@ class ModelRequests:
         if run is None:
             raise self._no_task(request)
         if not isinstance(run, TrainingRun):
-            raise Refused("not_found", "an edge makes no models, and keeps none: ask the server above it")
+            raise Refused("not_found", "an edge makes and keeps no models: send the request to its upstream server")
         return run
 
     async def _run(self, request: Request) -> Run:
         kind = (await _message(request, RunRef)).kind
         run = self._server.run(request.path_params["task"], kind)
         if run is None and self._server.run(request.path_params["task"], "train") is not None:
-            raise Refused("not_found", "nobody measures this task's models: serve it with --evaluate")
+            raise Refused("not_found", "this task has no evaluation: serve it with --evaluate")
         if run is None:
             raise self._no_task(request)
         return run
 
     def _no_task(self, request: Request) -> Refused:
         names = ", ".join(task.name for task in self._server.tasks)
-        there = f"its tasks are {names}" if names else "it serves no task yet"
-        return Refused("not_found", f"there is no task {request.path_params['task']!r:.80} here; {there}")
+        there = f"the tasks are {names}" if names else "this server has no task yet"
+        return Refused("not_found", f"there is no task {request.path_params['task']!r:.80} on this server; {there}")
 
 
 class DeviceRequests:
@@ -441,7 +441,7 @@ def admin_app(
 
     async def not_there(request: Request, error: Exception) -> Response:
         code = "method" if isinstance(error, HTTPException) and error.status_code == 405 else "not_found"
-        return problem(Refused(code, "the admin plane has no such path, or not with this method"))
+        return problem(Refused(code, "the admin plane has no such path, or the path does not accept this method"))
 
     app = Starlette(
         routes=admin_routes(service, access, invite),
@@ -484,6 +484,6 @@ async def _message(request: Request, form: type[M]) -> M:
     body = await _BODIES.read(request, announced(request, MAX_CONTROL))
     if (twice := repeated(body)) is not None:
         raise Refused(
-            "malformed", f"the name {twice[0]!r:.80} stands twice in one object, the second time in line {twice[1]}"
+            "malformed", f"the name {twice[0]!r:.80} appears twice in one object, the second time in line {twice[1]}"
         )
     return read(form, body)

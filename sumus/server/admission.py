@@ -1,6 +1,7 @@
-"""Admits check-ins of enrolled devices: only the one with the highest serial, and only through an edge that may speak for them.
+"""Admits check-ins of enrolled devices: for each device only the check-in with the highest serial number, and only through an
+edge that may send for the device.
 
-admitted = admission.admit(check_ins, now)          all other check-ins are answered
+admitted = admission.admit(check_ins, now)          admits or answers each check-in
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,12 +26,12 @@ class OpenCheckIn:
     """A check-in that is being decided.
 
     Attributes:
-        waiting: The request that is waiting for the answer.
+        waiting: The request that waits for the answer.
         asked: The check-in.
         until: The moment, on the monotonic clock, until which the check-in may be held.
         identity: The identity of the device, or of the edge that relayed the check-in, once it has been looked up.
-        settled: How the earlier session that the device asked about has ended.
-        later: The earliest of the runs' answers "come later".
+        settled: The outcome of the earlier session that the device asked about.
+        later: The earliest of the runs' answers that the device must come later.
         known: Whether the device's fingerprint is that of one of the server's tasks.
     """
 
@@ -73,7 +74,7 @@ class Admission:
         Args:
             tasks: The tasks of the server.
             register: The devices that are enrolled.
-            leases: Knows the highest serial of each device.
+            leases: Stores the highest serial of each device.
             clock: Returns the server's time, in seconds.
         """
         self._tasks, self._register, self._leases, self._clock = tasks, register, leases, clock
@@ -85,7 +86,7 @@ class Admission:
             try:
                 check_in.identity = self._register.find(check_in.parent or check_in.device, self._clock())
                 if check_in.identity.speaks_for and not check_in.parent:
-                    raise Refused("not_device", "it enrolled with an edge's link: give a device a link of its own")
+                    raise Refused("not_device", "it enrolled with a link for edges: enrol it with a link for devices")
                 enrolled.append(check_in)
             except Refused as refused:
                 check_in.say(refused)
@@ -97,7 +98,7 @@ class Admission:
         check_in.say(_replayed(check_in.request.serial, max(given, check_in.request.serial)))
 
     def _spoken_for(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
-        """Answer check-ins that came through an edge which may not speak for the device; return the other check-ins."""
+        """Refuse check-ins that came through an edge which may not send for the device; return the other check-ins."""
         refused = dict[tuple[str, str], str]()
         edges = {
             check_in.parent: check_in.identity
@@ -111,7 +112,9 @@ class Admission:
             refused |= {(id, device): code for device, code in codes.items()}
         for check_in in check_ins:
             if (code := refused.get((check_in.parent, check_in.device))) is not None:
-                check_in.say(Refused(code, "its edge may not speak for it, or not for one more"))
+                check_in.say(
+                    Refused(code, "its edge may not send check-ins for this device, or not for one more device")
+                )
         return [check_in for check_in in check_ins if (check_in.parent, check_in.device) not in refused]
 
     def _works_elsewhere(self, edge: str, now: float, device: str) -> bool:
@@ -123,7 +126,7 @@ class Admission:
         )
 
     def _membership_s(self) -> float:
-        """Return the seconds after which a device's place at its edge is free; no sum stays open as long."""
+        """Return the time after which a device leaves its edge, in seconds; it is longer than any sum stays open."""
         return max([MEMBER_S, *(2 * (run.pacing.deadline or 0.0) for run in self._tasks.runs())])
 
     def _latest(self, check_ins: Sequence[OpenCheckIn]) -> list[OpenCheckIn]:
@@ -133,7 +136,10 @@ class Admission:
         serials = _highest(check_ins)
         last = self._leases.raise_serials(serials)
         if far := {device: serial for device, serial in serials.items() if serial > last[device]}:
-            last = {**last, **self._leases.raise_serials(far, self._last_serials(far))}  # rows may know higher serials
+            last = {
+                **last,
+                **self._leases.raise_serials(far, self._last_serials(far)),
+            }  # the rows may have higher serials
         for check_in in check_ins:
             if check_in.request.serial != last[check_in.device]:
                 check_in.say(_replayed(check_in.request.serial, max(0, last[check_in.device])))
@@ -161,7 +167,7 @@ def _replayed(serial: int, last: int) -> Refused:
 
     Args:
         serial: The serial of the check-in.
-        last: The highest known serial of the device, from which the device is to count on.
+        last: The highest known serial of the device; the device's next serial must be higher.
     """
-    said = "was answered since" if serial <= last else f"was the last, and a serial may lie {MOST_JUMP} above that"
+    said = "was already answered" if serial <= last else f"was the last, and a serial may be at most {MOST_JUMP} higher"
     return Refused("replayed", f"a check-in with serial {last} {said}", serial=min(last, 2**52))

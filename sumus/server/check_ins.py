@@ -1,4 +1,4 @@
-"""Check-ins: each is answered with work or with a time to come again, or is held until there may be work.
+"""Decides check-ins: each is answered with work or with a time to come again, or is held open until there may be work.
 
 check_ins.decide(waiting, now)             decides all new check-ins together
 check_ins.look_again(now, stopping)        decides held check-ins again
@@ -27,9 +27,11 @@ from sumus.wire.messages import Assignment, CheckInAnswer, Refused, Settlement
 
 LOG = logger("sumus.server")
 MOST_HELD = 4096
-"""The most check-ins held open at once; further ones are answered with their windows."""
+"""The largest number of check-ins that are held open; further ones are answered at once with a retry window."""
 MAY_CHANGE = frozenset({"asking", "closed", "few", "full", "left", "parent", "paused", "separation"})
-"""Reasons for giving no work that may pass while a check-in is held, since they lie in the rounds and not in the device."""
+"""The reasons for giving no work that may pass while a check-in is held open, since they depend on the rounds and not on the
+device.
+"""
 _SKEW = 1.0
 """The largest difference, in seconds, between the clocks of servers that share a database."""
 
@@ -47,7 +49,7 @@ class CheckIns:
             admission: Admits check-ins.
             crowd: The devices of the server.
             counts: Counts the answers.
-            refusals: Notes why devices get no work.
+            refusals: Records why devices get no work.
         """
         self._tasks, self._admission, self._crowd = tasks, admission, crowd
         self._counts, self._refusals = counts, refusals
@@ -63,11 +65,11 @@ class CheckIns:
 
     @property
     def due(self) -> list[float]:
-        """The moments, on the monotonic clock, until which check-ins are held."""
+        """The times, on the monotonic clock, until which check-ins are held."""
         return [check_in.until for check_in in self._held]
 
     def take_arrived(self) -> int:
-        """Return how many check-ins have arrived since the last call."""
+        """Return the number of check-ins that have arrived since the last call."""
         arrived, self._arrived = self._arrived, 0
         return arrived
 
@@ -80,7 +82,7 @@ class CheckIns:
         """Answer the held check-ins of a device that has left."""
         for check_in in [each for each in self._held if each.device == device]:
             self._held.remove(check_in)
-            check_in.say(Refused("unknown_device", "it has left, or was shut out"))
+            check_in.say(Refused("unknown_device", "this device has left, or was revoked"))
 
     def decide(self, waiting: Sequence[PendingRequest[Item]], now: float) -> None:
         """Answer the check-ins among these requests, or hold them."""
@@ -127,7 +129,7 @@ class CheckIns:
                 self._say_later(check_in)
 
     def _decide(self, check_ins: Sequence[OpenCheckIn], now: float) -> None:
-        """Admit and settle check-ins, and ask the runs for work, the most urgent first; hold or answer the rest."""
+        """Admit and settle check-ins, and let the runs assign work, in the order of their priority; hold or answer the rest."""
         left = self._admission.admit(check_ins, now)
         self._read_work([check_in.device for check_in in left])
         for check_in in left:
@@ -137,13 +139,13 @@ class CheckIns:
             left = self._ask_run(run, left, now)
         for check_in in left:
             if not self._tasks:
-                check_in.say(Refused("not_ready", "this edge has not heard yet what there is to do", AGAIN))
+                check_in.say(Refused("not_ready", "this edge does not know yet which work there is", AGAIN))
             elif not check_in.known:
                 self._refusals.note("", "", "wrong_task", check_in.device, now)
                 check_in.say(
                     Refused(
                         "wrong_task",
-                        "no task of this server has the fingerprint of your client's file: is it of this release?",
+                        "no task of this server has the fingerprint of the client's file: is it the file of this release?",
                     )
                 )
             elif check_in.until > time.monotonic() and self._may_hold(check_in) and check_in.settled is None:
@@ -152,12 +154,14 @@ class CheckIns:
                 self._say_later(check_in)
 
     def _may_hold(self, check_in: OpenCheckIn) -> bool:
-        """Return whether the rounds may still bring this device work while it waits, and there is room to hold its check-in."""
+        """Return whether this device may still get work while its check-in is held, and another check-in can be held."""
         may_change = check_in.later is None or check_in.later.reason in MAY_CHANGE
         return may_change and len(self._held) < MOST_HELD
 
     def _read_work(self, devices: Sequence[str]) -> None:
-        """Load each device's open session and its run; another server may have assigned it. Skipped if there is only one run."""
+        """Read each device's open session and its run from the rows, since another server may have assigned it. If there is
+        only one run, do nothing.
+        """
         self._work = {}
         runs = self._tasks.runs()
         for run in runs if devices and len(runs) > 1 else ():
@@ -167,7 +171,7 @@ class CheckIns:
                     self._work[session.device] = run, session.id, session.serial
 
     def _settle_previous(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
-        """Settle the earlier sessions that devices ask about.
+        """Find out how the earlier sessions ended that devices ask about.
 
         A device that must still report its earlier session is answered at once; the other check-ins are returned.
         """
@@ -235,8 +239,8 @@ class CheckIns:
         return [check_in for check_in in check_ins if id(check_in) not in given]
 
     def _is_eligible(self, run: Run, task: ServedTask, check_in: OpenCheckIn, now: float) -> bool:
-        """Return whether a run may assign work to this device. It may not if the same request was already answered with other
-        work.
+        """Return whether a run may assign work to this device. It may not if the same request was already answered with work of
+        another run.
         """
         if run.kind not in check_in.request.kinds:
             only = "only measures" if run.kind == "train" else "only trains"
@@ -248,7 +252,7 @@ class CheckIns:
                 return False
             if _reports_elsewhere(
                 work[0], work[1], check_in.parent, now
-            ):  # new work would spoil the sum that this is in
+            ):  # with new work, the sum that contains this session would be unusable
                 self._note_later(run, check_in, ComeLater(ELSEWHERE, "parent"), now)
                 return False
         if task.keeps_state and not check_in.request.keeps_state:
@@ -260,7 +264,9 @@ class CheckIns:
         return later is None
 
     def _without_successors(self, run: Run, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
-        """Leave out devices that enrolled with the link of a device that was counted and left: see `rounds/departures.py`."""
+        """Leave out devices that enrolled with the same link as a device that was counted and then left: see
+        `rounds/departures.py`.
+        """
         with_link = [check_in for check_in in check_ins if check_in.identity is not None and check_in.identity.link]
         if not with_link:
             return list(check_ins)
@@ -276,21 +282,23 @@ class CheckIns:
         return [check_in for check_in in check_ins if id(check_in) not in after]
 
     def _note_later(self, run: Run, check_in: OpenCheckIn, later: ComeLater, now: float) -> None:
-        """Remember the window in which a run wants the device back; the earliest window of all runs counts."""
-        if later.reason != "separation" or run.pacing.separation > 1:  # else the device is in the open sum
+        """Note the window in which the device may get work from a run; the earliest window of all runs is used."""
+        if (
+            later.reason != "separation" or run.pacing.separation > 1
+        ):  # otherwise the reason is only that the device is in the open sum
             self._refusals.note(run.task, run.kind, later.reason, check_in.device, now)
         if check_in.later is None or later.window < check_in.later.window:
             check_in.later = later
 
     def _give(self, run: Run, check_in: OpenCheckIn, session: Session, now: float) -> None:
-        """Answer with work. If the device had work from another run, that session is ended."""
+        """Answer a check-in with work. If the device had work from another run, that session is ended."""
         work = self._work.get(check_in.device)
         if work is not None and work[0] is not run:
             self._counts.drop(work[0], [work[1]], "forgotten", now)
         self._work[check_in.device] = run, session.id, session.serial
         try:
             offered: Assignment = run.offer(session, now)
-        except ExperimentError as error:  # its model is forgotten, or a file is gone: no other device is concerned
+        except ExperimentError as error:  # its model or a file is missing: other check-ins go on
             LOG.error("%s has no work to give: %s", run.task, error)
             self._counts.drop(run, [session.id], "closed", now)
             self._say_later(check_in)
@@ -301,7 +309,8 @@ class CheckIns:
     def _say_later(self, check_in: OpenCheckIn) -> None:
         """Answer without work.
 
-        A device that may be held comes back at once: holding its check-in is cheaper than guessing when there will be work.
+        If the server may hold this device's next check-in open, the device comes back at once: this is better than an estimate
+        of when there will be work.
         """
         window, reason = (
             (AGAIN, "nothing to do") if check_in.later is None else (check_in.later.window, check_in.later.reason)
@@ -338,6 +347,6 @@ def _asks_for_work(check_in: OpenCheckIn) -> tuple[str, CheckIn]:
 
 
 def _reports_elsewhere(run: Run, session: str, parent: str, now: float) -> bool:
-    """Return whether a report of this session may still come through a parent other than this one."""
+    """Return whether a report of this session may still come through a parent other than `parent`."""
     held = run.coordinator.session(session)
     return held is not None and held.parent != parent and outcome(held, run.coordinator.facts(now)) == "unknown"

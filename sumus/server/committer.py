@@ -5,8 +5,8 @@
     answer = await committer.ask(item)          the answer that `turn` gives to the item
     committer.stop()
 
-So a hundred check-ins are one transaction, and uploads that arrive while the disk is busy are the next one: the batch grows
-with the load.
+So a hundred check-ins are one transaction, and items that arrive while the disk is busy become the next transaction: the batch
+grows with the load.
 """
 
 import asyncio
@@ -36,11 +36,11 @@ class _Post:
         self._said.append((to, answer))
         if not self._woken:
             self._woken = True
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, so the answers are no longer awaited
                 self.loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._woken = False  # first: an answer that comes from now on wakes the loop again
+        self._woken = False  # before the loop below: a later answer must wake the event loop again
         while self._said:
             to, answer = self._said.popleft()
             if not to.done():
@@ -49,13 +49,14 @@ class _Post:
 
 @dataclass(eq=False)
 class PendingRequest(Generic[T]):
-    """An item to be decided, and the future for its answer: in a thread, or, through the post, on an event loop.
+    """An item to be decided, and the future for its answer. A thread waits for the future, or an event loop, to which `post`
+    delivers the answer.
 
     Attributes:
         item: The item.
         answer: The future for the answer.
         post: Delivers the answer to an event loop; None if a thread waits for the answer.
-        since: When the item came, on the monotonic clock.
+        since: The time at which the item came, on the monotonic clock.
         answered: Whether the item was answered.
     """
 
@@ -71,7 +72,7 @@ class PendingRequest(Generic[T]):
         return self.answer.cancelled()
 
     def say(self, answer: Any) -> None:
-        """Answer the item. If the answer is an exception, it is raised where the answer is awaited. Later answers are ignored."""
+        """Answer the item. If the answer is an exception, it is raised in the caller that waits. Later answers are ignored."""
         if self.answered:
             return
         self.answered = True
@@ -90,15 +91,15 @@ def _settle(future: "Future[Any] | asyncio.Future[Any]", answer: Any) -> None:
 
 
 class Committer(Generic[T]):
-    """Lets one thread decide items, turn by turn."""
+    """Runs one thread that decides items, turn by turn."""
 
     def __init__(self, turn: Callable[[Sequence[PendingRequest[T]]], float], gather: float = 0.0) -> None:
         """Decide items with a function.
 
         Args:
-            turn: Called with the waiting items; answers each of them, now or later, and never raises. Returns the seconds after
-                which it is called again even if no item is waiting.
-            gather: Seconds from one turn to the next, so that under load a turn decides many items.
+            turn: Called with the waiting items. It answers each item, now or later, and raises no exception. It returns the
+                time, in seconds, after which it must be called again even if no item waits.
+            gather: The shortest time between two turns, in seconds, so that under load a turn decides many items.
         """
         self._turn, self._gather = turn, gather
         self._waiting: list[PendingRequest[T]] = []
@@ -113,7 +114,7 @@ class Committer(Generic[T]):
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop after the present turn; items that came meanwhile are decided in a last turn."""
+        """Stop after the present turn; items that have come by then are decided in a last turn."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -122,7 +123,7 @@ class Committer(Generic[T]):
 
     @property
     def stuck_s(self) -> float:
-        """Seconds that the present turn has lasted; 0 between turns, infinite if the thread has died."""
+        """The duration of the present turn so far, in seconds; 0 between turns, infinity if the thread has died."""
         if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping:
             return math.inf
         began = self._turn_began
@@ -155,7 +156,7 @@ class Committer(Generic[T]):
                 if not self._waiting and not self._stopping:
                     self._wake.wait(pause)
             if (left := last + self._gather - time.monotonic()) > 0:
-                time.sleep(left)  # not on the condition: each that comes would wake it
+                time.sleep(left)  # do not wait on the condition: each new item would end the wait
             with self._wake:
                 taken, self._waiting = self._waiting, []
                 stopping = self._stopping

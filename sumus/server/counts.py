@@ -1,4 +1,4 @@
-"""Counts of events since the server's start, for /metrics and for its status."""
+"""Counts of events since the server's start, for /metrics and for the server's status."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ class Counts:
 
     Attributes:
         events: The number of events, by (kind of event, outcome).
-        bytes_in: Bytes of bodies that arrived.
-        bytes_out: Bytes of bodies that were sent.
-        batches: Commits of reports.
-        waited: The sum of the seconds from each report's arrival to its answer.
+        bytes_in: The number of bytes of received bodies.
+        bytes_out: The number of bytes of sent bodies.
+        batches: The number of commits of reports.
+        waited: The sum of the times from each report's arrival to its answer, in seconds.
     """
 
     events: Counter[tuple[str, str]] = field(default_factory=lambda: Counter[tuple[str, str]]())

@@ -2,8 +2,9 @@
 
     app = device_app(server, blobs, room)         an ASGI application
 
-Everything is checked before it is used: the length and the signature before a long body is read, its digest before it is
-decoded, its form before it is counted. Every error answer has a code from the closed list.
+Each part of a request is checked before it is used. The length and the signature are checked before a long body is read, the
+digest before the body is decoded, and the format before the report is counted. Every error answer has a code from the closed
+list `STATUS`.
 """
 
 import asyncio
@@ -51,7 +52,7 @@ from sumus.wire.reports import most_bytes
 from sumus.wire.signing import to_base64url
 
 SMALL = 64 * 2**10
-"""Bodies up to this size, in bytes, are checked on the event loop; larger ones in a thread."""
+"""Bodies up to this size, in bytes, are checked on the event loop; larger bodies are checked in a thread."""
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 
@@ -61,7 +62,7 @@ class DevicePlane:
     def __init__(
         self, server: Server, blobs: Blobs, room: Room, limits: Limits, authority: bytes | None = None
     ) -> None:
-        """Answer devices for a server.
+        """Answer the requests of devices for a server.
 
         Args:
             server: The server.
@@ -98,14 +99,14 @@ class DevicePlane:
         device, body = await self._senders.signed(request)
         self._limits.request(device, time.monotonic())
         read(Nothing, body)
-        link = await self._in_thread(self._server.roll.link_of, device)  # it is erased below
+        link = await self._in_thread(self._server.roll.link_of, device)  # read now, since `withdraw` erases it
 
         def forget(now: float) -> None:
             self._server.forget(device, link, now)
 
-        await self._server.command(forget)  # first: if anything fails, the device can ask again
+        await self._server.command(forget)  # before `withdraw`: if this fails, the device can send the request again
         await self._in_thread(self._server.roll.withdraw, device)
-        await self._server.command(forget)  # and what was given in between
+        await self._server.command(forget)  # again, for work that was given in the meantime
         self._server.crowd.note_change()
         return Nothing()
 
@@ -127,25 +128,25 @@ class DevicePlane:
         return await self._server.abort(run, f"{device}/{word}", read(Abort, body).reason)
 
     async def report(self, request: Request) -> Any:
-        """Count an update. It is received in lent memory, and is checked completely before it is counted."""
+        """Count a device's report. It is read into lent memory, and is checked completely before it is counted."""
         run, word = self._session(request.path_params)
         async with self._senders.upload(request, most_bytes(run.hop), self._limits.request) as (device, body, digest):
             session = f"{device}/{word}"
             asked = run, device, session, body, digest
             try:
                 report = await self._in_thread(_checked, *asked) if len(body) > SMALL else _checked(*asked)
-            except ParticipantError as error:  # nobody waits for another report: the place is another device's
+            except ParticipantError as error:  # the device sends no other report, so its place is freed
                 await self._server.let_go(run, session, error.code)
                 raise
             return await self._server.report(run, report)
 
-    # ── objects, and what everybody may ask ──────────────────────────────────────────────────────────────────────────
+    # ── objects, and requests without a sender ──────────────────────────────────────────────────────────────────────────
 
     async def object(self, request: Request) -> Response:
-        """Send a plan or a model, under its hash."""
+        """Send the plan or the model that has this hash."""
         sha256 = request.path_params["sha256"]
         if not await self._server.objects.has(sha256):
-            raise Refused("not_found", "no plan and no model of this server has this hash, or it is long past")
+            raise Refused("not_found", "no plan and no model of this server has this hash, or it was deleted long ago")
         headers = {"etag": f'"{sha256}"', "cache-control": IMMUTABLE, "content-type": "application/octet-stream"}
         if f'"{sha256}"' in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
@@ -161,7 +162,7 @@ class DevicePlane:
     async def authority(self, request: Request) -> Response:
         """Send the certificate that devices pin."""
         if self._authority is None:
-            raise Refused("not_found", "this server's certificate is not its own")
+            raise Refused("not_found", "this server did not make its own certificate")
         return Response(self._authority, media_type="application/x-pem-file")
 
     async def openapi(self, request: Request) -> Response:
@@ -173,11 +174,11 @@ class DevicePlane:
         return Response(b"{}", media_type="application/json")
 
     async def ready(self, request: Request) -> Response:
-        """Answer whether the server can decide: it has recovered, and its storage works."""
+        """Answer that the server can decide; refuse if it has not recovered yet, or its storage fails."""
         self._check_ready()
         return Response(b"{}", media_type="application/json")
 
-    # ── what the endpoints share ─────────────────────────────────────────────────────────────────────────────────────
+    # ── common parts of endpoints ─────────────────────────────────────────────────────────────────────────────────────
 
     def routes(self) -> list[BaseRoute]:
         """Return all routes of the plane."""
@@ -201,7 +202,9 @@ class DevicePlane:
         async def answer(request: Request) -> Response:
             if name != "object":
                 if request.headers.get("sumus-protocol", "") != str(PROTOCOL):
-                    raise Refused("old_protocol", f"this server speaks version {PROTOCOL}: upgrade the older side")
+                    raise Refused(
+                        "old_protocol", f"this server uses version {PROTOCOL} of the protocol: upgrade the older side"
+                    )
                 self._check_ready()
             found = await endpoint(request)
             return found if isinstance(found, Response) else Response(write(found), media_type="application/json")
@@ -217,13 +220,13 @@ class DevicePlane:
     def _check_ready(self) -> None:
         """Refuse a request while the server cannot decide."""
         if self._server.trouble:
-            raise Refused("not_ready", "starting, or its storage fails", AGAIN)
+            raise Refused("not_ready", "the server is starting, or its storage fails", AGAIN)
 
     def _session(self, params: Mapping[str, Any]) -> tuple[Run, str]:
-        """Return the run and the session word that a path names."""
+        """Return the run and the session in a path."""
         run = run_of(self._server, params)
         if not 0 < len(params["session"]) <= 64:
-            raise Refused("unknown_session", "no such session was given to this device")
+            raise Refused("unknown_session", "this session was not given to this device")
         return run, params["session"]
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -231,7 +234,7 @@ class DevicePlane:
 
 
 def _checked(run: Run, device: str, session: str, body: memoryview, digest: str) -> ClearReport:
-    """Check that a body is the one that the device signed; then read and check its report."""
+    """Check that a body has the signed digest; then read and check its report."""
     compare(body, digest)
     return run.intake.read_report(body, device, session)
 
@@ -241,7 +244,7 @@ def device_app(server: Server, blobs: Blobs, room: Room, limits: Limits, authori
 
     async def not_there(request: Request, error: Exception) -> Response:
         code = "method" if isinstance(error, HTTPException) and error.status_code == 405 else "not_found"
-        return problem(Refused(code, "this server has no such path, or not with this method"))
+        return problem(Refused(code, "this server has no such path, or the path does not accept this method"))
 
     plane = DevicePlane(server, blobs, room, limits, authority)
     app = Starlette(routes=plane.routes(), exception_handlers={404: not_there, 405: not_there})

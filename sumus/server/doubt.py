@@ -1,14 +1,14 @@
-"""Senders in doubt: devices in whose name a bad signature came recently. Their requests wait in one queue.
+"""Senders in doubt: devices in whose name a request with a bad signature came recently. Their requests wait in one queue.
 
     doubt = Doubt()
-    await doubt.turn(device, neighbourhood)          returns at once for nearly all; Refused("busy") if the queue is too long
+    await doubt.turn(device, neighbourhood)          nearly always returns at once; Refused("busy") if the queue is too long
     doubt.note(device, neighbourhood)                the signature was not made by this device
 
-Checking a signature costs more than sending a wrong one. If wrong ones were checked as they come, they would take the time of
-all other devices. So requests in a misused name are checked one after the other, and no faster than one every `EACH_S`.
+To check a signature costs more than to send a wrong one. If the server checked all wrong signatures at once, it would have no
+time for other devices. So requests in a misused name are checked one after the other, at most one in each period of `EACH_S`.
 
-The owner of that name may be honest, since anybody who knows a name can misuse the name. So a sender in doubt waits, and is not
-refused. A name is doubted only in the neighbourhood of addresses where it was misused.
+The device itself may be honest, since anybody who knows its name can misuse the name. So a sender in doubt must wait, but is
+not refused. A name is doubted only in the neighbourhood of addresses where it was misused.
 """
 
 import asyncio
@@ -18,20 +18,20 @@ from collections.abc import Awaitable, Callable
 from sumus.wire.messages import Refused, Window
 
 DOUBTED_S = 10.0
-"""How long a sender is in doubt after a bad signature, in seconds."""
+"""The time for which a sender is in doubt after a bad signature, in seconds."""
 EACH_S = 0.002
-"""Seconds between two requests of senders in doubt."""
+"""The time between the checks of two requests of senders in doubt, in seconds."""
 LONGEST_S = 4.0
 """The longest time that a request waits for its turn, in seconds."""
 LATER: Window = (1.0, 10.0)
-"""The retry window of a request that was refused because the queue was too long, in seconds."""
+"""The retry window, in seconds, of a request that was refused because the queue was too long."""
 
 
 class Doubt:
-    """The senders in doubt, and their queue. Use it on one event loop only.
+    """The senders in doubt, and their queue. All calls must come from one event loop.
 
     Args:
-        most: The most senders that are remembered. Beyond that, those that were noted first are forgotten.
+        most: The largest number of senders that are remembered. Beyond it, the senders that were noted first are forgotten.
         clock: Returns monotonic seconds; None for the event loop's clock.
         sleep: Waits for the given number of seconds.
     """
@@ -48,7 +48,7 @@ class Doubt:
         self._free = 0.0
 
     def note(self, device: str, neighbourhood: str) -> None:
-        """Remember that a bad signature came from this neighbourhood in the name of this device."""
+        """Note that a bad signature in the name of this device came from this neighbourhood (network of addresses)."""
         sender = device, neighbourhood
         self._until[sender] = self._clock() + DOUBTED_S
         self._until.move_to_end(sender)
@@ -67,16 +67,18 @@ class Doubt:
         return False
 
     async def turn(self, device: str, neighbourhood: str) -> None:
-        """Return at once if a sender is not in doubt; else wait until it is the sender's turn.
+        """Return at once if a sender is not in doubt; otherwise wait for the sender's turn.
 
         Raises:
-            Refused: `busy`, if the turn would come too late.
+            Refused: With the code `busy`, if the sender would have to wait too long.
         """
         if not self.has(device, neighbourhood):
             return
         now = self._clock()
         at = max(now, self._free)
         if at - now > LONGEST_S:
-            raise Refused("busy", "too many requests in this name that the device did not sign: ask again later", LATER)
+            raise Refused(
+                "busy", "too many requests with bad signatures came in the name of this device: try again later", LATER
+            )
         self._free = at + EACH_S
         await self._sleep(at - now)

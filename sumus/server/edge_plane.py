@@ -40,7 +40,7 @@ class EdgePlane:
     def __init__(
         self, server: Server, senders: Senders, limits: Limits, in_thread: Callable[..., Awaitable[Any]]
     ) -> None:
-        """Answer edges for a server.
+        """Answer the requests of edges for a server.
 
         Args:
             server: The server.
@@ -51,7 +51,7 @@ class EdgePlane:
         self._server, self._senders, self._limits, self._in_thread = server, senders, limits, in_thread
 
     async def tasks(self, request: Request) -> Any:
-        """Tell an edge which runs it may take part in."""
+        """Return the runs in which an edge may take part."""
         edge, _ = await self._edge(request)
         may = self._server.roll.find(edge, self._server.clock()).speaks_for
         return await self._server.command(lambda now: Tasks(tuple(self._server.tasks.for_edges(may))))
@@ -73,7 +73,7 @@ class EdgePlane:
         return RelayAnswer(tuple(await asyncio.gather(*answers)))
 
     async def report_sum(self, request: Request) -> Any:
-        """Count an edge's sum: it is treated like a report, but holds the reports of many devices."""
+        """Count an edge's sum. It is handled like a report, but contains the reports of many devices."""
         run = run_of(self._server, request.path_params)
         most, least = most_sum_bytes(run.hop, run.most_together), run.least if run.edges.rounds > 1 else None
         async with self._senders.upload(request, most, self._limits.edge_request) as (edge, body, digest):
@@ -85,24 +85,25 @@ class EdgePlane:
                 report = run.intake.read_sum(body, edge, run.most_together, least)
                 if len(report.sessions) > may:
                     raise Refused(
-                        "not_edge", f"its sum is of {len(report.sessions)} reports, and its token is for {may} devices"
+                        "not_edge",
+                        f"the sum has {len(report.sessions)} reports, and the edge's token allows {may} devices",
                     )
                 return report
 
             return await self._server.report(run, await self._in_thread(checked))
 
     async def _relayed(self, edge: str, may: int, asked: Relayed, signed: bool) -> RelayedAnswer:
-        """Answer one of an edge's devices.
+        """Answer a relayed check-in of one device.
 
         Args:
             edge: The edge's id.
-            may: The number of devices that the edge may speak for.
+            may: The largest number of devices of the edge.
             asked: The relayed check-in of the device.
             signed: Whether the device itself has signed the check-in.
         """
         try:
             if not signed:
-                raise Refused("bad_signature", "not signed by this device, or not over this check-in")
+                raise Refused("bad_signature", "the signature was not made by this device, or not over this check-in")
             self._limits.relayed(self._server.population, edge, may, asked.device, time.monotonic())
             answer = await self._server.check_in(DeviceCheckIn(asked.device, _passed_on(asked), edge, asked))
         except Refused as refused:
@@ -124,16 +125,18 @@ class EdgePlane:
 
 
 def run_of(server: Server, params: Mapping[str, Any]) -> Run:
-    """Return the run that a path names."""
+    """Return the run in a path."""
     kind = params["kind"]
     run = server.run(params["task"], kind) if kind in ("train", "evaluate") else None
     if run is None:
-        raise Refused("unknown_session", "no such session was given to this device")
+        raise Refused("unknown_session", "this session was not given to this device")
     return run
 
 
 def _passed_on(relayed: Relayed) -> CheckInRequest:
-    """Read a relayed check-in, without two parts: the edge itself settles earlier work, and no relayed check-in is held open."""
+    """Read a relayed check-in, and remove two parts: the edge itself settles earlier sessions, and a relayed check-in is not
+    held open.
+    """
     try:
         request = read(CheckInRequest, relayed.check_in.encode())
     except ParticipantError as error:

@@ -18,11 +18,11 @@ from sumus.wire.messages import Assignment, Kind
 
 @dataclass(frozen=True)
 class Evaluating:
-    """How devices are asked to measure models.
+    """The settings of an evaluation on devices.
 
     Attributes:
         cohort: The number of devices that measure a model.
-        every: Every how many versions a model is measured.
+        every: The number of versions between two measured ones: 1 measures each version, 2 every second one.
         deadline: The duration of a round, in seconds.
     """
 
@@ -36,7 +36,7 @@ class EvaluationRun(Run):
 
     Attributes:
         training: The training run.
-        measured: The version that was measured last; −1 if none was.
+        measured: The version that was measured last; −1 if no version was measured.
     """
 
     kind: Kind = "evaluate"
@@ -47,8 +47,8 @@ class EvaluationRun(Run):
         least = training.least
         if how.cohort < least:
             raise ExperimentError(
-                f"{how.cohort} devices to measure a model of {training.task}, and its plan publishes no metric of fewer than "
-                f"{least} (min_contributors): ask more of them"
+                f"{how.cohort} devices would measure a model of {training.task}, and its plan publishes only metrics of at least "
+                f"{least} devices (min_contributors): use a larger cohort"
             )
         pacing = pacing_on_server(Pacing(how.cohort, deadline=how.deadline), least)
         plan = training.plan
@@ -74,7 +74,7 @@ class EvaluationRun(Run):
             before = rows.note(OF_THE_RUN, "plan")
         if before == plan:
             return False
-        self.end_all(now)  # the open round may be of other metrics
+        self.end_all(now)  # the open round may have other metrics
         with self.coordinator.leading() as rows:
             rows.put_note(OF_THE_RUN, "plan", plan)
         return True
@@ -84,7 +84,7 @@ class EvaluationRun(Run):
             self.measured = _measured(rows)
 
     def wanted(self) -> bool:
-        """Return whether there is a model that was not measured yet, not even under another version number.
+        """Return whether there is a model that was not measured yet, also not under another version number.
 
         Two sums over the same model would reveal the measurements of the devices that are in only one of them.
         """
@@ -100,9 +100,7 @@ class EvaluationRun(Run):
         version, total = self._version(number), self.sums.total(number)
         check_enough(total, self.least)
         means, histograms = evaluation_of(total, self.hop)
-        enough = [
-            name for name, bins in histograms.items() if sum(bins) >= self.least
-        ]  # a device may leave a metric out
+        enough = [name for name, bins in histograms.items() if sum(bins) >= self.least]  # a device may omit a metric
         means = {name: means[name] for name in enough if name in means}
         histograms = {name: histograms[name] for name in enough}
         measured = {
@@ -117,13 +115,13 @@ class EvaluationRun(Run):
         self.measured = version
 
     def _version(self, number: int) -> int:
-        """Return the version that a round measures: the newest one at the moment when the round's first device got work."""
+        """Return the version that a round measures: it was the newest one when the round's first device got work."""
         if self._asked is None or self._asked[0] != number:
             with self.coordinator.transaction() as rows:
                 newest = self._newest()
                 if rows.note(number, "model") is None and newest <= _measured(rows):
                     raise ExperimentError(
-                        f"version {newest} of {self.task} was measured since, on devices of another server"
+                        f"version {newest} of {self.task} has been measured meanwhile, on devices of another server"
                     )
                 version = int(noted(rows, number, "model", lambda: str(newest).encode()))
             self._asked = number, version

@@ -1,8 +1,9 @@
-"""Which devices may take part. A device makes its own key, enrols the key once with a token, and from then on only signs.
+"""The devices that may take part. A device makes its own key and enrols the key once with a token. After that, its signatures
+identify it.
 
     roll = DeviceRegister(identities, {"phones": 10_000})
     token = roll.new_token("phones", now)                        shown once; only its hash is kept
-    enrolment, new = roll.enrol(request, now)                    the same key again: the same answer; no use is spent
+    enrolment, new = roll.enrol(request, now)                    a repeated key gets the same answer, and uses up no use
     identity = roll.authenticate(device, signature, text, now)
 
 Whatever a device sends, these methods raise only `messages.Refused`, with a code from its closed list. `now` is in
@@ -37,16 +38,16 @@ from sumus.wire.signing import device_id, from_base64url, read_public_key, to_ba
 CHALLENGE_S = 300.0
 """The time within which a challenge must be answered, in seconds."""
 TOKEN_S = 7 * DAY
-"""How long a token is valid by default, in seconds. For the same time afterwards, a device that uses the token is told that it
-has expired.
+"""The time for which a token is valid by default, in seconds. For the same time after its end, a device that uses the token
+gets the error that it has expired.
 """
 _BATCH = 1000
-"""The most rows that are written in one transaction."""
+"""The largest number of rows that are written in one transaction."""
 _ID = re.compile("[0-9a-f]{64}")
 
 
 def count_enrolled(identities: Identities, population: str) -> int:
-    """Count the devices that are enrolled in a population, here or at its edges."""
+    """Count the devices that are enrolled in a population, at this server or at its edges."""
     with identities.transaction() as rows:
         return rows.count(population)
 
@@ -72,13 +73,13 @@ class DeviceRegister:
 
         Args:
             identities: The store of their rows.
-            quotas: The most devices that may be enrolled, by population.
+            quotas: The largest number of enrolled devices, by population.
             secret: The secret from which challenges are made. Replicas that accept each other's challenges share the secret;
                 after a change of the secret, devices must ask for new challenges.
-            random: Makes bytes that nobody can guess.
+            random: Returns random bytes that cannot be guessed.
             remembered: The number of devices kept in memory, so that their requests need no database access.
-            fresh_s: Seconds after which a device in memory is read again. A revocation by another process takes effect here
-                within this time; a revocation by this process takes effect at once.
+            fresh_s: The number of seconds after which a device in memory is read again. A revocation by another process takes
+                effect in this process within this time; a revocation by this process takes effect at once.
             left: Called with each device that is about to be revoked or withdrawn, so that other stores can record it.
         """
         self._identities = identities
@@ -94,7 +95,7 @@ class DeviceRegister:
         self._changes = 0
         self._heard: dict[str, float] = {}
 
-    # ── coming in ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── enrolment ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def new_token(self, population: str, now: float, uses: int = 1, lasts: float = TOKEN_S, speaks_for: int = 0) -> str:
         """Make one token; see `new_tokens` for the arguments."""
@@ -107,18 +108,20 @@ class DeviceRegister:
 
         Args:
             count: The number of tokens.
-            population: The population that their devices enrol in.
+            population: The population in which devices enrol with the tokens.
             now: Seconds of the server's clock.
             uses: The number of keys that may enrol with each token. If it is more than 1, one person may enrol as several
                 devices.
             lasts: How long the tokens are valid, in seconds.
-            speaks_for: The number of devices for which an edge that enrols with a token may speak; 0 for tokens for devices.
+            speaks_for: The largest number of devices of an edge that enrols with a token; 0 for tokens for devices.
         """
         if population not in self._quotas:
-            raise ExperimentError(f"no population {population!r} here: give one of {', '.join(sorted(self._quotas))}")
+            raise ExperimentError(
+                f"this server has no population {population!r}: give one of {', '.join(sorted(self._quotas))}"
+            )
         if uses < 1 or not 0 < lasts <= 3650 * DAY:
             raise ExperimentError(
-                f"a token for {uses} devices and {lasts:g} seconds: at least one, and up to ten years"
+                f"a token for {uses} devices and {lasts:g} seconds: at least one device, and at most ten years"
             )
         tokens = [to_base64url(self._random(32)) for _ in range(count)]
         with self._identities.transaction() as rows:
@@ -130,7 +133,9 @@ class DeviceRegister:
         return tokens
 
     def challenge(self, now: float) -> Challenge:
-        """Make a nonce to sign. The nonce is not stored: it is the time, authenticated by a MAC."""
+        """Make a nonce to sign. The nonce is not stored: it contains the time and a MAC (message authentication code) of the
+        time.
+        """
         time = round(now * 1000).to_bytes(8, "big", signed=True)
         return Challenge(to_base64url(time + self._mac(time)), CHALLENGE_S)
 
@@ -151,15 +156,17 @@ class DeviceRegister:
             text = enrolment_text(request.nonce, request.public_key, request.token)
         self._check_nonce(request.nonce, now)
         if not verify(key, signature, text):
-            raise Refused("bad_signature", "the enrolment is not signed by the key that it gives")
+            raise Refused("bad_signature", "the enrolment is not signed with the key in it")
         device = device_id(key)
         with self._identities.transaction() as rows:
             row = rows.identity(device)
             if row is not None and row.state == "revoked":
                 raise _revoked()
-            if row is not None and row.state == "withdrawn":  # else it could leave, return, and be in one sum twice
-                raise Refused("revoked", "this key has left; who comes back makes a new one")
-            rows.drop_member(device)  # the device asks here itself from now on
+            if (
+                row is not None and row.state == "withdrawn"
+            ):  # otherwise it could leave, return, and be in one sum twice
+                raise Refused("revoked", "this key was withdrawn; to come back, make a new key")
+            rows.drop_member(device)  # from now on the device checks in here directly
             new = row is None
             if row is None:
                 token = self._spend(rows, _hash(request.token), now)
@@ -177,31 +184,33 @@ class DeviceRegister:
             body = from_base64url(nonce)
         known = hmac.compare_digest(self._mac(body[:8]), body[8:])
         if not known or abs(now - int.from_bytes(body[:8], "big", signed=True) / 1000) > CHALLENGE_S:
-            raise Refused("old_nonce", "the challenge is over, or of another server: ask for a new one")
+            raise Refused("old_nonce", "the challenge has expired, or is from another server: request a new one")
 
     def _spend(self, rows: IdentityRows, hash: str, now: float) -> Token:
         token = rows.token(hash)
         if token is None or token.population not in self._quotas:
-            raise Refused("bad_token", "no enrolment token of this server: ask who runs it for one")
+            raise Refused(
+                "bad_token", "this is not an enrolment token of this server: ask the server's operator for one"
+            )
         if token.uses < 1 or token.expires < now:
-            raise Refused("token_used", "the enrolment token's uses are up, or its time: ask for a new one")
+            raise Refused("token_used", "the enrolment token has no uses left, or has expired: ask for a new one")
         if rows.count(token.population) >= self._quotas[token.population]:
             raise Refused("quota", f"the population {token.population} is full")
         rows.put_token(replace(token, uses=token.uses - 1))
         return token
 
-    # ── being in ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── enrolled devices ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, device: str, now: float) -> Identity:
-        """Find the device that a request names, with its population and its key, so that unknown senders are refused before a
-        body is read.
+        """Return the row of the device in a request's header, with its population and its key. Unknown senders are so refused
+        before a body is read.
 
         Raises:
             Refused: unknown_device or revoked.
         """
         row = self._remember(device, now) if _ID.fullmatch(device) else None
         if row is None or row.state == "withdrawn" or row.population not in self._quotas:
-            raise Refused("unknown_device", "not enrolled here: enrol with a token")
+            raise Refused("unknown_device", "this device is not enrolled here: enrol it with a token")
         if row.state == "revoked":
             raise _revoked()
         return row
@@ -220,7 +229,7 @@ class DeviceRegister:
         return known is not None and 0 <= now - known[1] <= self._fresh
 
     def authenticate(self, device: str, signature: str, text: bytes, now: float) -> Identity:
-        """Find the device that signed a text. signature: base64url.
+        """Return the row of the device that signed a text. The signature is in base64url.
 
         Raises:
             Refused: unknown_device, revoked or bad_signature.
@@ -229,17 +238,17 @@ class DeviceRegister:
         with _well_formed("bad_signature"):
             signed = from_base64url(signature)
         if not verify(row.public_key, signed, text):
-            raise Refused("bad_signature", "not signed by this device, or not over this request")
+            raise Refused("bad_signature", "the signature was not made by this device, or not over this request")
         return self._hear(row, day_of(now))
 
     def note_members(self, edge: str, members: int, now: float) -> bool:
-        """Record how many devices an edge has, at most as many as its token allows.
+        """Store the number of devices of an edge; at most the number that its token allows.
 
         Returns:
             Whether the number has changed.
         """
         row = self.find(edge, now)
-        members = min(members, row.speaks_for)  # the others are refused one by one, see `EdgeMembers.speak_for`
+        members = min(members, row.speaks_for)  # `EdgeMembers.speak_for` refuses each further device
         if members == row.members:
             return False
         with self._changed(edge) as rows:
@@ -258,7 +267,7 @@ class DeviceRegister:
             changes = self._changes
         row = self._identities.find(device)
         with self._lock:
-            if row is not None and changes == self._changes:  # else the row may be older than a revocation
+            if row is not None and changes == self._changes:  # otherwise the row may be older than a revocation
                 self._known[device] = row, now
                 self._known.move_to_end(device)
                 while len(self._known) > self._most:
@@ -278,8 +287,8 @@ class DeviceRegister:
         return heard
 
     def write_seen(self) -> int:
-        """Record the day of each device's last request; return the number of devices. It is called now and then, so a crash
-        loses some days.
+        """Store the day of each device's last request; return the number of devices. This is called from time to time, so after
+        a crash some days are missing.
         """
         with self._lock:
             heard, self._heard = list(self._heard.items()), {}
@@ -291,7 +300,7 @@ class DeviceRegister:
                         rows.put_identity(replace(row, seen=day))
         return len(heard)
 
-    # ── leaving ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── departure ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def devices(self, after: str = "", limit: int = 100) -> Sequence[Identity]:
         """List up to `limit` devices with ids after `after`, in the order of their ids, including withdrawn and revoked
@@ -301,7 +310,7 @@ class DeviceRegister:
             return rows.identities(after, limit)
 
     def revoke(self, device: str) -> None:
-        """Revoke a device's enrolment for good. It is no error to revoke a device twice.
+        """Revoke a device's enrolment permanently. If it is already revoked, do nothing.
 
         Raises:
             Refused: not_found.
@@ -314,9 +323,9 @@ class DeviceRegister:
                 self._leave(rows, replace(row, state="revoked"))
 
     def withdraw(self, device: str) -> None:
-        """Withdraw a device. It is no error to withdraw a device twice; a revoked device stays revoked.
+        """Withdraw a device. If it is already withdrawn, do nothing; a revoked device stays revoked.
 
-        Its id, its population, the time of its enrolment and the fact that it left remain; its key is erased.
+        The device's key is erased. Its id, its population, the time of its enrolment and the note that it left remain.
         """
         with self._changed(device) as rows:
             row = rows.identity(device)
@@ -355,12 +364,12 @@ def signed_by_device(relayed: Relayed, population: str) -> bool:
 
 
 def _hash(token: str) -> str:
-    """Hash a token. Tokens are 256 random bits, so a plain hash cannot be turned back."""
+    """Return the hash of a token. Tokens have 256 random bits, so a plain hash cannot be inverted."""
     return sha256(token.encode()).hexdigest()
 
 
 def _revoked() -> Refused:
-    return Refused("revoked", "this device was shut out")
+    return Refused("revoked", "this device was revoked")
 
 
 @contextmanager

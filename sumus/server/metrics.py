@@ -1,4 +1,4 @@
-"""/metrics: the server's status in Prometheus's format. It holds sums over devices only; no label names a device."""
+"""/metrics: the server's status in Prometheus's format. It contains only sums over devices; no label is the name of a device."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ from sumus.server.status import RunStatus, ServerStatus, TaskStatus
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _COUNTED = {
-    "check-ins": ("checkins", "Check-ins, by what was answered.", "outcome"),
-    "settled": ("settlements", "Earlier sessions that devices asked about, by what had become of them.", "outcome"),
-    "reports": ("reports", "Reports, by what was answered.", "outcome"),
+    "check-ins": ("checkins", "Check-ins, by answer.", "outcome"),
+    "settled": ("settlements", "Earlier sessions that devices asked about, by outcome.", "outcome"),
+    "reports": ("reports", "Reports, by answer.", "outcome"),
     "dropped": ("sessions_dropped", "Sessions that ended without a report, by reason.", "reason"),
-    "enrolments": ("enrolments", "Enrolments, of new devices and of known ones again.", "outcome"),
-    "refused": ("refusals", "Requests that were answered with an error, by its code.", "code"),
-    "failures": ("failures", "Decisions that storage failed, by error.", "error"),
+    "enrolments": ("enrolments", "Enrolments of new devices, and repeated enrolments.", "outcome"),
+    "refused": ("refusals", "Requests that were answered with an error, by error code.", "code"),
+    "failures": ("failures", "Decisions that failed because of the storage, by error.", "error"),
 }
 
 
@@ -37,33 +37,49 @@ class _Snapshot(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status = self._status
-        yield GaugeMetricFamily("sumus_up_seconds", "Since the server started.", value=status.up_s)
-        yield GaugeMetricFamily("sumus_ready", "Whether it can decide.", value=float(not status.trouble))
+        yield GaugeMetricFamily("sumus_up_seconds", "Seconds since the server started.", value=status.up_s)
+        yield GaugeMetricFamily("sumus_ready", "Whether the server can decide.", value=float(not status.trouble))
         yield GaugeMetricFamily(
-            "sumus_leader", "Whether it leads those that share rounds.", value=float(status.replica.leads)
+            "sumus_leader",
+            "Whether the server leads the servers that share its rounds.",
+            value=float(status.replica.leads),
         )
-        yield GaugeMetricFamily("sumus_fence", "Of the leader's lease, as it knows it.", value=status.replica.fence)
-        yield GaugeMetricFamily("sumus_replicas", "That share the rounds.", value=len(status.replica.there))
+        yield GaugeMetricFamily(
+            "sumus_fence", "Fence of the leader's lease, as known to this server.", value=status.replica.fence
+        )
+        yield GaugeMetricFamily("sumus_replicas", "Servers that share the rounds.", value=len(status.replica.there))
         if status.certificate_s is not None:
             yield GaugeMetricFamily(
-                "sumus_certificate_left_seconds", "Until its certificate ends.", value=status.certificate_s
+                "sumus_certificate_left_seconds",
+                "Seconds until the server's certificate ends.",
+                value=status.certificate_s,
             )
         yield GaugeMetricFamily("sumus_devices", "Devices that are enrolled.", value=status.devices)
-        yield CounterMetricFamily("sumus_received_bytes", "Of reports.", value=status.bytes_in)
-        yield CounterMetricFamily("sumus_sent_bytes", "Of plans and models.", value=status.bytes_out)
+        yield CounterMetricFamily("sumus_received_bytes", "Bytes of received bodies.", value=status.bytes_in)
+        yield CounterMetricFamily("sumus_sent_bytes", "Bytes of sent plans and models.", value=status.bytes_out)
         yield CounterMetricFamily("sumus_commits", "Commits of reports.", value=status.commits)
         yield CounterMetricFamily(
-            "sumus_acknowledged_seconds", "That reports waited for their answer, added up.", value=status.acknowledged_s
+            "sumus_acknowledged_seconds",
+            "Sum of the seconds that reports waited for their answers.",
+            value=status.acknowledged_s,
         )
-        yield GaugeMetricFamily("sumus_body_bytes", "Of memory that bodies arrive in.", value=status.lent)
+        yield GaugeMetricFamily(
+            "sumus_body_bytes", "Bytes of memory that are lent for arriving bodies.", value=status.lent
+        )
         yield GaugeMetricFamily("sumus_checkins_held", "Check-ins that are held open.", value=status.held)
         if (above := status.above) is not None:
             yield GaugeMetricFamily(
-                "sumus_above_reached", "Whether the server above hears this edge.", value=float(not above.trouble)
+                "sumus_above_reached",
+                "Whether this edge can reach its upstream server.",
+                value=float(not above.trouble),
             )
-            yield CounterMetricFamily("sumus_above_sums", "Sums that the server above has counted.", value=above.sums)
-            yield CounterMetricFamily("sumus_above_sent_bytes", "Of these sums.", value=above.bytes)
-            yield GaugeMetricFamily("sumus_above_waiting", "Sums that are on their way up.", value=above.waiting)
+            yield CounterMetricFamily(
+                "sumus_above_sums", "Sums of this edge that the upstream server has counted.", value=above.sums
+            )
+            yield CounterMetricFamily("sumus_above_sent_bytes", "Bytes of these sums.", value=above.bytes)
+            yield GaugeMetricFamily(
+                "sumus_above_waiting", "Sums that wait to be counted by the upstream server.", value=above.waiting
+            )
         for what, (name, help, label) in _COUNTED.items():
             family = CounterMetricFamily(f"sumus_{name}", help, labels=[label])
             for which, times in status.events.get(what, {}).items():
@@ -73,14 +89,18 @@ class _Snapshot(Collector):
 
 
 def _of_tasks(tasks: tuple[TaskStatus, ...]) -> Iterator[Metric]:
-    version = GaugeMetricFamily("sumus_model_version", "The newest model.", labels=["task"])
-    released = GaugeMetricFamily("sumus_model_released", "The model that devices answer with.", labels=["task"])
+    version = GaugeMetricFamily("sumus_model_version", "Version of the newest model.", labels=["task"])
+    released = GaugeMetricFamily("sumus_model_released", "Version of the released model.", labels=["task"])
     contributors = GaugeMetricFamily("sumus_model_contributors", "Reports in the newest model.", labels=["task"])
-    age = GaugeMetricFamily("sumus_model_age_seconds", "Since the newest model was made.", labels=["task"])
+    age = GaugeMetricFamily("sumus_model_age_seconds", "Seconds since the newest model was made.", labels=["task"])
     stale = GaugeMetricFamily(
-        "sumus_model_staleness", "Of the newest model's reports, how many were so late.", labels=["task", "versions"]
+        "sumus_model_staleness",
+        "Reports in the newest model, by the number of versions by which they were late.",
+        labels=["task", "versions"],
     )
-    measured = GaugeMetricFamily("sumus_model_metric", "A mean, by who measured it.", labels=["task", "by", "metric"])
+    measured = GaugeMetricFamily(
+        "sumus_model_metric", "Mean of a metric, by the run that measured it.", labels=["task", "by", "metric"]
+    )
     for task in tasks:
         version.add_metric([task.name], task.version)
         released.add_metric([task.name], task.released)
@@ -101,11 +121,15 @@ def _of_tasks(tasks: tuple[TaskStatus, ...]) -> Iterator[Metric]:
 def _of_runs(runs: list[tuple[str, RunStatus]]) -> Iterator[Metric]:
     which = ["task", "kind"]
     number = GaugeMetricFamily("sumus_round", "The newest round's number.", labels=which)
-    state = GaugeMetricFamily("sumus_round_state", "1 for the state that it is in.", labels=[*which, "state"])
-    age = GaugeMetricFamily("sumus_round_state_seconds", "That it has been in this state.", labels=which)
-    goal = GaugeMetricFamily("sumus_round_goal", "Reports that its sum takes.", labels=which)
+    state = GaugeMetricFamily(
+        "sumus_round_state", "1 for the round's present state, 0 for others.", labels=[*which, "state"]
+    )
+    age = GaugeMetricFamily(
+        "sumus_round_state_seconds", "Seconds for which the round has been in this state.", labels=which
+    )
+    goal = GaugeMetricFamily("sumus_round_goal", "Reports that the round's sum needs.", labels=which)
     paused = GaugeMetricFamily("sumus_paused", "Whether the run is paused.", labels=which)
-    sessions = GaugeMetricFamily("sumus_round_sessions", "Its sessions.", labels=[*which, "state"])
+    sessions = GaugeMetricFamily("sumus_round_sessions", "Sessions of the round, by state.", labels=[*which, "state"])
     illegal = CounterMetricFamily(
         "sumus_illegal_events",
         "Events that the table of a round does not allow in the state that the round was in.",

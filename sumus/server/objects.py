@@ -1,6 +1,6 @@
-"""Plans and models for devices: which objects devices may fetch, and how they are read.
+"""Reads plans and models for devices, and decides which of these objects devices may fetch.
 
-An object is either sent from its file, or is in memory once, however many devices read it.
+An object is either sent from its file, or is in memory once, even if many devices read it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from sumus.wire.messages import Refused, Window
 LARGE = 8 * 2**20
 """Objects up to this size, in bytes, are sent from memory; larger objects are sent from their files, if they have files."""
 MEMORY = 4 * LARGE
-"""The most bytes in memory for objects that also have files."""
+"""The largest number of bytes in memory for objects that also have files."""
 SOON: Window = (1.0, 10.0)
 
 
@@ -40,12 +40,12 @@ class FetchableObjects:
         self._looked = 0.0
 
     async def has(self, sha256: str) -> bool:
-        """Return whether devices may fetch an object. If other servers make models, new models are looked up in the rows."""
+        """Return whether devices may fetch an object. If other servers make models, the rows are read to find new models."""
         asked = time.monotonic()
         if self._tasks.have(sha256) or not self._shared:
             return self._tasks.have(sha256)
         if not await self._command(lambda now: self._look(asked)):
-            raise Refused("busy", "it may be new: ask again", MADE_SOON)
+            raise Refused("busy", "the object may be new: try again", MADE_SOON)
         return self._tasks.have(sha256)
 
     def _look(self, since: float) -> bool:
@@ -60,18 +60,19 @@ class FetchableObjects:
 
 
 class HeldObject:
-    """An object in memory. It stays in memory while an answer reads it, or while it is among the most recently read objects."""
+    """An object in memory. It stays in memory while a response reads it, or while it is one of the most recently read objects."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
 
 
 class ObjectReader:
-    """Reads objects for answers. All calls must come from one event loop.
+    """Reads objects for responses. All calls must come from one event loop.
 
     Args:
         blobs: The store of the objects.
-        most: The most bytes in memory for objects without files; a single longer object is allowed if no other is in memory.
+        most: The largest number of bytes in memory for objects without files. A single longer object is allowed if no other
+            object is in memory.
         in_thread: Calls a function with arguments in a thread, since a disk or a bucket may be slow to answer.
     """
 
@@ -85,7 +86,7 @@ class ObjectReader:
         """Open an object: its content in memory, or its file.
 
         Raises:
-            Refused: `busy`, if the memory has no room for the object now.
+            Refused: With the code `busy`, if there is no memory for the object now.
         """
         if (found := self._here(sha256)) is not None:
             return await found

@@ -1,4 +1,4 @@
-"""The device plane as an OpenAPI document, made from the table of endpoints and the messages themselves."""
+"""Makes the OpenAPI document of the device plane from the table of endpoints and the classes of the messages."""
 
 import json
 import re
@@ -25,7 +25,7 @@ _DIGEST = {
 
 @cache
 def document() -> bytes:
-    """Return `openapi()` as JSON. It is made once per process, since making it takes milliseconds and anybody may request it."""
+    """Return `openapi()` as JSON. It is made once per process, since this takes milliseconds and anybody may request it."""
     return json.dumps(openapi()).encode()
 
 
@@ -46,7 +46,7 @@ def openapi() -> dict[str, Any]:
 
 
 def _plain(schema: Any) -> Any:
-    """Return a schema in which tuples of equal members are arrays of a fixed length, since more readers support these."""
+    """Return a schema with fixed-length arrays in place of tuples of equal members, since more programs support arrays."""
     if isinstance(schema, list):
         return [_plain(each) for each in cast(list[Any], schema)]
     if not isinstance(schema, dict):

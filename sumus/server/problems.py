@@ -1,4 +1,4 @@
-"""Exceptions as answers: how both planes of a server answer a request that failed.
+"""Converts the exceptions of failed requests into answers, for both planes of a server.
 
 Every such answer is an RFC 9457 problem with a code from the closed list `wire.messages.STATUS`.
 """
@@ -14,11 +14,11 @@ from sumus.wire.messages import Problem, Refused, Window, write
 
 LOG = logger("sumus.server")
 AFTER_DEFECT: Window = (5.0, 30.0)
-"""The retry window, in seconds, after a request failed through a defect of the server."""
+"""The retry window, in seconds, if a request failed because of a defect of the server."""
 
 
 def problem(refused: Refused) -> Response:
-    """Make the answer to a request that was refused."""
+    """Make the answer to a refused request."""
     said: Problem = refused.problem
     headers = {"retry-after": str(max(1, round(said.retry_after_s[0])))} if said.retry_after_s is not None else {}
     return Response(write(said), refused.status, headers, "application/problem+json")

@@ -1,4 +1,4 @@
-"""Parts of objects: a device whose download was interrupted requests the rest (HTTP ranges)."""
+"""Sends parts of objects (HTTP ranges): a device whose download was interrupted requests the rest."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ from sumus.text import whole_number
 
 
 def asked_range(request: Request, size: int) -> tuple[int, int] | None:
-    """Read the begin and end of the single range that a request asks for.
+    """Read the start and the end of the single range in a request.
 
     Returns:
-        The range, which is empty if the object has no such bytes. None means the whole object: also for several ranges, or for
-        text that is not a range, since HTTP lets a server ignore these.
+        The range, which is empty if the object has no such bytes. None means the complete object. Several ranges and invalid
+        ranges also give None, since HTTP lets a server ignore them.
     """
     unit, _, asked = request.headers.get("range", "").partition("=")
     first, dash, last = asked.partition("-")
@@ -38,7 +38,7 @@ def keep_range(request: Request, asked: tuple[int, int] | None) -> None:
 
 
 def ranged(found: HeldObject, asked: tuple[int, int] | None, headers: Mapping[str, str]) -> Response:
-    """Answer with an object, or with the requested range of it."""
+    """Return the response with an object, or with the requested range of the object."""
     body = found.body
     whole = {**headers, "accept-ranges": "bytes"}
     if asked is None:

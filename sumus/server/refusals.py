@@ -1,11 +1,11 @@
-"""Why devices took no part recently, so that the operator of a server can see why nothing happens.
+"""Records why devices took no part recently, so that an operator can see why a round makes no progress.
 
     refusals.note("health", "train", "floor-rounds", device, now)
     refusals.seen(now)             [Refusal("health", "train", "floor-rounds", 12, "already took part in as many rounds …")]
     refusals.took_part("health", "train", device)
 
 Each device is counted once for each reason, for ten minutes. Reasons come from a closed list, and memory is bounded, whatever
-devices send. All calls are on the deciding thread.
+devices send. All calls must come from the deciding thread.
 """
 
 from collections import OrderedDict
@@ -17,15 +17,17 @@ from sumus.text import amount
 from sumus.wire.messages import Kind
 
 LASTS_S = 600.0
-"""How long a refusal is remembered, in seconds."""
+"""The time for which a refusal is remembered, in seconds."""
 MOST = 10_000
-"""The most devices that are remembered for each reason. Beyond that, the devices noted earliest are forgotten."""
+"""The largest number of devices that are remembered for each reason. Beyond it, the devices that were noted first are
+forgotten.
+"""
 _FLOOR = Floor()
 WORDS: Mapping[str, str] = {
     "floor-rounds": f"already took part in as many rounds today as the owner consents to ({_FLOOR.rounds}, unless told "
     "otherwise: --floor rounds=N)",
-    "floor-contributors": f"the owner consents to sums of {_FLOOR.contributors} contributors and more, unless told "
-    "otherwise, and the plan's are of fewer (--floor contributors=N, or a greater min_contributors)",
+    "floor-contributors": f"the owner consents to sums of {_FLOOR.contributors} or more contributors, unless told "
+    "otherwise, and the plan allows sums of fewer (--floor contributors=N, or a larger min_contributors)",
     "floor-steps": f"the round takes more local steps than the owner consents to ({_FLOOR.steps:,}, unless told otherwise: "
     "--floor steps=N)",
     "floor-seconds": f"the round trains for longer than the owner consents to ({_FLOOR.seconds:,.0f} s, unless told otherwise: "
@@ -36,33 +38,33 @@ WORDS: Mapping[str, str] = {
     "--floor memory=N)",
     "floor-task": "its file has another model or other data than the plan",
     "wrong_task": "its file has another model or other data than any task here: give it the file of this release",
-    "conditions": "did not meet the plan's conditions any more when work came",
-    "charging": "not charging, and the plan asks for that (--always, for machines that always are)",
-    "unmetered": "in a metered network, and the plan asks for another (--always, if it is none)",
-    "idle": "in use, and the plan asks for an idle one (--always, for machines that nobody uses)",
-    "battery": "less battery than the plan asks for",
-    "version": "an older version of its program than the plan asks for",
+    "conditions": "no longer met the plan's conditions when work came",
+    "charging": "not charging, and the plan requires it (--always, for machines that are always charging)",
+    "unmetered": "in a metered network, and the plan requires an unmetered one (--always, if the network is not metered)",
+    "idle": "in use, and the plan requires an idle device (--always, for machines that nobody uses)",
+    "battery": "less battery than the plan requires",
+    "version": "an older version of its program than the plan requires",
     "diverged": "trained to NaN, to infinity or beyond the plan's bounds: lower the learning rate",
     "data": "could not read its examples",
     "task": "could not run the model, its loss or its metrics",
-    "plan": "could not do what the plan says",
+    "plan": "could not carry out the plan",
     "memory": "ran out of memory",
-    "stopped": "stopped by its owner in mid-round",
-    "other": "gave up for another reason, which it shows its owner",
-    "cap": "had all the rounds that the plan gives one device (most_rounds=)",
-    "resting": "rests, since earlier work did not come to an end",
-    "separation": "was in one of the last sums, and others come first (separation=)",
-    "left": "came with the link of somebody who is in this sum and has left",
-    "keeps_state": "keeps nothing between rounds, and the plan needs that",
+    "stopped": "stopped by its owner during a round",
+    "other": "gave up for another reason, which is shown to its owner",
+    "cap": "took part in as many rounds as the plan allows one device (most_rounds=)",
+    "resting": "rests, since earlier work was not finished in time",
+    "separation": "was in one of the last sums, and must wait for later ones (separation=)",
+    "left": "enrolled with the link of a device that is in this sum and has left",
+    "keeps_state": "keeps no state between rounds, and the plan requires it",
     "only measures": "measures models, and does not train (--evaluate-only)",
     "only trains": "trains, and does not measure models (--train-only)",
-    "bad_report": "sent what is no report of this plan",
+    "bad_report": "sent a report that does not fit this plan",
     "not_finite": "reported NaN or infinity",
     "out_of_bounds": "reported numbers beyond the plan's bounds",
     "empty": "reported without any examples",
     "too_large": "sent a report that is too long",
 }
-"""Reason → the sentence about such devices, which follows their number. Other reasons are not remembered."""
+"""Reason → text about the refused devices, which follows their number. Other reasons are not remembered."""
 
 
 class Refusal(NamedTuple):
@@ -71,9 +73,9 @@ class Refusal(NamedTuple):
     Attributes:
         task: The task; empty if the refusal concerns all tasks.
         kind: The kind of the run; empty if the refusal concerns all tasks.
-        why: The reason, as a word.
+        why: The reason, as a code.
         devices: The number of devices.
-        said: The reason as a sentence that follows the number of devices.
+        said: The reason as text that follows the number of devices.
     """
 
     task: str
@@ -106,9 +108,9 @@ class Refusals:
                 devices.pop(device, None)
 
     def seen(self, now: float) -> tuple[Refusal, ...]:
-        """List the refusals of the last minutes, those of the most devices first.
+        """List the refusals of the last minutes, sorted by their number of devices, largest first.
 
-        Resting devices come last, since the reason for their rest is in the list too.
+        Resting devices come last, since the list also has the reason for their rest.
         """
         for devices in self._seen.values():
             while devices and next(iter(devices.values())) < now - LASTS_S:

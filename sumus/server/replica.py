@@ -1,13 +1,14 @@
-"""A replica: one of the processes that share a population's rounds. It knows whether it leads, and which other replicas exist.
+"""A replica: one of the processes that share a population's rounds. It keeps track of whether it leads, and of the other
+replicas.
 
     replica = Replica(leases, "web-1", serves)
     replica.others()                          the other replicas, before this one announces itself
     replica.start(wake)                       keeps the lease, or tries to get it, from now on, in a thread
-    fence = replica.look()                    its fence, if it leads
+    fence = replica.look()                    its fence (a number that grows with each new leader) if it leads; else None
     replica.stop()                            gives the lease back, so that another replica need not wait until it ends
 
-A leader's thread renews the lease even while a model is being made. Rows refuse changes that were begun under a lease which
-another process has taken since, so correctness does not depend on timing.
+A leader's thread renews the lease even while a model is being made. A change of rows fails if another process has taken the
+lease since the change began, so correctness does not depend on timing.
 """
 
 import secrets
@@ -22,24 +23,25 @@ from sumus.storage.store import Rows
 
 LOG = logger("sumus.replica")
 LASTS = 10.0
-"""How long a lease lasts, in seconds."""
+"""The duration of a lease, in seconds."""
+
 RENEWED, SOUGHT = 0.3, 0.1
-"""The leader renews its lease, and the other replicas ask for it, after these fractions of its duration."""
+"""The fractions of a lease's duration after which the leader renews it, and after which another replica tries to get it."""
 
 
 class Replica:
-    """This process, among those that share the rounds.
+    """This process as one of the processes that share the rounds.
 
     Attributes:
         leases: The leases of the database.
         name: The replica's name, which is stored in its folder.
-        serves: A hash of its tasks and plans.
-        lasts: How long a lease lasts, in seconds.
+        serves: A hash of the replica's tasks and plans.
+        lasts: The duration of a lease, in seconds.
         fence: The fence of its lease; None if another replica leads.
         last_fence: The fence of the last lease that this replica saw, whichever replica holds it.
         leader: The replica that leads.
-        there: The present replicas, including this one.
-        trouble: Why this replica must not go on: another replica now serves other tasks or plans.
+        there: The running replicas, including this one.
+        trouble: The reason why this replica must not continue: another replica now serves other tasks or plans. Else empty.
     """
 
     def __init__(self, leases: Leases, name: str, serves: str = "", lasts: float = LASTS) -> None:
@@ -62,17 +64,19 @@ class Replica:
         return self.leases.shared
 
     def others(self, rows: Rows | None = None) -> Sequence[PresentReplica]:
-        """List the other replicas. rows: an open transaction."""
+        """List the other replicas. `rows` is an open transaction, if there is one."""
         there = self.leases.present(self.lasts, rows) if self.shared else ()
         return [each for each in there if each.name != self.name]
 
     def beat(self, rows: Rows | None = None) -> None:
-        """Tell the other replicas that this one is running. rows: an open transaction."""
+        """Tell the other replicas that this one is running. `rows` is an open transaction, if there is one."""
         if self.shared:
             self.leases.beat(self.name, self.serves, rows)
 
     def start(self, changed: Callable[[], None]) -> None:
-        """Keep or seek the lease from now on. changed: called from a thread when this replica begins or ceases to lead."""
+        """Keep the lease, or try to get it, from now on. `changed` is called from a thread when this replica begins or ceases
+        to lead.
+        """
         if self.shared:
             self._thread = threading.Thread(target=self._attend, args=(changed,), name="lease", daemon=True)
             self._thread.start()
@@ -89,7 +93,7 @@ class Replica:
             self.there = tuple(sorted([self.name, *(each.name for each in others)]))
             odd = [each.name for each in others if each.serves != self.serves]
             if odd and self.fence is None:
-                self.trouble = f"replica {odd[0]} serves other tasks or plans since: stop one of the two"
+                self.trouble = f"replica {odd[0]} now serves other tasks or plans: stop one of the two"
             return self.fence
 
     def stop(self) -> None:
@@ -107,8 +111,8 @@ class Replica:
             before = self.fence
             try:
                 self.look()
-            except SQLAlchemyError as error:  # what it leads it goes on to lead, until another does
-                LOG.warning("the lease could not be looked at: %s", _line(error))
+            except SQLAlchemyError as error:  # if this replica leads, it continues until another one does
+                LOG.warning("the lease could not be read: %s", _line(error))
             if self.fence != before or self.trouble:
                 changed()
 

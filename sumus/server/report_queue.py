@@ -20,7 +20,7 @@ class ReportQueue:
 
     Attributes:
         waiting: Reports that have arrived and will be staged for the next commit.
-        next_commit: The moment, on the monotonic clock, before which no commit is made.
+        next_commit: The time, on the monotonic clock, before which no commit is made.
     """
 
     def __init__(
@@ -36,9 +36,10 @@ class ReportQueue:
         Args:
             tasks: The tasks of the server.
             counts: Counts the answers.
-            refusals: Notes why devices took no part.
+            refusals: Records why devices took no part.
             leads: Returns whether this process makes models.
-            group: Seconds from the end of a commit to the next one, so that under load a commit holds many reports.
+            group: The shortest time from the end of a commit to the next one, in seconds, so that under load a commit has many
+                reports.
         """
         self._tasks, self._counts, self._refusals = tasks, counts, refusals
         self._leads, self._group = leads, group
@@ -51,7 +52,7 @@ class ReportQueue:
         self.waiting += [request for request in requests if isinstance(request.item, Reported)]
 
     def take_all(self, now: float) -> bool:
-        """Stage and commit the waiting reports, run by run.
+        """Stage and commit the waiting reports, one run after the other.
 
         Returns:
             Whether a round has closed.
@@ -78,13 +79,13 @@ class ReportQueue:
         answers = run.intake.stage_all(reports, now)
         for report, actions in zip(reports, answers, strict=True):
             if not actions:
-                unknown = Refused("unknown_session", "it was never given to this device, or is long over")
+                unknown = Refused("unknown_session", "the session was never given to this device, or ended long ago")
                 self._answer(run, report.arrived.sessions[0], unknown)
             self.say(run, actions, duplicate=True)
             run.carry_out(actions, now)
 
     def commit(self, run: Run, now: float) -> bool:
-        """Commit until nothing more can be counted: reports that did not fit into a full buffer go into the next one.
+        """Commit until no more reports can be counted: reports that did not fit into a full buffer go into the next buffer.
 
         Returns:
             Whether a round has closed.
@@ -94,9 +95,9 @@ class ReportQueue:
             staged = len(run.coordinator.staged)
             try:
                 actions = run.intake.commit(now)
-            except SealError as error:  # the ring has lost the key of this round
+            except SealError as error:  # the key ring has lost the key of this round
                 if not self._leads():
-                    raise  # then it is this replica's ring alone
+                    raise  # only the key ring of this replica has lost it
                 self._give_up(run, error, now)
                 return closed
             self._counts.batches += 1
@@ -107,7 +108,7 @@ class ReportQueue:
         return closed
 
     def end(self, requests: Iterable[PendingRequest[Item]], now: float) -> None:
-        """Handle the requests which say that no report, or no valid report, will come."""
+        """End the sessions of devices that gave up (`Aborted`) or sent an invalid report (`Spoilt`)."""
         for request in requests:
             if isinstance(request.item, Aborted):
                 self._abort(request.item, now)
@@ -153,7 +154,7 @@ class ReportQueue:
         """End the open rounds of a run whose sums can take no more reports; the waiting reports are not counted."""
         give_up_open_rounds(run, error, now)
         for session in [session for which, session in self._staged if which == id(run)]:
-            self._answer(run, session, Refused("closed", "its round was given up"))
+            self._answer(run, session, Refused("closed", "the round of this report was given up"))
 
     def _abort(self, item: Aborted, now: float) -> None:
         row = item.run.coordinator.session(item.session)

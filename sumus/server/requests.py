@@ -10,7 +10,7 @@ from sumus.rounds.stages import Checked
 
 @dataclass(frozen=True)
 class Reported:
-    """A report that has arrived completely and has been checked.
+    """A report that has arrived and has been checked.
 
     Attributes:
         run: The run that the report is for.
@@ -23,7 +23,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Aborted:
-    """A message that no report of a session will come.
+    """A request to end a session, since its device will send no report.
 
     Attributes:
         run: The run that gave the session.
@@ -40,7 +40,7 @@ class Aborted:
 
 @dataclass(frozen=True)
 class Spoilt:
-    """A message that a device sent a report which can never be counted.
+    """A request to free the place of a session, since its report can never be counted.
 
     Attributes:
         run: The run that gave the session.

@@ -1,6 +1,8 @@
-"""Senders and bodies of requests: no byte of a long body is read before its sender is known.
+"""Authenticates the senders of requests and reads the bodies. No byte of a long body is read before its sender is
+authenticated.
 
-message = await senders.message(request, EnrolmentRequest)                 a small body from an unknown sender
+message = await senders.message(request, EnrolmentRequest)                 a small body from an unauthenticated sender
+
 device, body = await senders.signed(request)                               a small request that a device signed
 async with senders.upload(request, most, limit) as (device, body, digest): a long signed request
 """
@@ -23,18 +25,18 @@ from sumus.server.windows import AGAIN
 from sumus.wire.messages import MAX_CONTROL, MAX_UNDIGESTED, Refused, digest_of, read, text_over
 
 MOST_LOOKUPS = 1000
-"""The most devices that are looked up at the same time."""
+"""The largest number of devices that are read from the database at the same time."""
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Senders:
-    """Reads requests, and refuses those that are not signed by their device."""
+    """Reads requests, and refuses requests that are not signed by their device."""
 
     def __init__(self, server: Server, room: Room) -> None:
         """Read requests to a server.
 
         Args:
-            server: The server, which knows the enrolled devices.
+            server: The server, which has the register of enrolled devices.
             room: The memory for long bodies.
         """
         self._server = server
@@ -42,7 +44,7 @@ class Senders:
         self._finding, self._lookups = ThreadPoolExecutor(1, thread_name_prefix="devices"), 0
 
     async def message(self, request: Request, form: type[Any]) -> Any:
-        """Read a small message from an unknown sender."""
+        """Read a small message from a sender who is not authenticated."""
         return read(form, await self._strangers.read(request, announced(request, MAX_CONTROL)))
 
     async def signed(self, request: Request, most: int = MAX_CONTROL) -> tuple[str, bytes]:
@@ -50,7 +52,7 @@ class Senders:
 
         Args:
             request: The request.
-            most: The longest body that is read, in bytes.
+            most: The longest body that is accepted, in bytes.
         """
         if request.method == "GET":
             await self._wait_if_in_doubt(request)
@@ -74,8 +76,9 @@ class Senders:
 
         Args:
             request: The request.
-            most: The longest body that is read, in bytes.
-            limit: Called before the body is read, with the sender and the time; refuses a sender who asks too often.
+            most: The longest body that is accepted, in bytes.
+            limit: Called with the sender and the time before the body is read; raises Refused for a sender with too many
+                requests.
 
         Yields:
             The sender, the body, and the signed digest, with which the caller must compare the body.
@@ -98,7 +101,7 @@ class Senders:
             yield device, body, digest
 
     async def _wait_if_in_doubt(self, request: Request) -> None:
-        """Wait, before a body is read, if requests have come in this device's name that it did not sign."""
+        """Wait, before the body is read, if requests with bad signatures have come in this device's name."""
         await self._doubt.turn(request.headers.get("sumus-device", ""), near(source(request)))
 
     async def _sender(self, request: Request, digest: str) -> str:
@@ -118,13 +121,13 @@ class Senders:
     async def _find(self, device: str) -> None:
         """Refuse a device that is not enrolled.
 
-        A device that is not in memory is looked up in a thread, since a database may be slow to answer. The number of
-        simultaneous look-ups is bounded, since anybody can name devices.
+        A device that is not in memory is read from the database in a thread, since a database may be slow. The number of
+        simultaneous reads is bounded, since anybody can send ids of devices.
         """
         if self._server.roll.remembers(device, self._server.clock()):
             return
         if self._lookups >= MOST_LOOKUPS:
-            raise Refused("busy", "too many devices that are not in memory ask at once", AGAIN)
+            raise Refused("busy", "too many devices that are not in memory sent requests at once", AGAIN)
         self._lookups += 1
         try:
             find = self._server.roll.find
@@ -136,11 +139,11 @@ class Senders:
 def compare(body: memoryview, digest: str) -> None:
     """Refuse a body whose digest is not the signed one."""
     if digest_of(body) != digest:
-        raise Refused("bad_digest", "the body is not the one that was signed: it was changed on its way")
+        raise Refused("bad_digest", "the body does not have the signed digest: it was changed in transit")
 
 
 def _path(request: Request) -> str:
-    """Return the path as the device wrote it, with its query."""
+    """Return the path with its query, as the device sent it."""
     raw = cast(bytes | None, request.scope.get("raw_path")) or request.url.path.encode()
     query = cast(bytes, request.scope.get("query_string", b""))
     return (raw + b"?" + query if query else raw).decode("latin-1")
@@ -150,7 +153,7 @@ def _claimed(request: Request, length: int) -> str | None:
     """Return the digest in a request's header; None if the body is short and the header is missing."""
     digest = request.headers.get("sumus-digest")
     if digest is None and length > MAX_UNDIGESTED:
-        raise Refused("digest_required", f"say Sumus-Digest of a body of more than {MAX_UNDIGESTED} bytes")
+        raise Refused("digest_required", f"a body of more than {MAX_UNDIGESTED} bytes needs the header Sumus-Digest")
     if digest is not None and not _DIGEST.fullmatch(digest):
-        raise Refused("malformed", "Sumus-Digest is the SHA-256 of the body: 64 hexadecimal digits, small letters")
+        raise Refused("malformed", "Sumus-Digest must be the SHA-256 of the body: 64 hexadecimal digits, in lower case")
     return digest

@@ -6,12 +6,12 @@
     counted = await server.report(run, run.intake.read_report(body, device, session))
 
 In a turn the thread handles, in this order: commands of an admin; check-ins, task by task, the most urgent first; waiting
-reports, in one commit; sessions that devices gave up; and events that the passing of time causes. A request is answered when
-its decision is durable. If storage fails, all waiting senders are told to come again, and the runs are recovered before
-anything else is decided.
+reports, in one commit; sessions that devices gave up; and timed events, such as deadlines. A request is answered when its
+decision is durable. If storage fails, all waiting senders get an error and a retry window, and the runs are recovered before
+the next decision.
 
-Several servers may share a database. Each of them does all of this, except for the passing of time and the models: the leader
-alone handles these, and the other servers read the results.
+Several servers may share a database. Each of them does all of this, with one exception: only the leader handles timed events
+and makes models, and the other servers read the results.
 """
 
 import time
@@ -42,16 +42,18 @@ from sumus.wire.messages import CheckInAnswer, Counted, Kind, Nothing, Refused
 
 LOG = logger("sumus.server")
 TICK = 0.5
-"""Seconds between two looks at deadlines and other timed events."""
+"""The time between two checks for deadlines and other timed events, in seconds."""
 GROUP = 0.05
-"""Seconds from the end of a commit to the next one, so that under load a commit holds many reports."""
+"""The shortest time from the end of a commit to the next one, in seconds, so that under load a commit has many reports."""
 GATHER = 0.002
-"""Seconds from the end of a turn to the next one, so that all requests that came meanwhile share the cost of a turn."""
+"""The shortest time from the end of a turn to the next one, in seconds, so that all requests of this time share the cost of a
+turn.
+"""
 FINISH = 10.0
-"""Seconds between two attempts to close rounds that could not be closed."""
+"""The time between two attempts to close rounds that could not be closed, in seconds."""
 TAKEN_OVER = "another server has taken over this database: stop one of the two"
 COUNTING = 0.05
-"""The share of the time that is spent counting devices, if other servers may enrol devices."""
+"""The largest share of the time that is spent on counting devices, if other servers may enrol devices."""
 
 
 class Server:
@@ -59,17 +61,17 @@ class Server:
 
     Attributes:
         population: The name of the population.
-        tasks: The tasks, the most urgent first.
+        tasks: The tasks, in the order of their priority, highest first.
         roll: The register of enrolled devices.
-        replica: This process, among those that share the rounds.
-        crowd: The number of devices and of their check-ins, which all runs share.
+        replica: This process as one of the processes that share the rounds.
+        crowd: The number of devices and their rate of check-ins, which all runs share.
         clock: Seconds that never go back, not even after a restart (`storage_clock`).
         counts: The counts since the start.
-        refusals: Why devices took no part recently.
+        refusals: The reasons why devices took no part recently.
         objects: The objects that devices may fetch.
-        trouble: Why nothing can be decided now; empty if the server works.
+        trouble: The reason why the server cannot decide now; empty if it can.
         began: The time at which the server was made, on the monotonic clock.
-        listeners: Functions that are called, on the deciding thread, after each look at timed events.
+        listeners: Functions that are called, on the deciding thread, after each check for timed events.
     """
 
     def __init__(
@@ -82,16 +84,16 @@ class Server:
         clock: Callable[[], float] = time.time,
         group: float = GROUP,
     ) -> None:
-        """Serve tasks, as soon as the server is started.
+        """Make a server, which serves its tasks after `start`.
 
         Args:
             population: The name of the population.
             tasks: The tasks.
             roll: The register of enrolled devices.
-            replica: This process, among those that share the rounds.
-            crowd: The number of devices and of their check-ins, which all runs share.
+            replica: This process as one of the processes that share the rounds.
+            crowd: The number of devices and their rate of check-ins, which all runs share.
             clock: Returns seconds that never go back.
-            group: Seconds from the end of a commit to the next one.
+            group: The shortest time from the end of a commit to the next one, in seconds.
         """
         self.population, self.roll, self.replica, self.crowd, self.clock = population, roll, replica, crowd, clock
         self.tasks, self.counts, self.refusals = ServedTasks(tasks), Counts(), Refusals()
@@ -108,10 +110,10 @@ class Server:
         self._next_tick = self._next_finish = self._next_count = self._ticked = 0.0
         self._stopping = False
 
-    # ── from outside ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── from other threads ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Recover, and start the deciding thread. `trouble` is empty when this returns, unless storage fails."""
+        """Recover the runs, and start the deciding thread. When this returns, `trouble` is empty unless storage fails."""
         self._committer.start()
         self.replica.start(self._wake)
         self.ask_to_do(lambda now: None).result()
@@ -134,7 +136,7 @@ class Server:
 
     @property
     def stuck_s(self) -> float:
-        """Seconds that the present turn has lasted; infinite if the thread has died."""
+        """The duration of the present turn so far, in seconds; infinity if the thread has died."""
         return self._committer.stuck_s
 
     @property
@@ -147,7 +149,9 @@ class Server:
         return self.tasks.run(task, kind)
 
     async def check_in(self, asked: DeviceCheckIn) -> CheckInAnswer:
-        """Answer a device's check-in; if no work is available now, up to the request's `wait_s` seconds later."""
+        """Answer a device's check-in. If there is no work now, the answer may come up to `wait_s` seconds (of the request)
+        later.
+        """
         return await self._committer.ask(asked)
 
     async def report(self, run: Run, report: Checked) -> Counted:
@@ -159,8 +163,8 @@ class Server:
         return await self._committer.ask(Reported(run, report))
 
     async def abort(self, run: Run, session: str, reason: str, edge: str = "") -> Nothing:
-        """Note that no report of a session will come. edge: the edge that sent this for its device; empty if the device sent
-        it.
+        """Note that no report of a session will come. `edge` is the edge that sent this for its device; empty if the device
+        sent it.
         """
         return await self._committer.ask(Aborted(run, session, reason, edge))
 
@@ -176,10 +180,11 @@ class Server:
         """Call a function on the deciding thread, as `command` does, from any thread; return the future of its result."""
         return self._committer.put(Command(do))
 
-    # ── for commands, on the deciding thread ─────────────────────────────────────────────────────────────────────────
+    # ── on the deciding thread ─────────────────────────────────────────────────────────────────────────
 
     def forget(self, device: str, link: str, now: float, reason: str = "withdrawn") -> None:
-        """Forget a device, but not that it was counted. Work through an edge ends only when the edge is forgotten.
+        """Delete a device's rows in all runs, except the record of counted reports. Its work through an edge is ended only if
+        the edge is forgotten.
 
         Args:
             device: The device's id, or the edge's.
@@ -213,7 +218,7 @@ class Server:
         self._committer.put(Command(lambda now: None))
 
     def _turn(self, taken: Sequence[PendingRequest[Item]]) -> float:
-        """Decide everything that waits; return the seconds until the next turn is due."""
+        """Decide all waiting requests; return the number of seconds until the next turn."""
         now = self.clock()
         waiting = [request for request in taken if not request.gone]
         try:
@@ -240,7 +245,7 @@ class Server:
         return self._pause()
 
     def _pause(self) -> float:
-        """Return the seconds until something is due even if no request comes."""
+        """Return the number of seconds until the next timed event."""
         due = [self._next_tick, *self._check_ins.due]
         if self._reports.waiting:
             due.append(self._reports.next_commit)
@@ -249,10 +254,10 @@ class Server:
     def _take_reports(self, now: float) -> None:
         """Count the waiting reports."""
         if self._reports.take_all(now):
-            self._next_tick = 0.0  # listeners are told of the model in this turn
+            self._next_tick = 0.0  # call the listeners in this turn, since a model may be new
 
     def _recover(self, now: float) -> None:
-        """Recover all runs: as the leader, or as a server that another one leads."""
+        """Recover all runs, as the leader or under another leader."""
         self._send_back([])  # staged reports are lost
         self._fence = self.replica.look()
         self.crowd.count()
@@ -265,24 +270,24 @@ class Server:
             LOG.info("recovered; fence %d", self._fence)
 
     def _fail(self, error: Exception, waiting: Iterable[PendingRequest[Item]]) -> None:
-        """Tell all waiting senders to come again, after storage or this server has failed, or another server leads."""
+        """Answer all waiting senders with a retry window, after storage or this server has failed, or another server leads."""
         known = isinstance(error, SumusError | OSError) or hasattr(error, "orig")
         if isinstance(error, TakenOver):
             known, self._taken_over = True, not self.replica.shared or bool(self.replica.trouble)
-            self.trouble = str(error) or (TAKEN_OVER if self._taken_over else "another replica leads since")
+            self.trouble = str(error) or (TAKEN_OVER if self._taken_over else "another replica leads now")
         else:
             self.trouble = in_words(error)
-        LOG.error("nothing can be decided now: %s", self.trouble, exc_info=not known)
+        LOG.error("the server cannot decide now: %s", self.trouble, exc_info=not known)
         self.counts.events["failures", type(error).__name__] += 1
         self._send_back([*waiting, *self._reports.take_waiting(), *self._check_ins.take_held()])
 
     def _send_back(self, waiting: Iterable[PendingRequest[Item]]) -> None:
-        """Tell the senders of these requests and of staged reports to come again."""
+        """Answer these requests, and those of staged reports, with a retry window."""
         for request in [*waiting, *self._reports.take_staged()]:
-            request.say(Refused("not_ready", "the server begins anew; your report is not counted yet", AGAIN))
+            request.say(Refused("not_ready", "the server recovers; your report is not counted yet", AGAIN))
 
     def _tick(self, now: float) -> None:
-        """Handle the passing of time in all runs: deadlines, closing rounds, and the number of devices."""
+        """Handle timed events in all runs: deadlines, closing rounds, and the count of devices."""
         moment = time.monotonic()
         self.crowd.note_checkins(self._check_ins.take_arrived(), moment - self._ticked)
         for run in self.tasks.runs():
@@ -305,13 +310,13 @@ class Server:
 
 
 def _recover_run(run: Run, now: float, fence: int | None) -> None:
-    """Recover a run. fence: the fence of the lease; None if another server leads."""
+    """Recover a run. `fence` is the fence of the lease; None if another server leads."""
     run.recover(now, fence)
     run.tick(now)
 
 
 def _command(request: PendingRequest[Item], command: Command, now: float) -> None:
-    """Carry out a command, and answer with the result. Errors that are not of sumus are left to the server's turn."""
+    """Carry out a command, and answer with the result. The server's turn handles errors that are not a SumusError."""
     try:
         request.say(command.do(now))
     except SumusError as error:
@@ -319,7 +324,7 @@ def _command(request: PendingRequest[Item], command: Command, now: float) -> Non
 
 
 def in_words(error: Exception) -> str:
-    """Say why nothing can be decided: the storage's own message, without its library's wrapping, or that it is a defect."""
+    """Return the reason for an error as text: the message of the storage, or the note that it is a defect of the server."""
     if isinstance(error, SumusError):
         return str(error)
     inner = getattr(error, "orig", None) or error
@@ -327,16 +332,16 @@ def in_words(error: Exception) -> str:
         return inner.strerror + (f": {inner.filename}" if inner.filename else "")
     if inner is not error or isinstance(inner, OSError):
         return (str(inner).strip().splitlines() or ["its storage does not answer"])[0]
-    return f"a defect of the server, which is in its log ({type(error).__name__})"
+    return f"a defect of the server; its log has the details ({type(error).__name__})"
 
 
 def storage_clock(stores: Iterable[Store], of_all: Callable[[], float] = time.time) -> Callable[[], float]:
-    """Make a clock that is never earlier than a row, and that does not follow changes of the machine's clock.
+    """Make a clock that is never earlier than a time in the rows, and that ignores later changes of the machine's clock.
 
     Args:
         stores: The stores whose rows have times.
-        of_all: The clock of all processes that share the rows. The new clock starts at its time, or at the time of the latest
-            row, if that is later.
+        of_all: The clock of all processes that share the rows. The new clock starts at the time of this clock, or at the latest
+            time in a row if that is later.
     """
     latest = 0.0
     for store in stores:

@@ -29,12 +29,12 @@ from sumus.text import ago, many
 from sumus.wire.messages import Refused
 
 CLEAR_MODE = "clear mode: the server sees each update in memory"
-"""The mode of every server, until masks hide single updates."""
-SPOOL = "; sealed spool: each update of {} lies on its disk, sealed, until its round is over"
+"""The mode of every server, as long as sumus has no secure aggregation, which would hide single updates."""
+SPOOL = "; sealed spool: each update of {} is kept on its disk, sealed, until the update's round is over"
 SHORT = 80
-"""The most characters of a shortened reason."""
+"""The largest number of characters of a shortened reason."""
 PATIENCE = 15.0
-"""The most seconds that a look waits for the deciding thread."""
+"""The longest time for which `look` waits for the deciding thread, in seconds."""
 
 
 class RunStatus(msgspec.Struct, frozen=True):
@@ -44,18 +44,18 @@ class RunStatus(msgspec.Struct, frozen=True):
         kind: Whether the run trains or evaluates.
         round: The round's number.
         state: The round's state.
-        since_s: The seconds for which the round has been in this state.
-        goal: The number of reports that its sum takes.
-        fewest: The least number of reports for a model.
+        since_s: The time for which the round has been in this state, in seconds.
+        goal: The number of reports that the round's sum needs.
+        fewest: The smallest number of reports with which a model is made.
         given: The number of sessions that were assigned to devices.
         out: The number of sessions that have not ended.
         dropped: The number of sessions that ended without a report.
         counted: The number of sessions whose report is in the sum.
-        left_s: The seconds to the round's deadline; None if it has none.
+        left_s: The time to the round's deadline, in seconds; None if it has none.
         paused: Whether the run is paused.
-        trouble: Why no model could be made; empty if a model could be made.
-        waiting: Why nothing more has happened yet, as a sentence.
-        illegal: Events, since the process started, that the table of a round does not allow: how many, by state and event.
+        trouble: The reason why no model can be made; empty if models can be made.
+        waiting: The reason why the round waits, as a sentence.
+        illegal: The number of events, since the process started, that the table of rounds does not allow, by state and event.
     """
 
     kind: str
@@ -84,11 +84,11 @@ class ModelStatus(msgspec.Struct, frozen=True):
         parent: The version that this one was made from; None for the first one.
         plan: The id of the plan.
         contributors: The number of reports in the version.
-        age_s: The seconds since the version was made.
+        age_s: The time since the version was made, in seconds.
         sha256: The hash of its file, which `export` writes.
-        staleness: The number of reports, by how many versions late they were.
-        train: Means of local training, by metric.
-        evaluate: The metrics that devices measured: `means`, `medians` (the edges of the bin that the median device lies in),
+        staleness: The number of reports, by the number of versions by which their model was out of date.
+        train: The means of metrics from local training, by name.
+        evaluate: The metrics that devices measured: `means`, `medians` (the limits of the bin with the median device),
             `histograms` and the number of `devices`.
     """
 
@@ -123,17 +123,17 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
 
 
 class InfluenceStatus(msgspec.Struct, frozen=True):
-    """The most that one dishonest device can do to a sum (`sumus.influence`).
+    """The largest effect of one dishonest device on a sum (`sumus.influence`).
 
     Attributes:
-        contributors: The least number of devices whose sum is used.
+        contributors: The smallest number of contributors with which a sum is used.
         share: The device's share of the sum's weight, from 0 to 1; if an aggregator chooses among updates, its share of the
             aggregator's result.
-        length: The length of the longest update that is counted; None if no clip bounds updates.
-        step: How far the device moves the round's mean. If an aggregator chooses among updates, or devices receive more than
-            the model, the greatest length of the aggregator's result. None if it is unbounded.
-        trusted: Whether the plan trusts its devices, and bounds neither length nor step.
-        said: The same as a sentence, which the terminal and the page show as it is.
+        length: The largest norm of an update that is counted; None if no clip bounds updates.
+        step: The largest distance by which the device can move the round's mean. If an aggregator chooses among updates, or
+            devices receive more than the model, it is the largest norm of the aggregator's result. None if it is unbounded.
+        trusted: Whether the plan trusts its devices, and limits neither `length` nor `step`.
+        said: The same as a sentence, which the terminal and the page show.
     """
 
     contributors: int
@@ -151,16 +151,16 @@ class TaskStatus(msgspec.Struct, frozen=True):
         name: The task's name.
         plan: The id of its plan.
         priority: The priority: devices get work for tasks of higher priority first.
-        min_contributors: The least number of devices whose sum is used.
+        min_contributors: The smallest number of contributors with which a sum is used.
         epoch: The task's noise epoch.
         version: The newest version.
-        released: The version with which devices answer.
+        released: The released version, which devices use for predictions.
         model: The newest model; None at an edge, which makes none.
         evaluated: The newest model that devices have measured; None if there is none.
-        edge_rounds: The rounds of an edge between two of its sums (`Edges`).
+        edge_rounds: The number of rounds that an edge runs for each of its sums (`Edges`).
         noise_at: The place where noise is added (`Edges`).
         runs: The task's runs.
-        influence: What one device can do to a sum; None at an edge, which knows no plan.
+        influence: The largest effect of one device on a sum; None at an edge, which does not have the plan.
     """
 
     name: str
@@ -179,14 +179,14 @@ class TaskStatus(msgspec.Struct, frozen=True):
 
 
 class AboveStatus(msgspec.Struct, frozen=True):
-    """The server above an edge.
+    """The upstream server of an edge.
 
     Attributes:
         server: The server's address.
-        trouble: Why the server cannot be reached; empty if it can.
+        trouble: The reason why the server cannot be reached; empty if it can.
         sums: The number of sums that the server has counted.
-        bytes: The bytes of these sums.
-        waiting: The number of sums that are on their way.
+        bytes: The size of these sums in bytes.
+        waiting: The number of sums that wait to be sent or counted.
         why: The trouble, in a few words.
     """
 
@@ -199,7 +199,7 @@ class AboveStatus(msgspec.Struct, frozen=True):
 
 
 def in_short(trouble: str, server: str) -> str:
-    """Shorten the reason why a server cannot be reached: leave out the address and the advice.
+    """Shorten the reason why a server cannot be reached: remove the address and the advice.
 
     Args:
         trouble: The reason.
@@ -215,7 +215,7 @@ class RefusalStatus(msgspec.Struct, frozen=True):
     Attributes:
         task: The task; empty for all tasks.
         kind: The kind of run; empty for all runs.
-        why: The reason, as a word.
+        why: The reason, as a code.
         devices: The number of devices.
         said: The same as a sentence: "12 devices: already took part in …".
     """
@@ -232,22 +232,22 @@ class ServerStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         population: The name of its population.
-        trouble: Why the server decides nothing; then there are no tasks. Empty if it decides.
+        trouble: The reason why the server cannot decide; then `tasks` is empty. Empty if it can decide.
         devices: The number of enrolled devices.
-        up_s: The seconds since the server started.
-        bytes_in: The bytes of received bodies.
-        bytes_out: The bytes of sent bodies.
+        up_s: The time since the server started, in seconds.
+        bytes_in: The number of bytes of received bodies.
+        bytes_out: The number of bytes of sent bodies.
         commits: The number of commits of reports.
-        acknowledged_s: The sum of the seconds that each report waited for its acknowledgement.
-        lent: The bytes of memory that are lent for arriving bodies.
+        acknowledged_s: The sum of the times that reports waited for their acknowledgements, in seconds.
+        lent: The memory that is lent for arriving bodies, in bytes.
         held: The number of check-ins that are held open.
-        mode: The part of updates that the server can see, in words.
+        mode: The text that describes what the server can see of updates.
         events: The number of events, by kind and outcome.
         replica: This server's place among the servers that share its rounds.
         tasks: The tasks.
-        above: The server above an edge; None for a server that is no edge.
-        certificate_s: The seconds until its certificate ends; None if it has no certificate.
-        refusals: Why devices took no part in the last minutes.
+        above: The upstream server of an edge; None if the server is not an edge.
+        certificate_s: The time until the server's certificate ends, in seconds; None if it has no certificate.
+        refusals: The reasons why devices took no part in the last minutes.
     """
 
     population: str
@@ -276,9 +276,9 @@ async def look(
 
     Args:
         server: The server.
-        lent: The bytes of memory that are lent for arriving bodies.
-        above: The server above an edge.
-        certificate_s: The seconds until the server's certificate ends.
+        lent: The memory that is lent for arriving bodies, in bytes.
+        above: The upstream server, if the server is an edge.
+        certificate_s: The time until the server's certificate ends, in seconds.
     """
     tasks, people, trouble = tuple[TaskStatus, ...](), 0, server.trouble
     refusals = tuple[RefusalStatus, ...]()
@@ -329,19 +329,19 @@ def _refusal(seen: Refusal) -> RefusalStatus:
 
 
 def mode_of(server: Server) -> str:
-    """Say in words which part of updates a server can see."""
+    """Return a text that describes what a server can see of updates."""
     spooled = [task.name for task in server.tasks if any(run.sums.spools for run in task.runs)]
     return CLEAR_MODE + (SPOOL.format(", ".join(spooled)) if spooled else "")
 
 
 def lineage(run: Run, now: float) -> tuple[ModelStatus, ...]:
-    """List all versions of a task that are kept, the oldest first. Call this on the deciding thread."""
+    """List all versions of a task that are kept, starting with the oldest. Call this on the deciding thread."""
     with run.store.transaction() as rows:
         return tuple(model_status(model, now) for model in rows.models())
 
 
 def model_status(model: Model, now: float) -> ModelStatus:
-    """Make the status of a version from its row."""
+    """Return the status of a version, made from its row."""
     measured: Mapping[str, Any] = json.loads(model.metrics)
     return ModelStatus(
         version=model.version,
@@ -412,13 +412,13 @@ def _run(run: Run, people: int, refused: Sequence[Refusal], now: float) -> RunSt
 
 
 def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: float) -> str:
-    """Say in a sentence what a run waits for.
+    """Return a sentence that tells why a run waits.
 
     Args:
         run: The run.
-        row: Its newest round.
+        row: The newest round of the run.
         people: The number of enrolled devices.
-        refused: Why devices took no part recently, most devices first.
+        refused: The reasons why devices took no part recently, sorted by their number of devices, largest first.
         now: The time by the store's clock.
     """
     if run.paused:
@@ -426,7 +426,7 @@ def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: floa
     if told := run.waits_for(row):
         return told
     if isinstance(run, EvaluationRun) and not run.wanted():
-        return "every model that is to be measured has been"
+        return "all models that should be measured have been measured"
     if row.state is State.CLOSING:
         return "its model is being made"
     pause = begins_at(run.pacing, row) - now
@@ -439,7 +439,9 @@ def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: floa
         return f"needs {fewest - people} more: {many(people, 'device')} of at least {fewest} enrolled"
     mine = [each.devices for each in refused if (each.task, each.kind) in ((run.task, run.kind), ("", ""))]
     if mine and not row.out:
-        return f"{row.counted} of {goal} reports; {many(mine[0], 'device')} took no part of late, as is said below"
+        return (
+            f"{row.counted} of {goal} reports; {many(mine[0], 'device')} took no part recently, for the reasons below"
+        )
     if not row.given:
         return f"no device has asked for work yet; {people} {'is' if people == 1 else 'are'} enrolled"
     reports = f"{row.counted} of {goal} reports"

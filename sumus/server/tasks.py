@@ -21,7 +21,7 @@ class ServedTask:
     Attributes:
         name: The task's name on the wire.
         runs: The runs, at most one of each kind.
-        fingerprint: The fingerprint of devices that can do the task.
+        fingerprint: The fingerprint of the code that devices need for the task.
         keeps_state: Whether the task needs devices that keep state between rounds.
         priority: The priority: devices get work for tasks of higher priority first.
     """
@@ -41,7 +41,7 @@ class ServedTask:
         """The run in which models are made; an edge has none."""
         found = next((run for run in self.runs if isinstance(run, TrainingRun)), None)
         if found is None:
-            raise UsageError("an edge makes no models: ask the server above it")
+            raise UsageError("an edge makes no models: send the request to its upstream server")
         return found
 
     @property
@@ -51,12 +51,12 @@ class ServedTask:
 
     @property
     def released(self) -> Released | None:
-        """The released model, with which devices answer."""
+        """The released model, which devices use for predictions; None if there is none."""
         return next((released for run in self.runs if (released := run.released()) is not None), None)
 
 
 class ServedTasks(Sequence[ServedTask]):
-    """The tasks of a server, the most urgent first."""
+    """The tasks of a server, in the order of their priority, highest first."""
 
     def __init__(self, tasks: Sequence[ServedTask]) -> None:
         self._tasks = sorted(tasks, key=lambda task: (-task.priority, task.name))
@@ -79,7 +79,7 @@ class ServedTasks(Sequence[ServedTask]):
         self._tasks = [each for each in self._tasks if each.name != task.name] + [task]
 
     def runs(self) -> list[Run]:
-        """Return all training runs, the most urgent first, and then all evaluation runs."""
+        """Return all training runs, in the order of their tasks, and then all evaluation runs."""
         return [run for kind in KINDS for task in self._tasks if (run := task.run(kind)) is not None]
 
     def run(self, name: str, kind: Kind) -> Run | None:
@@ -99,7 +99,7 @@ class ServedTasks(Sequence[ServedTask]):
         """Describe each run that edges may take part in.
 
         Args:
-            may: The number of devices that an edge may speak for, which is also the most reports that its sum may hold.
+            may: The largest number of devices of the edge, and so also the largest number of reports in its sum.
         """
         return [
             Served(

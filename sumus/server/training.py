@@ -2,13 +2,13 @@
 
     run = TrainingRun("health", plan, store, blobs, ring, sums, crowd)
     run.begin(initial, now)              the first model
-    run.recover(now, fence)              finishes the work that a crash interrupted; with None, as a process that does not lead
-    run.offer(session, now)              an assignment for a session that the coordinator gave
+    run.recover(now, fence)              finishes the work that a crash interrupted; fence is None if another process leads
+    run.offer(session, now)              returns the assignment for a session that the coordinator gave
     run.carry_out(actions, now)          carries out decisions: a sum becomes a model, or is destroyed
 
-A sum becomes a model in steps, and the process may die after each step. Every other input of the model (the seed with which
-transforms are undone, the number of devices) is written down before it is used; models are objects under their own hash; and
-one transaction publishes. So a repetition gives the same bits, and a round never has two models.
+A sum becomes a model in steps, and the process may die after each step. All other inputs of the model (the seed with which
+transforms are inverted, the number of devices) are stored before they are used. A model is stored under its own hash, and is
+published in one transaction. So a repeated attempt gives the same bits, and a round never has two models.
 """
 
 import json
@@ -39,18 +39,18 @@ from sumus.wire.messages import Assignment, Body, Kind, Released
 from sumus.wire.tensors import decode_tree, encode_tree
 
 KEPT_MODELS = 100
-"""The number of versions kept before the newest one; the released one and the first one are always kept."""
+"""The number of versions that are kept before the newest one. The released version and the first version are always kept."""
 
 
 class TrainingRun(Run):
     """A run in which devices train; a round's sum becomes the next model.
 
     Attributes:
-        plan: The plan, with its data declared.
+        plan: The plan, which declares its data.
         blobs: The store of plans and models.
-        releases: Whether devices answer with a new model at once; otherwise an admin promotes it.
+        releases: Whether a new model is released at once; otherwise an admin promotes it.
         version: The newest model.
-        shown: The released model, with which devices answer.
+        shown: The released model, which devices use for predictions.
     """
 
     kind: Kind = "train"
@@ -82,8 +82,8 @@ class TrainingRun(Run):
     def begin(self, initial: Tree, now: float) -> None:
         """Write the first model, unless a model exists already.
 
-        If the plan has changed, training goes on from the newest model, with the initial state of the new plan's optimizer. The
-        open round ends, since its sum belongs to the old plan.
+        If the plan has changed, training continues from the newest model, with the initial state of the new plan's optimizer.
+        The open round is ended, since its sum belongs to the old plan.
 
         Args:
             initial: The shared leaves of the first model.
@@ -97,7 +97,7 @@ class TrainingRun(Run):
                 if not rows.models():  # another process may begin at the same time
                     rows.put_model(first)
         elif head.plan != self.plan.id:
-            self.end_all(now)  # what is out would report by the old plan
+            self.end_all(now)  # devices at work would report by the old plan
             self._add(self.plan.algorithm.start(self._shared(head), self.plan.description), head, now, run.released)
 
     def recover(self, now: float, fence: int | None) -> None:
@@ -111,9 +111,7 @@ class TrainingRun(Run):
     def offer(self, session: Session, now: float) -> Assignment:
         model = self.model(session.version)
         if model.plan != self.plan.id:
-            raise ExperimentError(
-                f"{self.task} is served with another plan since, by another server: stop one of the two"
-            )
+            raise ExperimentError(f"{self.task} is now served with another plan by another server: stop one of the two")
         broadcast = self.body(model.broadcast)
         return assignment_of(self, session, session.version, self.plan_body, broadcast, now)
 
@@ -125,9 +123,11 @@ class TrainingRun(Run):
             late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
         apart = self.sums.shards(number) if self.sums.spools else None
         total = self.sums.total(number) if apart is None else merged(apart)
-        people = max(people, int(total.count))  # devices in the sum have left since, or an edge has told of fewer
+        people = max(people, int(total.count))  # devices in the sum have left, or an edge has reported fewer devices
         after = self._after(total, apart, self.state(self.model(version)), seed, people)
-        train = {name: mean for name, mean in total.metric_means().items() if name == "loss"}  # every report holds it
+        train = {
+            name: mean for name, mean in total.metric_means().items() if name == "loss"
+        }  # all reports have the loss
         measured = {"train": train, "staleness": {str(s): late.count(s) for s in sorted(set(late))}}
         made = self._model(version + 1, after, version, number, now, int(total.count), measured)
 
@@ -144,9 +144,10 @@ class TrainingRun(Run):
     def _after(
         self, total: Aggregate, apart: Sequence[Aggregate] | None, state: ServerState, seed: bytes, people: int
     ) -> ServerState:
-        """Compute the server's state after a sum. apart: the single reports of the sum, if the plan needs them."""
+        """Compute the server's state after a sum. `apart` holds the single reports of the sum, if the plan needs them."""
         check_enough(total, self.least)
         algorithm = self.plan.algorithm
+        # noise for differential privacy enters here: between the sum and the model's step
         with usable():
             if apart is not None:
                 combined = algorithm.combine_each(apart, self.plan.description, self.plan.sums, seed, people)
@@ -164,7 +165,7 @@ class TrainingRun(Run):
         self._bodies = {sha: body for sha, body in self._bodies.items() if sha in self.objects}
 
     def _forget_models(self) -> None:
-        """Delete old versions, and the objects that belong to these versions alone."""
+        """Delete old versions, and the objects that belong only to these versions."""
         with self.coordinator.leading() as rows:
             models = rows.models()
             old = [m for m in models if 0 < m.version < self.version - KEPT_MODELS and m.version != self.shown]
@@ -194,40 +195,41 @@ class TrainingRun(Run):
             if place + 1 == len(kept) or kept[place + 1] != each + 1:
                 spans.append(f"{kept[first]}" if first == place else f"{kept[first]} to {each}")
                 first = place + 1
-        return f"version {version} of {self.task} is not kept any more; there are {', '.join(spans)}"
+        return f"version {version} of {self.task} is no longer kept; the kept versions are {', '.join(spans)}"
 
     def state(self, model: Model) -> ServerState:
-        """Read the server's state at a version: the broadcast, and the memory of the optimizer."""
+        """Read the server's state at a version: the broadcast, and the state of the optimizer."""
         if self._at is None or self._at[:2] != (model.broadcast, model.memory):
             trees = [nested(decode_tree(self.blobs.get(which))) for which in (model.broadcast, model.memory)]
             self._at = model.broadcast, model.memory, ServerState(trees[0], trees[1])
         return self._at[2]
 
     def released(self) -> Released:
-        """Return the released model, with which devices answer."""
+        """Return the released model, which devices use for predictions."""
         return Released(self.shown, self.body(self.model(self.shown).model))
 
     def promote(self, version: int) -> None:
-        """Release this version: devices answer with it from now on."""
+        """Release this version: devices use it for predictions from now on."""
         self.model(version)
         with self.coordinator.leading() as rows:
             rows.put_run(changed(rows.run(), released=version))
         self.see()
 
     def roll_back(self, version: int, now: float) -> Model:
-        """Continue from an earlier version, which becomes the newest under a new number; all open work ends.
+        """Continue from an earlier version, which becomes the newest version under a new number. All open work is ended.
 
-        This begins a noise epoch: the privacy budget that was spent before stays spent, and published models stay published.
+        This begins a new noise epoch: the privacy budget that was spent before stays spent, since published models stay
+        published.
         """
         earlier = self.model(version)
         self.end_all(now)
         state = self.state(earlier)
-        if earlier.plan != self.plan.id:  # its optimizer's memory means nothing to this one
+        if earlier.plan != self.plan.id:  # the optimizer of this plan cannot use that optimizer's state
             state = self.plan.algorithm.start(self._shared(earlier), self.plan.description)
         return self._add(state, earlier, now, None, epoch=1)
 
     def note_evaluation(self, version: int, measured: Mapping[str, Any]) -> None:
-        """Store the metrics that devices measured with a version, unless the version was deleted meanwhile."""
+        """Store the metrics that devices measured with a version. If the version was deleted meanwhile, do nothing."""
         with self.coordinator.leading() as rows:
             if (model := rows.model(version)) is None:
                 return
@@ -236,11 +238,11 @@ class TrainingRun(Run):
         self._models[version] = noted
 
     def _add(self, state: ServerState, parent: Model, now: float, released: int | None, epoch: int = 0) -> Model:
-        """Add a version that no round has made.
+        """Add a version that was not made by a round.
 
         Args:
             state: The server's state at the new version.
-            parent: The version from which it goes on.
+            parent: The version from which it continues.
             now: Seconds of the server's clock.
             released: The version that is released from now on; None for the new one.
             epoch: The number of noise epochs that begin with the version.
@@ -290,11 +292,15 @@ class TrainingRun(Run):
         return {**broadcast["params"], **broadcast.get("buffers", {})}
 
     def body(self, sha256: str) -> Body:
-        """Return an object's hash and size, as they are sent to devices. The size is read once, since the blobs may be remote."""
+        """Return an object's hash and size, as they are sent to devices. The size is read only once, since reading may be slow
+        (blobs may be in a bucket).
+        """
         if sha256 not in self._bodies:
             size = self.blobs.size(sha256)
             if size is None:
-                raise ExperimentError(f"object {sha256} is gone from the server's blobs: put the folder back as it was")
+                raise ExperimentError(
+                    f"object {sha256} is missing in the server's blobs: restore the folder from a backup"
+                )
             self._bodies[sha256] = Body(sha256, size)
         return self._bodies[sha256]
 
@@ -327,4 +333,4 @@ def assignment_of(run: Run, session: Session, version: int, plan: Body, broadcas
 def check_enough(total: Aggregate, least: int) -> None:
     """Raise Unusable if a sum has too few contributors."""
     if int(total.count) < least:
-        raise Unusable(f"it has {many(int(total.count), 'contributor')}, and the plan asks for {least} at least")
+        raise Unusable(f"the sum has {many(int(total.count), 'contributor')}, and the plan requires at least {least}")

@@ -1,4 +1,4 @@
-"""Retry windows, in seconds: a device draws the moment of its next request uniformly from one."""
+"""Retry windows, in seconds: a device draws the moment of its next request uniformly from such a window."""
 
 from sumus.wire.messages import Window
 
@@ -7,4 +7,4 @@ AGAIN: Window = (1.0, 3.0)
 ELSEWHERE: Window = (20.0, 60.0)
 """The window if the device has other work through another edge, or directly."""
 SOON: Window = (0.1, 0.3)
-"""The window for an object that another server may have made just now."""
+"""The window for an object that another server may have just made."""

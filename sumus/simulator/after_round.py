@@ -1,12 +1,12 @@
-"""A function of the user that is called after each round: to log, to save, or to end the run.
+"""A user function that is called after each round, for example to log, to save or to end the run.
 
     def after_round(outcome):
         print(outcome.round, outcome.metrics)
         if outcome.metrics.get("accuracy", 0.0) > 0.9:
             return "stop"
 
-It is called when the round has ended and is kept: whatever the function does, the round is not lost, and no number of later
-rounds changes.
+The function is called after the round has ended and its result is kept. Nothing that the function does can lose the round or
+change the numbers of later rounds.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,8 +30,8 @@ class RoundOutcome:
         round: The round's number; 0 for the measurement before the first round.
         metrics: The measured values, by name.
         spreads: The spread over clients, by source and name.
-        figures: Every number of the record that a tracker plots, by name, such as `unseen/accuracy.median`. NaN figures (such
-            as the loss of a round without reports) are left out.
+        figures: Every number of the record that an experiment tracker plots, by name, such as `unseen/accuracy.median`. NaN
+            values (such as the loss of a round without reports) are left out.
         model: A state dict that loads into the task's model, a new copy at each call, which you may change.
     """
 
@@ -56,7 +56,7 @@ class RoundOutcome:
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """Numbers by name, for a tracker."""
+        """The numbers of the record by name, for an experiment tracker."""
         return figures_of(self.record)
 
     @property
@@ -69,14 +69,15 @@ AfterRound: TypeAlias = Callable[[RoundOutcome], Literal["stop"] | None]
 
 
 class RoundListener:
-    """Calls the user's function. Random numbers that it draws from torch, and settings that it changes there, do not affect
-    training.
+    """Calls the user's function.
+
+    The function may draw random numbers from torch or change torch's settings. Neither affects training.
     """
 
     def __init__(self, function: AfterRound | None) -> None:
         if function is not None and not callable(function):
             raise ExperimentError(
-                f"after_round={function!r:.80}: give a function of a RoundOutcome, that gives 'stop' to end the run, or nothing"
+                f"after_round={function!r:.80}: give a function that takes a RoundOutcome and returns 'stop' or None"
             )
         self._function = function
         self._torch = TorchApart()
@@ -84,7 +85,8 @@ class RoundListener:
     def wants_to_stop(self, outcome: RoundOutcome) -> bool:
         """Call the user's function for a round.
 
-        Raises UsageError if it raises an error, or returns anything other than "stop" or None.
+        Raises:
+            UsageError: The function raised an error, or returned anything other than "stop" or None.
         """
         if self._function is None:
             return False
@@ -92,6 +94,7 @@ class RoundListener:
             answer: object = self._function(outcome)
         if answer is not None and answer != "stop":
             raise UsageError(
-                f"after_round gave {answer!r:.80} after round {outcome.round}: give 'stop' to end the run, or nothing to go on"
+                f"after_round returned {answer!r:.80} after round {outcome.round}: return 'stop' to end the run, or None to "
+                "continue"
             )
         return answer == "stop"

@@ -34,14 +34,14 @@ class Updates:
     """The updates of a few clients' first round, before any clip.
 
     Attributes:
-        lengths: The L2 norms of `params`, as a clip would see them, the shortest first.
-        examples: The number of examples of each of these clients, the smallest first.
-        beside: For each part of leaves beside the chain (averaged buffers, a control), the largest |number| of each client's
-            part, the smallest first. A control that its algorithm already bounds is left out.
-        variance: The smallest number in a positive buffer (`Description.positive`) of these clients' models; None if there is
-            none.
-        variance_move: The largest change of such a number by one dishonest device in a round, with the plan's bound, or else
-            with the proposed bound.
+        lengths: The L2 norms of `params`, as a clip would measure them, in ascending order.
+        examples: The number of examples of each of these clients, in ascending order.
+        beside: For each part of leaves outside the chain of transforms (averaged buffers, a control), the largest |number| of
+            each client's part, in ascending order. A control that its algorithm already bounds is left out.
+        variance: The smallest number in a positive buffer (`Description.positive`) of these clients' models; None if the model
+            has no such buffer.
+        variance_move: The largest amount by which one dishonest device can change such a number in a round, under the plan's
+            bound; if the plan has no bound, under the proposed one.
     """
 
     lengths: tuple[float, ...]
@@ -52,40 +52,40 @@ class Updates:
 
     @property
     def clip(self) -> float:
-        """A norm that clips none of these updates: the longest, rounded up to two digits."""
+        """A norm that clips none of these updates: the largest norm, rounded up to two digits."""
         return _rounded_up(max(self.lengths, default=0.0))
 
     def proposal(self) -> str:
         """Return a sentence that proposes a clip, a weight, and bounds for the parts outside the chain."""
         count, middle = len(self.lengths), self.examples[len(self.examples) // 2]
-        who = "the first client's update is" if count == 1 else f"the updates of the first {count} clients are"
+        who = "the first client's update has a norm" if count == 1 else f"the first {count} clients' updates have norms"
         said = [
-            f"{who} {_span(self.lengths)} long: clip_by_global_norm({self.clip:g}) leaves them as they are; half of "
+            f"{who} of {_span(self.lengths)}: clip_by_global_norm({self.clip:g}) leaves them unchanged; half of "
             f'these clients hold at most {middle} examples: weight="uniform", or cap={middle}'
         ]
         for name, largest in self.beside.items():
             # a client moves statistics and gradients further in some later round than in its first
             bound = _PROPOSALS.get(name, f"Part({name!r}, bound={{0:g}})").format(_proposed(largest))
             said.append(
-                f"the largest number in `{name}` is {_span(largest)}: {bound} leaves {ROOM:g} times that as it is"
+                f"the largest number in `{name}` is {_span(largest)}: {bound} leaves up to {ROOM:g} times that unchanged"
             )
         if self.variance is not None and self.variance_move > self.variance:
             said.append(
-                f"one device that lies can move a variance by {self.variance_move:.3g} a round, and the smallest that these "
-                f"clients have is {self.variance:.3g}: the device can take it down to the least that the server allows; take a "
-                "model without averaged buffers (GroupNorm in place of BatchNorm), keep them at home "
+                f"one dishonest device can change a variance by {self.variance_move:.3g} per round, and the smallest variance "
+                f"of these clients is {self.variance:.3g}: the device can reduce it to the smallest value that the server "
+                "allows; use a model without averaged buffers (GroupNorm instead of BatchNorm), keep the buffers on the device "
                 '(leaves={"*running_*": "personal"}), or enlarge the cohort and min_contributors'
             )
         return "; ".join(said)
 
 
 ROOM = 2.0
-"""The ratio of the proposed bounds of parts beside the chain to the first round's numbers."""
+"""A proposed bound of a part outside the chain of transforms, as a multiple of the largest number in the first round."""
 _PROPOSALS = {BUFFERS: "clip_buffers({0:g})", "control": "scaffold(control_bound={0:g})"}
 
 
 def _proposed(largest: Sequence[float]) -> float:
-    """Return the bound to propose for a part beside the chain with these largest numbers."""
+    """Return the bound to propose for a part outside the chain of transforms, from each client's largest number."""
     return _rounded_up(ROOM * max(largest))
 
 
@@ -103,7 +103,7 @@ def _span(numbers: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class FirstClient:
-    """The number of examples of a plan's first client, and the loss of its round."""
+    """The number of examples of a plan's first client, and the loss of its local training."""
 
     examples: int
     loss: float
@@ -127,7 +127,7 @@ class CheckedModel:
 
 @dataclass(frozen=True)
 class ClientBytes:
-    """The bytes that a client receives in a round, sends, and keeps between rounds."""
+    """The bytes that a client receives and sends in a round, and keeps between rounds."""
 
     down: int
     up: int
@@ -146,9 +146,9 @@ class CheckReport:
         bytes: The bytes that a client receives, sends and keeps.
         updates: The updates of the first few clients, measured to propose a clip.
         influence: The influence of one device on a sum.
-        deployable: Rule → message for each rule that real devices would break.
+        deployable: The rules that forbid the plan on real devices: a message by the name of each rule. Empty if none does.
         notes: State that the code keeps outside the leaves, which is therefore reset for every client.
-        warnings: Reasons why real devices would not take part, or not for long, though no rule is broken; each with a remedy.
+        warnings: Reasons why real devices would take part rarely or never although no rule is broken; each with a remedy.
     """
 
     plan_id: str
@@ -164,7 +164,9 @@ class CheckReport:
 
 
 def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> CheckReport:
-    """Train the first client of a population for one round of a plan, and sum its update alone; measure a few more clients.
+    """Train the first client of a population for one round of a plan, and measure the updates of a few more clients.
+
+    The first client's update is aggregated alone.
 
     Args:
         plan: The plan.
@@ -231,13 +233,16 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         notes=tuple(map(note_of, program.moved)),
         warnings=(
             *hurdles(described, plan.algorithm.client.step_count(updates.examples[-1]), cost.total),
-            *(missing(described, len(people)) if len(people) > 1 else ()),  # one is a device's own
+            *(missing(described, len(people)) if len(people) > 1 else ()),  # a single client is one device's own data
         ),
     )
 
 
 def _measured(plan: Plan, buffers: Tree, trained: Sequence[Trained]) -> Updates:
-    """Measure the lengths of these clients' updates before the chain, and count their examples. buffers: as broadcast."""
+    """Measure the norms of these clients' updates before the chain of transforms, and count the clients' examples.
+
+    `buffers` are the values that were broadcast.
+    """
     cap = plan.algorithm.update.weight_cap
     parts = {part.name: part for part in plan.algorithm.parts(plan.description)}
     beside = [

@@ -33,7 +33,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after a whole round: one value that each round replaces, and that a file can hold.
+    """The state of a run after a complete round. Each round replaces it with a new value, which a file can hold.
 
     Attributes:
         identity: The values that must be equal to continue a run (plan id, seed, population, fleet).
@@ -42,10 +42,12 @@ class Checkpoint:
         rounds: The record of each round.
         executor: The executor's name; another executor would round differently.
         version: The number of models published.
-        pending: Sums of later rounds, by the round's number: buffers also take reports on earlier models.
+        pending: Sums of later rounds that already hold reports, by the round's number. Only asynchronous rounds have such sums,
+            because they also accept reports on earlier models.
         tallies: The tallies of these sums.
         start: The record of the measurement before round 1.
         best: The best model so far.
+        code: Digests of the user's code (`sumus.simulator.task_code`); empty in checkpoints of older versions.
     """
 
     identity: Mapping[str, Any]
@@ -58,15 +60,17 @@ class Checkpoint:
     tallies: Mapping[int, RoundTally] = field(default_factory=dict[int, RoundTally])
     start: RoundRecord | None = None
     best: BestSoFar | None = None
+    code: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def write(self, folder: Path) -> Path:
-        """Replace the folder's checkpoint in one step: a crash leaves either the old checkpoint or the new one, whole."""
+        """Replace the folder's checkpoint in one step: after a crash, the folder holds the old checkpoint or the new one."""
         rounds = [record.to_json() for record in self.rounds]
         head: dict[str, Any] = {
             "identity": dict(self.identity),
             "rounds": rounds,
             "executor": self.executor,
             "version": self.version,
+            "code": dict(self.code),
             "tallies": [(number, dataclasses.asdict(tally)) for number, tally in self.tallies.items()],
         }
         if self.start is not None:
@@ -102,7 +106,7 @@ class Checkpoint:
         """Refuse to continue another experiment's run, or a run that has more rounds than requested."""
         if len(self.rounds) > rounds:
             raise ExperimentError(
-                f"{folder} holds {many(len(self.rounds), 'round')}, and {rounds} are asked for: ask for more, give another "
+                f"{folder} holds {many(len(self.rounds), 'round')}, and {rounds} are requested: request more, give another "
                 "folder, or restart=True (--restart) to start over there"
             )
         for name, value in identity.items():
@@ -125,7 +129,7 @@ def _decoded(tensors: dict[str, Array]) -> Checkpoint:
     tallies = {number: RoundTally.from_json(fields) for number, fields in head["tallies"]}
     start = RoundRecord.from_json(head["start"]) if "start" in head else None
     best = BestSoFar(*cast(tuple[str, int, float], tuple(head["best"])), trees["best"]) if "best" in head else None
-    executor, version = head["executor"], head["version"]
+    executor, version, code = head["executor"], head["version"], head.get("code", {})
     return Checkpoint(
-        head["identity"], state, trees["clients"], rounds, executor, version, pending, tallies, start, best
+        head["identity"], state, trees["clients"], rounds, executor, version, pending, tallies, start, best, code
     )

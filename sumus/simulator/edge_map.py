@@ -16,8 +16,8 @@ class EdgeMap:
 
     Args:
         population: The clients.
-        groups: The edges of clients: a number of edges, which divide the population equally and in order; or a function from a
-            client to the name of its edge. 0 if there are no edges.
+        groups: The assignment of clients to edges: a number of edges, among which the population is divided equally and in
+            order; or a function from a client to the name of its edge. 0 if there are no edges.
     """
 
     def __init__(self, population: Population, groups: int | Callable[[Any], Hashable]) -> None:
@@ -36,7 +36,7 @@ class EdgeMap:
             client = self._population.pick(position)
             with (
                 at_client(client),
-                own_code("the function", "edge_groups=", "it must name an edge, which can be a key, for every client"),
+                own_code("the function", "edge_groups=", "it must return a hashable name of an edge for every client"),
             ):
                 edge = self._groups(client)
                 hash(edge)
@@ -44,14 +44,14 @@ class EdgeMap:
         return position * self._groups // len(self._population)
 
     def grouped(self, counted: Sequence[CountedReport]) -> Mapping[tuple[Hashable, int], list[CountedReport]]:
-        """Group reports by their edge, and by the sum that they go into."""
+        """Group reports by edge, and by the sum in which they are counted."""
         found = defaultdict[tuple[Hashable, int], list[CountedReport]](list)
         for report in counted:
             found[self.edge_of(report.position), report.into].append(report)
         return found
 
     def bytes_above(self, counted: Sequence[CountedReport], first_hop: FirstHop) -> int:
-        """Return the bytes of the leaves of the sums that edges send up for these reports; 0 if there are no edges."""
+        """Return the bytes of the leaves of the sums that edges send to the server for these reports; 0 without edges."""
         if not self._groups:
             return 0
         return sum(first_hop.sum_nbytes(len(members)) for members in self.grouped(counted).values())

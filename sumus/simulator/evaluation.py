@@ -12,6 +12,7 @@ from sumus.metrics import Spread, is_lower_better, pooled, sums_of
 from sumus.rng import generator
 from sumus.simulator.populations.population import Population, as_population, sample
 from sumus.simulator.records import RoundRecord
+from sumus.simulator.surprises import notes_on_held_out
 from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Array, Tree
 from sumus.work import PERSONAL, ClientState
@@ -25,7 +26,7 @@ Spreads = dict[str, dict[str, Spread]]
 
 
 class Evaluator:
-    """The measurements that `Evaluation` asks for, on one program.
+    """Measures models as an `Evaluation` requests, with one program (the task's model on its device).
 
     Attributes:
         notes: Notes for the user about the measurements, each once.
@@ -47,11 +48,13 @@ class Evaluator:
         self._central = (
             program.reader.convert("central held-out data", wanted.central) if wanted.central is not None else None
         )
+        if self._central is not None:
+            self.notes |= dict.fromkeys(notes_on_held_out(self._central[1]))
         self._unseen = as_population(wanted.unseen) if wanted.unseen is not None else None
         self._population = population
         if self._unseen is not None and (both := next((c for c in self._unseen if c in population), None)) is not None:
             raise ExperimentError(
-                f"client {both!r} of Evaluation(unseen=) is in the population too: hold it out of one of them"
+                f"client {both!r} of Evaluation(unseen=) is in the population too: remove it from one of them"
             )
         there = len(population) if present is None else len(present)
         count = min(wanted.seen, there)
@@ -109,7 +112,7 @@ class Evaluator:
         return evaluations, spreads
 
     def with_keys(self, record: RoundRecord) -> RoundRecord:
-        """Return a record that was read from a file, with each worst client's key as in its population."""
+        """Return a record that was read from a file, with the text of each worst client replaced by its population's key."""
         spreads = dict(record.evaluation.spreads)
         for source, people in (("unseen", self._unseen), ("seen", self._population)):
             if people is not None and source in spreads:
@@ -120,7 +123,7 @@ class Evaluator:
         return replace(record, evaluation=replace(record.evaluation, spreads=spreads))
 
     def _measured(self, population: Population, client: Any) -> Measured:
-        """Return the module's measurements on a client, as the module is loaded."""
+        """Measure the leaves that the module holds now on a client's examples."""
         program = self._program
         with at_client(client):
             measured = program.evaluate(*program.reader.read(population, client), self._batch_size)
@@ -128,7 +131,7 @@ class Evaluator:
         return measured
 
     def _note_nan(self, where: str, measured: Measured) -> None:
-        """Note which clients make a mean NaN or infinite; only the first few are named."""
+        """Note which clients make a mean NaN or infinite; the notes name only the first few."""
         for name, (value, count) in measured.items():
             if count and not math.isfinite(value) and len(self.notes) < MOST_NOTES:
                 what = "infinite" if math.isinf(value) else "NaN"

@@ -25,8 +25,9 @@ _MOST_NAMED = 10
 
 
 def failures_of(rounds: Sequence[RoundRecord]) -> list[str]:
-    """Return notes on the clients that failed, and were left out of rounds: for the first few, which rounds, and the first
-    reason.
+    """Return notes on the clients that failed and were left out of rounds.
+
+    Each of the first few clients gets a note with the number of its rounds and its first reason.
     """
     left_out: dict[str, list[int]] = {}
     why: dict[str, str] = {}
@@ -85,7 +86,7 @@ class Provenance:
     Attributes:
         plan_id: The id of the plan.
         seed: The seed of everything random.
-        executor: How clients were trained, and why, in words.
+        executor: A sentence on how clients were trained, and why.
     """
 
     plan_id: str
@@ -145,7 +146,7 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """The wall time of all rounds."""
+        """The wall time of all rounds together."""
         return sum(record.seconds for record in self.rounds)
 
     @property
@@ -169,7 +170,7 @@ class History:
         return pandas.DataFrame(rows).set_index("round")
 
     def write_jsonl(self, path: str | Path) -> Path:
-        """Write one JSON object per line and round; the measurement before round 1 is a line too."""
+        """Write one JSON object per round, each on its own line; the measurement before round 1 is a line too."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(
@@ -178,9 +179,9 @@ class History:
         return target
 
     def write(self, folder: str | Path) -> None:
-        """Write `history.jsonl`, `model.safetensors` (a state dict) and, if there are any, `best.safetensors` and `plot.png`.
+        """Write `history.jsonl`, `model.safetensors` (a state dict) and, if possible, `best.safetensors` and `plot.png`.
 
-        The former needs a best model, the latter matplotlib.
+        `best.safetensors` is written if the run kept a best model, `plot.png` if matplotlib is installed.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from sumus.simulator.prepared import PreparedRun
 from sumus.simulator.processes.share import ClientJob, ClientResult, Crew, Group, Sums, Trainer, public_seed
 from sumus.simulator.records import RoundTally
 from sumus.simulator.staffing import staff
+from sumus.simulator.surprises import notes_on_lengths
 from sumus.simulator.virtual_time.account import CountedReport
 from sumus.site import Site
 from sumus.storage.client_states import ClientStates
@@ -22,9 +23,9 @@ from sumus.types import Broadcast
 
 
 def _waves(counted: Sequence[CountedReport]) -> Iterator[list[CountedReport]]:
-    """Group reports into waves with each client at most once.
+    """Group reports into waves, each of which holds a client at most once.
 
-    A client that works on one model twice begins the second time with the state that it kept from the first.
+    If a client trains twice on the same model, its second training begins with the state that it kept after the first.
     """
     for again in range(1 + max((report.again for report in counted), default=0)):
         if wave := [report for report in counted if report.again == again]:
@@ -51,10 +52,11 @@ class LocalClients:
         self._trainer: Trainer = prepared.trainer
         self._crew: Crew = prepared.trainer
         self._how = ""
+        self._lengths: list[float] = []
 
     @property
     def how(self) -> str:
-        """How clients are trained, and why, in words."""
+        """A sentence on how clients are trained, and why."""
         return self._how
 
     def begin(self, at: Checkpoint, left: int) -> str:
@@ -68,7 +70,8 @@ class LocalClients:
         self._prepared.program.moved |= dict.fromkeys(self._crew.look_again())
 
     def last_notes(self) -> Iterable[str]:
-        """Return notes on the clients that the executor could not train."""
+        """Return notes on the clients that the executor could not train, and on the lengths of their updates."""
+        yield from notes_on_lengths(self._plan.algorithm.update, self._lengths)
         if refused := getattr(self._trainer.executor, "refused", None):
             yield f"some clients were trained by autograd: {refused}"
 
@@ -77,12 +80,12 @@ class LocalClients:
         self._crew.close()
 
     def end(self) -> None:
-        """Do nothing: only the program is held."""
+        """Do nothing: `PreparedRun.end` restores the user's code."""
 
     def play(
         self, counted: Sequence[CountedReport], number: int, state: ServerState, received: RoundReports
     ) -> ServerState:
-        """Train clients, each at most once at a time, and take the server's step."""
+        """Train the clients of a round, wave by wave, and take the server's step."""
         plan, task, algorithm = self._plan, self._plan.description, self._plan.algorithm
         people = len(present_at(self._prepared.joined, number, len(self._population)))
         public = public_seed(plan, self._prepared.setting.seed, number)
@@ -117,7 +120,7 @@ class LocalClients:
         plan, rounds = self._plan, self._plan.edges.rounds
         for members in self._prepared.edges.grouped(counted).values():
             site, count = Site.of(plan.algorithm, plan.description, plan.sums, public, broadcast), 0
-            told = dict[int, RoundTally]()  # of the last round
+            told = dict[int, RoundTally]()  # the tallies of the site's last round
             for done in range(rounds):
                 told.clear()
                 own = RoundReports(Sums(), told, received.settled, received.failed)
@@ -149,7 +152,7 @@ class LocalClients:
             Their reports as aggregates of one, if the aggregator needs each update; else an empty result.
         """
         alone, results = list[Aggregate](), self._trained(wave, number, public, broadcast, received.sums)
-        for report in wave:  # in the order in which they were accepted, whoever was trained first
+        for report in wave:  # in the order of acceptance, which may differ from the order of training
             result = results[self._population.pick(report.position)]
             received.settled[str(result.client)] = result.became == "counted"
             if result.became == "failed":
@@ -168,7 +171,7 @@ class LocalClients:
         for result in self._crew.train(number, public, broadcast, self._groups(wave), sums):
             if result.state:
                 if again:
-                    self._states.discarded(str(result.client))  # of the wave before: this is what came after it
+                    self._states.discarded(str(result.client))  # the state of the earlier wave, which this one replaces
                 self._states.propose(str(result.client), result.state)
             results[result.client] = result.settled
             self._prepared.sizes.note(result.client, result.examples)
@@ -176,8 +179,9 @@ class LocalClients:
         return results
 
     def _groups(self, wave: Sequence[CountedReport]) -> Iterator[Group]:
-        """Yield groups of clients that train together, in the order to deal them. States of a group are read when it is
-        requested.
+        """Yield groups of clients that train together, in the order in which processes receive them.
+
+        The states of a group's clients are read when the group is requested.
         """
         clients = [self._population.pick(report.position) for report in wave]
         sizes = self._prepared.sizes
@@ -185,7 +189,7 @@ class LocalClients:
             places = self._trainer.executor.groups(sizes.learn(clients, self._crew))
         else:
             places = [[place] for place in range(len(clients))]
-            if self._crew is not self._trainer:  # the largest first, so that at the end nobody waits long for the last
+            if self._crew is not self._trainer:  # largest first: no process then waits long for the last one
                 places.sort(key=lambda place: -sizes.known(clients[place[0]], math.inf))
         return ([self._job(clients[place], wave[place]) for place in group] for group in places)
 
@@ -198,8 +202,10 @@ class LocalClients:
         """Add notes for the user about a client's report."""
         plan, notes = self._plan, self._prepared.notes
         self._prepared.program.moved |= dict.fromkeys(result.moved)
+        if result.length is not None:
+            self._lengths.append(result.length)
         if result.became == "refused":
-            notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
+            notes["some attackers' reports were refused: they were not finite, or exceeded the plan's bound"] = None
         cap = plan.algorithm.update.weight_cap or plan.sums.max_weight
         weighted = any(part.weight == "examples" and part.cap is None for part in plan.algorithm.aggregator.parts)
         if result.became == "counted" and weighted and result.examples > cap:

@@ -70,11 +70,11 @@ class Output:
 
     Attributes:
         folder: The folder for checkpoint, model, history and plot; None to keep nothing. If the folder holds an earlier part of
-            the same run, that run continues, and ends with the same model as without the break.
+            the same run, that run continues. The final model is the same as without the interruption.
         checkpoint_every: The number of rounds between checkpoints. The last round also writes one, and so does Ctrl-C.
         restart: Whether to start over, even if the folder holds an earlier part of the run.
-        client_states: The folder for clients' control variates and personal leaves; None to keep them in memory and in the
-            checkpoint. A folder can hold more of them than memory.
+        client_states: The folder for clients' control variates and personal leaves, for more of them than fit in memory; None
+            to keep them in memory and in the checkpoint.
         progress: True for a bar in the terminal, False for none, None for a bar if there is a terminal; or an object of your
             own, whose `watching(experiment, done)` returns a context manager for a function that is called with each round's
             record.
@@ -92,7 +92,7 @@ class Output:
         for name, given in (("out", self.folder), ("client_states", self.client_states)):
             is_store = name == "client_states" and hasattr(given, "propose")
             if not (given is None or is_store or isinstance(given, str | Path)):
-                raise ExperimentError(f"{name}={given!r:.80}: give a folder, as text or as a Path")
+                raise ExperimentError(f"{name}={given!r:.80}: give a folder, as a string or as a Path")
 
     @property
     def path(self) -> Path | None:
@@ -101,7 +101,7 @@ class Output:
 
 
 def as_compute(given: Compute | str) -> Compute:
-    """Return how a run is computed; text is the name of an executor."""
+    """Return the options of the computation; a string is taken as the name of an executor."""
     if isinstance(given, str):
         return Compute(executor=given)
     expect(given, Compute, "compute=")
@@ -109,7 +109,7 @@ def as_compute(given: Compute | str) -> Compute:
 
 
 def as_output(given: Output | str | Path | None) -> Output:
-    """Return what a run keeps; a path is its folder."""
+    """Return the options of the output; a string or path is taken as the folder."""
     return given if isinstance(given, Output) else Output(folder=given)
 
 
@@ -119,9 +119,9 @@ def check_workers(workers: object, device: str) -> None:
     cluster = isinstance(workers, str) and re.fullmatch(r"ray|[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", workers)
     if not (workers is None or processes or cluster):
         raise ExperimentError(
-            f"workers={workers!r}: give a number of processes from 1, 'ray', or HOST:PORT of a Ray cluster that runs"
+            f"workers={workers!r}: give a number of processes from 1, 'ray', or HOST:PORT of a running Ray cluster"
         )
     if workers not in (None, 1) and device != "cpu":
         raise ExperimentError(
-            f"workers={workers!r} with device={device!r}: processes share no GPU; leave workers= out, or train on the CPU"
+            f"workers={workers!r} with device={device!r}: processes cannot share a GPU; leave workers= out, or train on the CPU"
         )

@@ -39,13 +39,13 @@ class Participants(Protocol):
             left: The number of client trainings that are left.
 
         Returns:
-            The name of the executor, which later rounds must keep; empty if that does not matter.
+            The name of the executor, which must also train the later rounds; empty if any executor may.
         """
         ...
 
     @property
     def how(self) -> str:
-        """How clients are trained, and why, in words."""
+        """A sentence on how clients are trained, and why."""
         ...
 
     def play(

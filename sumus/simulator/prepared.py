@@ -15,6 +15,7 @@ from sumus.simulator.edge_map import EdgeMap
 from sumus.simulator.populations.participation import joined_of
 from sumus.simulator.populations.population import Population, as_population
 from sumus.simulator.processes.share import RunSetting, Trainer
+from sumus.simulator.surprises import notes_on_attackers, notes_on_personal
 from sumus.simulator.virtual_time.traces import fleet_identity
 from sumus.task import Task
 from sumus.training.observed import expect_means, observe
@@ -22,7 +23,7 @@ from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Array
 
 _PROBED = 8
-"""The number of examples that are measured together and apart, to see whether a loss or a metric compares them."""
+"""The number of examples that are measured both as one batch and one by one, to see whether a metric compares them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class PreparedRun:
             "fleet": fleet_identity(self.experiment.fleet),
         }
         if (edges := self.edges.identity) is not None:
-            identity["sites"] = edges  # this name is in the folders of runs
+            identity["sites"] = edges  # the folders of existing runs use this name
         return identity
 
     def observe(self) -> None:
@@ -80,7 +81,7 @@ class PreparedRun:
 
     def end(self) -> None:
         """Restore the user's code to its state before the run."""
-        with suppress(TaskError):  # said in the run
+        with suppress(TaskError):  # the run has already reported it
             self.program.end()
 
 
@@ -103,7 +104,7 @@ def prepare(experiment: Experiment, device: str, skips: bool) -> PreparedRun:
     with at_client(client):
         expect_means(program, *examples)
     plan = experiment.plan.with_data(data)
-    joined = joined_of(population, experiment)
+    joined = joined_of(population.participation, population.ids, experiment)
     setting = RunSetting(plan, population, experiment.seed, AUTOGRAD.executor, skips, first)
     trainer = Trainer(setting, program)
     notes = dict.fromkeys(_notes(experiment, population, program, client, examples))
@@ -125,7 +126,9 @@ def _first_readable(program: Program, population: Population, skips: bool) -> tu
 def _notes(
     experiment: Experiment, population: Population, program: Program, client: Any, examples: tuple[Any, Any]
 ) -> Iterator[str]:
-    """Return notes for the user about the first client's examples."""
+    """Return notes for the user about the population, the evaluation, and the first client's examples."""
+    yield from notes_on_attackers(population)
+    yield from notes_on_personal(experiment.evaluate, program.description)
     if not program.reader.reads_alike(population, client):
         program.moved[examples_of(client)] = None
     evaluate, (inputs, targets) = experiment.evaluate, examples
@@ -135,6 +138,6 @@ def _notes(
         yield (
             "the loss or a metric compares the examples of a batch with one another: training takes batches of "
             f"{experiment.plan.algorithm.client.batch_size or 'all examples'}, and evaluation batches of "
-            f"{EVALUATION_BATCH}: give Evaluation(batch_size=) to measure as in training; if it is not meant to, look whether "
-            "outputs and targets have one shape"
+            f"{EVALUATION_BATCH}: give Evaluation(batch_size=) to measure as in training; if no comparison is intended, check "
+            "that outputs and targets have the same shape"
         )

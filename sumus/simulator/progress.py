@@ -20,7 +20,10 @@ Show = Callable[[RoundRecord], None]
 
 
 class Progress(Protocol):
-    """Shows a run: `watching(experiment, rounds done)` gives a context with a function to call after every round."""
+    """Shows a run: `watching(experiment, done)` returns a context manager.
+
+    The context manager yields a function that is called with the record of each round. `done` is the number of rounds so far.
+    """
 
     def watching(self, experiment: Experiment, done: int) -> AbstractContextManager[Show]: ...
 
@@ -36,8 +39,8 @@ class NoProgress:
 class LineProgress:
     """Lines on standard error, for output without a terminal.
 
-    The first line comes after `first` seconds, then one every ten seconds, and after the first minute one every minute. If
-    there was any, one more comes at the end.
+    The first line is written after `first` seconds. During the first minute, a line follows every ten seconds; later, every
+    minute. If any line was written, one more is written after the last round.
     """
 
     def __init__(self, first: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -132,7 +135,7 @@ class ProgressFile:
             "metrics": measured,
             "stopped": stopped,
         }
-        with suppress(SumusError, OSError):  # a full disk is said where the run itself is kept
+        with suppress(SumusError, OSError):  # if the disk is full, writing the checkpoint reports that
             write_whole(self._folder / self.FILE, f"{json.dumps(strict(standing))}\n".encode())
 
 
@@ -144,7 +147,7 @@ def progress_of(wanted: "Progress | bool | None") -> Progress:
         return TerminalProgress() if wanted else NoProgress()
     if not callable(getattr(wanted, "watching", None)):
         raise ExperimentError(
-            f"progress={wanted!r:.80}: give True, False, or an object with a method watching(experiment, done), whose "
-            "context manager yields a function; that is called with the record of each round"
+            f"progress={wanted!r:.80}: give True, False, or an object with a method watching(experiment, done) that returns a "
+            "context manager; the context manager yields a function that is called with the record of each round"
         )
     return wanted

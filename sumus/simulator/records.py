@@ -14,10 +14,10 @@ class RoundEvaluation:
     """The measurements after a round; empty if the round was not evaluated.
 
     Attributes:
-        metrics: The headline figures by name: from the first of central, unseen and seen that `Evaluation` requests; without
-            any, the loss of local training.
-        by_source: The figures of all sources, by source and name.
-        spreads: The spread of each figure over clients, by source and name.
+        metrics: The headline metrics by name. They are from the first source that `Evaluation` requests (central, unseen, seen,
+            in this order). If it requests none, the loss of local training.
+        by_source: The metrics of all sources, by source and name.
+        spreads: The spread of each metric over clients, by source and name.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -32,7 +32,7 @@ class RoundTraffic:
     Attributes:
         up: Bytes of the reports of all clients together.
         down: Bytes sent to all clients together.
-        above: Bytes of the leaves of the sums that edges send up; 0 if there are no edges.
+        above: Bytes of the leaves of the sums that edges send to the server; 0 if there are no edges.
     """
 
     up: int = 0
@@ -45,7 +45,7 @@ class ReportCounts:
     """The reports of a round that were late or not counted, with the reasons.
 
     Attributes:
-        dropped: The number of clients that were picked and not counted.
+        dropped: The number of clients that were given work and whose reports were not counted.
         staleness: The number of counted reports by staleness, in versions.
         reasons: The number of sessions that ended during the round without being counted, by reason; including sessions of
             earlier rounds.
@@ -88,7 +88,7 @@ class RoundRecord:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """The headline figures by name (`RoundEvaluation.metrics`)."""
+        """The headline metrics by name (`RoundEvaluation.metrics`)."""
         return self.evaluation.metrics
 
     def to_json(self) -> dict[str, Any]:
@@ -119,7 +119,10 @@ class RoundRecord:
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "RoundRecord":
-        """Create a record from its JSON: the inverse of `to_json`, except that clients' keys are text (`Evaluator.with_keys`)."""
+        """Create a record from its JSON: the inverse of `to_json`, but the keys of clients stay text.
+
+        `Evaluator.with_keys` restores the keys.
+        """
         spreads: dict[str, Any] = {
             source: {name: Spread(**spread) for name, spread in by_metric.items()}
             for source, by_metric in fields["spreads"].items()
@@ -156,8 +159,8 @@ def measured_columns(record: RoundRecord) -> dict[str, float]:
 def figures_of(record: RoundRecord) -> dict[str, float]:
     """Return every number of a round that a tracker plots, by name; NaN and infinite numbers are left out.
 
-    A spread is called `source/metric.median`, unlike its column: some trackers take a slash for a folder, and
-    `source/metric` for a file.
+    A spread is named `source/metric.median`, unlike its column `source/metric/median`: some trackers take a slash for a folder,
+    and `source/metric` is already a file there.
     """
     fields = record.to_json()
     plotted = ("loss", "clients", "dropped", "examples", "seconds", "at", "bytes_up", "bytes_down")
@@ -170,7 +173,7 @@ def figures_of(record: RoundRecord) -> dict[str, float]:
 
 @dataclass
 class RoundTally:
-    """The totals of a round, apart from its sum.
+    """The totals of a round that are not part of its sum.
 
     Attributes:
         clients: The number of reports in the sum.

@@ -15,7 +15,7 @@ class RunFolder:
 
     Args:
         path: The folder, which is created; None to keep nothing.
-        restart: Whether an earlier run in the folder is started over.
+        restart: Whether to start over, even if the folder holds an earlier run.
         rounds: The number of rounds requested.
     """
 
@@ -25,7 +25,7 @@ class RunFolder:
             _expect_writable(path)
 
     def earlier(self) -> Checkpoint | None:
-        """Return an earlier part of the run, with whole rounds; None if there is none, or if the run starts over."""
+        """Return an earlier part of the run if it has complete rounds; None if there is none, or if the run starts over."""
         found = None if self.path is None or self.restart else Checkpoint.read(self.path)
         return None if found is None or not found.rounds else found
 
@@ -33,7 +33,7 @@ class RunFolder:
         """Write a checkpoint.
 
         Returns:
-            Where it is kept, and how to continue from it, as the end of a sentence; empty if it is not kept.
+            The end of a sentence that tells where the checkpoint is and how to continue from it; empty if it is not kept.
         """
         if self.path is None or not checkpoint.rounds:
             return ""

@@ -40,7 +40,9 @@ def simulate(
     out: Output | str | Path | None = None,
     after_round: AfterRound | None = None,
 ) -> History:
-    """Train `task` with `algorithm` on `population`. For a fleet of devices, or edges, use an `Experiment` and `run`.
+    """Train `task` with `algorithm` on `population`.
+
+    To simulate a fleet of devices, or edges, use an `Experiment` and `run`.
 
     Args:
         task: The task to learn.
@@ -49,11 +51,11 @@ def simulate(
         rounds: The number of rounds.
         pacing: Which clients take part in a round, and when; None for every client in every round, up to 100 of them.
         evaluate: The measurements, and how often they are taken; None for only the loss of local training.
-        seed: The seed of everything random. Two runs with one seed give one model, bit for bit.
+        seed: The seed of everything random. Two runs with the same seed give the same model, bit for bit.
         compute: How the run is computed (`Compute`), or the name of an executor.
         out: What the run keeps and shows (`Output`), or the folder in which it is kept.
         after_round: Function that is called with a `RoundOutcome` after each round, and after the measurement before round 1.
-            It returns "stop" to end the run, or None. Whatever it does, the round is kept, and no number of later rounds changes.
+            It returns "stop" to end the run, or None. It can neither lose the round nor change the numbers of later rounds.
 
     Returns:
         The history of the run, round by round, and the model.
@@ -66,8 +68,8 @@ def simulate(
     expect_population(population)
     seed, compute = seed_of(seed), as_compute(compute)
     pacing = pacing or Pacing(cohort=max(1, min(len(population), _COHORT)))
-    least = max(2, min(10, pacing.cohort)) if compute.through == "wire" else 10  # a server asks for it
-    with seeded(seed):  # it may make the model
+    least = max(2, min(10, pacing.cohort)) if compute.through == "wire" else 10  # a server enforces it
+    with seeded(seed):  # Plan may build the model
         plan = Plan(task, algorithm, pacing, least)
     return run(Experiment(plan, population, rounds, evaluate or Evaluation(), seed), compute, out, after_round)
 
@@ -98,10 +100,10 @@ def run(
     expect(experiment, Experiment, "run()")
     expect_gradients("the simulation")
     compute, output = as_compute(compute), as_output(out)
-    wanted_executor(compute)  # an executor that is not known is refused before anything long begins
+    wanted_executor(compute)  # refuses an unknown executor before any long work begins
     with one_thread(), seeded(experiment.seed), generators_seeded(experiment.seed):
         if compute.through == "wire":
-            from sumus.simulator.wire import check_for_wire  # needs what servers and devices need
+            from sumus.simulator.wire import check_for_wire  # imports the packages of servers and devices
 
             check_for_wire(experiment, compute.skips)
         states = _client_states(output)
@@ -131,7 +133,7 @@ def _participants(
     """Return the participants: clients in memory, or devices of a server."""
     if compute.through == "memory":
         return LocalClients(prepared, states, compute)
-    from sumus.simulator.wire import DeviceClients  # needs what servers and devices need
+    from sumus.simulator.wire import DeviceClients  # imports the packages of servers and devices
 
     if compute.workers not in (None, 1):
         raise ExperimentError("through the wire, clients train one after the other: leave workers= out")

@@ -1,7 +1,7 @@
-"""The simulator: every client of a round on this machine or on a cluster, with the same algebra as everywhere else.
+"""The simulator: every client of a round on this machine or on a cluster, with the same arithmetic as on a server.
 
-for each round:   find its reports and their times (`turnout`) → train the clients whose reports on this model are ever counted,
-                  and take the step of the round's sum (`participants`) → evaluate → settle client states, write a checkpoint
+for each round:   find its reports and their times (`turnout`) → train the clients whose reports on this model will be counted,
+                  and apply the round's sum to the model (`participants`) → evaluate → settle client states, write a checkpoint
 """
 
 import math
@@ -27,6 +27,8 @@ from sumus.simulator.progress import Progress, Show
 from sumus.simulator.records import ReportCounts, RoundEvaluation, RoundRecord, RoundTally, RoundTraffic
 from sumus.simulator.run_folder import RunFolder
 from sumus.simulator.stopping import Stopping
+from sumus.simulator.surprises import notes_on_contributors
+from sumus.simulator.task_code import changed, digests_of
 from sumus.simulator.turnout import Turnout
 from sumus.simulator.virtual_time.account import CountedReport, Played
 from sumus.storage.client_states import ClientStates
@@ -52,7 +54,7 @@ class Simulation:
         self._prepared, self._folder, self._states = prepared, folder, states
         self._experiment, self._plan, self._program = prepared.experiment, prepared.plan, prepared.program
         self._stopped = ""
-        self.at = Checkpoint(prepared.identity(), self._first_state())
+        self.at = Checkpoint(prepared.identity(), self._first_state(), code=digests_of(prepared.experiment.plan))
         self._turnout = Turnout(prepared, sum(nbytes(tree) for tree in self.at.state.broadcast.values()))
         wanted, population = self._experiment.evaluate, prepared.population
         there = present_at(prepared.joined, 0, len(population))
@@ -63,21 +65,21 @@ class Simulation:
             self.at = self._taken_up(earlier)
         elif not states.empty and not folder.restart:
             raise ExperimentError(
-                "client_states= holds the states of another run, or of one that was cut off before its first checkpoint: "
+                "client_states= holds the states of another run, or of a run that was killed before its first checkpoint: "
                 "give an empty store, or restart=True (--restart) to delete them"
             )
         self._turnout.relive(self.at.rounds)
-        states.restore(self.at.clients)  # last: whatever can be wrong was found before states are forgotten
+        states.restore(self.at.clients)  # last, after all checks: it replaces the states in the store
 
     @property
     def done(self) -> int:
-        """The number of whole rounds so far."""
+        """The number of complete rounds so far."""
         return len(self.at.rounds)
 
     def run(
         self, participants: Participants, listener: RoundListener, progress: Progress, checkpoint_every: int
     ) -> History:
-        """Play all rounds that are left.
+        """Play all remaining rounds.
 
         Args:
             participants: The participants in the rounds.
@@ -109,7 +111,7 @@ class Simulation:
         except Exception as error:
             with undisturbed():
                 checkpoint = self._checkpoint()
-                with suppress(SumusError, AttributeError):  # no model to release, no attributes
+                with suppress(SumusError, AttributeError):  # no model yet, or a read-only error
                     vars(error).update(history=self._history(participants, "error"), checkpoint=checkpoint)
                 self._folder.write(checkpoint)
                 self._folder.note(self.at.rounds, "error")
@@ -121,25 +123,31 @@ class Simulation:
         return self._plan.algorithm.start(self._program.initial_shared, self._plan.description)
 
     def _taken_up(self, earlier: Checkpoint) -> Checkpoint:
-        """Return an earlier part of the run, if it belongs to the same experiment and keeps the best model by the requested
-        metric, if any.
+        """Return an earlier part of the run.
+
+        Refuse one that belongs to another experiment, or that keeps the best model by another metric.
         """
         folder, wanted = self._folder.path, self._experiment.evaluate.best
         assert folder is not None, "the earlier part was read there"
         earlier.check_same(self.at.identity, folder, self._experiment.rounds)
         with_keys = self._evaluation.with_keys
         start = None if earlier.start is None else with_keys(earlier.start)
-        earlier = replace(earlier, start=start, rounds=list(map(with_keys, earlier.rounds)))
+        if names := changed(earlier.code, self.at.code):
+            self._prepared.notes[
+                f"the code of {', '.join(names)} has changed since round {len(earlier.rounds)}, and the run goes on from there: "
+                "give Output(restart=True) (--restart) to train all rounds by the new code"
+            ] = None
+        earlier = replace(earlier, start=start, rounds=list(map(with_keys, earlier.rounds)), code=self.at.code)
         if wanted is None:
             return replace(earlier, best=None)
         if earlier.best is not None and earlier.best.metric != wanted:
             raise ExperimentError(
-                f"{folder} holds a run that keeps the best model by {earlier.best.metric!r}, and not by {wanted!r}: give "
+                f"{folder} holds a run that keeps the best model by {earlier.best.metric!r}, not by {wanted!r}: give "
                 f"Evaluation(best={earlier.best.metric!r}), another folder, or restart=True (--restart) to start over there"
             )
         if earlier.best is None and any(self._stopping.is_due(record) for record in earlier.rounds):
             self._prepared.notes[
-                f"the best model is the best since round {len(earlier.rounds) + 1}: none was kept before"
+                f"the best model is the best since round {len(earlier.rounds) + 1}: earlier rounds kept none"
             ] = None
         return earlier
 
@@ -161,7 +169,7 @@ class Simulation:
     # ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _play_all(self, participants: Participants, listener: RoundListener, show: Show, checkpoint_every: int) -> None:
-        """Play rounds, write checkpoints now and then, and call the user's function after each round."""
+        """Play rounds, write a checkpoint every `checkpoint_every` rounds, and call the user's function after each round."""
         saved, progress = self.done, self._folder.progress()
         if self._experiment.evaluate.first and self.at.start is None:
             self._measure_start()
@@ -178,7 +186,7 @@ class Simulation:
                 return
 
     def _play_round(self, participants: Participants, number: int, at: Checkpoint) -> None:
-        """Play a round, counted from 0, from the state before it; then `self.at` is the state after it."""
+        """Play a round, counted from 0, from the state `at`; afterwards `self.at` is the state after the round."""
         began = time.perf_counter()
         played, counted = self._turnout.play(number, at.version)
         settled: dict[str, bool] = {}
@@ -208,11 +216,11 @@ class Simulation:
 
         Args:
             participants: The participants.
-            played: The round, as the timeline played it.
-            counted: The reports on its model that are ever counted.
-            began: When the round began, by the wall clock.
+            played: The round, as simulated by the timeline.
+            counted: The reports on the round's model that will be counted.
+            began: The start of the round, by `time.perf_counter`.
             at: The state of the run before the round.
-            settled: Is filled in: for each client that trained, whether to keep its new state.
+            settled: The method fills this in: for each client that trained, whether to keep its new state.
 
         Returns:
             The state of the run after the round.
@@ -220,7 +228,7 @@ class Simulation:
         state, pending, number = at.state, Sums(), played.number
         pending.add(at.pending)
         received = RoundReports(pending, {number: tally.copy() for number, tally in at.tallies.items()}, settled)
-        if self._plan.algorithm.aggregator.one_by_one:  # the model travels
+        if self._plan.algorithm.aggregator.one_by_one:  # the model travels from client to client
             population = self._prepared.population
             reports = {population.pick(report.position): report for report in counted}
             for client in population.in_order(list(reports)):
@@ -270,7 +278,7 @@ class Simulation:
         return RoundEvaluation(metrics, evaluations, spreads)
 
     def _with_best(self, at: Checkpoint, record: RoundRecord) -> Checkpoint:
-        """Return the history, with the model of its last record kept if that is the best so far."""
+        """Return the state of the run, with its published model kept if `record` is the best so far."""
         if self._stopping.is_due(record) and self._stopping.improves(record, at.best):
             return replace(at, best=self._stopping.kept(record, self._published(at.state)))
         return at
@@ -290,7 +298,7 @@ class Simulation:
         if now != before:
             raise ExperimentError(
                 f"the population has grown from {before} clients to {now} during the "
-                "run: give all of them from the start, and say who comes later: population.joining({client: round})"
+                "run: give all of them from the start, and name those that join later: population.joining({client: round})"
             )
         return bool(self._stopped)
 
@@ -308,14 +316,14 @@ class Simulation:
         model, notes, rounds = self._published(self.at.state), self._prepared.notes, self.at.rounds
         notes |= dict.fromkeys(participants.last_notes())
         try:
-            self._program.begin_anew(whole=True)  # what the last code changed is known after it
+            self._program.begin_anew(whole=True)  # finds what the last client's code changed
         except TaskError as error:
             notes[str(error)] = None
         notes |= self._evaluation.notes
         notes |= dict.fromkeys(notes_of(self._program.moved, MOST_NOTES))
-        notes |= dict.fromkeys(failures_of(rounds))
+        notes |= dict.fromkeys([*failures_of(rounds), *notes_on_contributors(self._plan, rounds)])
         best = self.at.best
-        if rounds and self._stopping.improves(rounds[-1], best):  # measured out of its turn, as the last round is
+        if rounds and self._stopping.improves(rounds[-1], best):  # the last round is always measured
             best = self._stopping.kept(rounds[-1], model)
         return History(
             rounds=rounds,
@@ -331,17 +339,17 @@ class Simulation:
 
 
 def _expect_some(received: RoundReports, number: int) -> None:
-    """Refuse a round in which every client failed: then more is wrong than one client."""
+    """Refuse a round in which every client failed: the cause is then not a single client."""
     if received.failed and not any(received.settled.values()):
         client, why = next(iter(received.failed.items()))
         raise ExperimentError(
-            f"the part of all {len(received.failed)} clients of round {number + 1} failed, so that leaving them out leaves "
-            f"nobody; the first of them, {client}: {why}"
+            f"all {len(received.failed)} clients of round {number + 1} failed, so that no client is left in it; the first "
+            f"failure is that of client {client}: {why}"
         )
 
 
 def _report_counts(played: Played, tally: RoundTally, failed: Mapping[str, str], buffered: bool) -> ReportCounts:
-    """Return a round's reports that were late or not counted. buffered: whether a sum is over reports of any age."""
+    """Count a round's reports that were late or not counted. buffered: whether a sum may hold reports on earlier models."""
     reasons = played.dropped.copy()
     if failed:
         reasons["failed"] = len(failed)

@@ -26,7 +26,7 @@ class Staff:
         trainer: Trains clients in this process.
         crew: Trains the clients of a round: the trainer alone, or with other processes.
         executor: The name of the executor.
-        how: How clients are trained, and why, in words.
+        how: A sentence on how clients are trained, and why.
     """
 
     trainer: Trainer
@@ -41,7 +41,7 @@ def wanted_executor(compute: Compute) -> ExecutorChoice | None:
 
 
 def staff(prepared: PreparedRun, at: Checkpoint, compute: Compute, left: int) -> Staff:
-    """Choose the executor and the number of processes, and start these.
+    """Choose the executor and the number of processes, and start the processes.
 
     Args:
         prepared: The experiment; notes for the user are added to its notes.
@@ -56,12 +56,12 @@ def staff(prepared: PreparedRun, at: Checkpoint, compute: Compute, left: int) ->
     wanted = wanted_executor(compute)
     chosen = _chosen(prepared, at, wanted, partial(tried, cohort), run)
     if at.executor not in ("", str(chosen.choice)):
-        notes[f"the rounds before were trained by {at.executor}, these by {chosen.choice}"] = None
+        notes[f"earlier rounds were trained by {at.executor}, these by {chosen.choice}"] = None
     if wanted not in (None, chosen.choice):
         notes[f"trained by {chosen.choice}, {chosen.reason}"] = None
     count = compute.workers or processes(run.seconds_with(chosen), cohort, program.device.type)
     if isinstance(count, int):
-        count = min(count, plan.pacing.cohort)  # more would have nothing to do
+        count = min(count, plan.pacing.cohort)  # further processes would have no work
     clients = left // count if isinstance(count, int) else 0
     setting = replace(prepared.setting, executor=chosen.choice.executor, clients=clients)
     trainer = Trainer(setting, program)
@@ -79,8 +79,9 @@ def _chosen(
     tried: Callable[[int], list[ClientAssignment]],
     run: RunLength,
 ) -> ExecutorChosen:
-    """Return the requested executor, or a similar one that can train the model; without a request, the earlier or the fastest
-    one.
+    """Return the requested executor, or a similar one that can train the model.
+
+    Without a request, return the executor of the run's earlier rounds, or the fastest one in a new run.
     """
     program, work = prepared.program, prepared.plan.algorithm.client
     broadcast: Broadcast = at.state.broadcast
@@ -99,7 +100,7 @@ def _tried(prepared: PreparedRun, cohort: int, most: int) -> list[ClientAssignme
     population, first = prepared.population, prepared.setting.first
     last = min(first + min(cohort, most), len(population))
     for client in (population.pick(position) for position in range(first, last)):
-        with suppress(DataError):  # the round that picks it will say so
+        with suppress(DataError):  # the round that picks the client reports the error
             examples = prepared.program.reader.read(population, client)
             assignments.append(ClientAssignment(client, *examples, {}, key("tried", client)))
     return assignments

@@ -1,6 +1,7 @@
 """The best model of a run, and the end of a run before its last round: target and patience.
 
-Both are functions of the rounds' records, so a run that is interrupted and continued decides like a run without a break.
+Both are functions of the rounds' records. So a run that is interrupted and continued makes the same decisions as an
+uninterrupted run.
 """
 
 import math
@@ -32,26 +33,31 @@ class Stopping:
         for what, names in (("the target", self.wanted.target), ("best=", best)):
             for name in names:
                 if name not in known:
-                    raise ExperimentError(f"{what} names {name!r}, which is not measured; there is {', '.join(known)}")
+                    raise ExperimentError(
+                        f"{what} names {name!r}, which is not measured; give one of {', '.join(known)}"
+                    )
 
     def is_due(self, record: RoundRecord) -> bool:
-        """Return whether a record was due to be measured: an earlier, shorter run may also have measured its last round."""
+        """Return whether a record holds a scheduled measurement.
+
+        An earlier, shorter run also measured its last round, which may not be scheduled in this run.
+        """
         return record.round % self.wanted.every == 0 and bool(record.metrics)
 
     def improves(self, record: RoundRecord, kept: BestSoFar | None) -> bool:
-        """Return whether a record is better than the best so far. Among equals the first stays; NaN is the worst."""
+        """Return whether a record is better than the best so far. Of equal values, the first is kept; NaN is the worst."""
         name = self.wanted.best
         if name is None or name not in record.metrics:
             return False
         return kept is None or self._rank(record.metrics[name]) > self._rank(kept.value)
 
     def kept(self, record: RoundRecord, model: Tree) -> BestSoFar:
-        """Return a record's model as the best one."""
+        """Return a record's model as the best model so far."""
         assert self.wanted.best is not None
         return BestSoFar(self.wanted.best, record.round, record.metrics[self.wanted.best], model)
 
     def why(self, rounds: Sequence[RoundRecord], kept: BestSoFar | None) -> str | None:
-        """Return why a run with these rounds ends: "target" or "patience"; None if it goes on."""
+        """Return the reason why a run with these rounds ends, "target" or "patience"; None if it continues."""
         if rounds and self.is_due(rounds[-1]) and self._reached(rounds[-1]):
             return "target"
         if self.wanted.patience is not None and kept is not None:

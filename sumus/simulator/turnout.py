@@ -14,11 +14,11 @@ from sumus.simulator.virtual_time.timeline import Timeline
 from sumus.simulator.virtual_time.traces import devices_of
 
 _REHEARSED = 100_000
-"""With more clients than this, rounds are not played in advance."""
+"""The largest population for which rounds are played in advance."""
 
 
 class Turnout:
-    """The timeline of a run, played as far as the run has come.
+    """The timeline of a run (its rounds in simulated time), played up to the current round.
 
     Args:
         prepared: The experiment.
@@ -36,7 +36,7 @@ class Turnout:
         def mean() -> float:
             return sum(map(examples, range(len(population)))) / len(population)
 
-        rounds = plan.edges.rounds  # a site's devices have that many times the work
+        rounds = plan.edges.rounds  # each device of a site trains in this many of the site's rounds
         self._work = RoundDemand(
             steps=lambda position: plan.algorithm.client.step_count(examples(position)) * rounds,
             share=lambda position: examples(position) / mean(),
@@ -54,14 +54,15 @@ class Turnout:
         self._attendance = Attendance(self._devices, self._work, pacing.checkins)
 
     def play(self, number: int, version: int) -> tuple[Played, list[CountedReport]]:
-        """Play a round, and follow the work on its model to the end.
+        """Play a round, and then all work on the round's model until it has ended.
 
         Args:
             number: The round, from 0.
-            version: The number of models published before it.
+            version: The number of models published before the round.
 
         Returns:
-            The round; and the reports on its model that are ever counted, if it was published.
+            The round, and the reports on its model that are counted in this or a later sum. If the round published no model,
+            there are no such reports.
         """
         played = self._timeline.ended(number)
         return played, self._timeline.based_on(version) if played.published else []
@@ -81,10 +82,10 @@ class Turnout:
     def rehearse(self) -> None:
         """Play all rounds without training, if the pacing limits how often a device may take part.
 
-        A run with a target may end earlier, and is not played.
+        A run with a target is not rehearsed, since it may end earlier.
 
         Raises:
-            ExperimentError: A round would never end. This is raised before the first round, and not after hours.
+            ExperimentError: A round would never end. The user learns this before the first round, not after hours.
         """
         pacing, experiment = self._pacing, self._experiment
         limited = pacing.most_rounds is not None or pacing.separation > 1

@@ -1,10 +1,10 @@
-"""Clients through real bytes: a real server, and a real device for each client, in this process and without sockets.
+"""A simulation over the wire: a real server and one real device per client, in this process and without sockets.
 
     history = simulate(..., compute=Compute(through="wire"))
 
-Participation, evaluation and records are as in any simulation; but here a client checks in, fetches the plan and the
-model, trains, signs its report and sends it, and the server counts, commits and publishes. The same keys give the same bits as
-a simulation in memory.
+Participation, evaluation and records are as in any simulation. But here a client checks in, fetches the plan and the model,
+trains, signs its report and sends it, and the server counts, commits and publishes. With the same keys, the model has the
+same bits as in a simulation in memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,8 @@ from sumus.executors.witness import Witness
 from sumus.experiment import Experiment
 from sumus.fleet import PERFECT
 from sumus.http.limits import Limits, Rate
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.optimizers import ServerState
 from sumus.protocol.session import Floor
 from sumus.simulator.checkpoint import Checkpoint
@@ -70,8 +71,8 @@ class DeviceClients:
         self._served.check_deployable()
         if not is_fresh:
             raise ExperimentError(
-                f"{folder} holds a run, and one through the wire begins anew each time: give another folder, restart=True "
-                "(--restart), or go on without through="
+                f"{folder} holds a run, and a run through the wire always starts from the beginning: give another folder, "
+                "restart=True (--restart), or continue without through="
             )
         self._training: Training | None = None
         self._stack = ExitStack()
@@ -82,7 +83,7 @@ class DeviceClients:
 
     @property
     def how(self) -> str:
-        """How clients are trained, in words; empty before the run begins."""
+        """A sentence on how clients are trained; empty before the run begins."""
         return "" if self._training is None else f"{self._executor}, on devices, through the wire"
 
     def begin(self, at: Checkpoint, left: int) -> str:
@@ -113,7 +114,7 @@ class DeviceClients:
         """Return the notes that were made while the devices trained."""
         if self._training is not None:
             try:
-                self._training.program.begin_anew(whole=True)  # what the last client's code changed is known after it
+                self._training.program.begin_anew(whole=True)  # finds what the last client's code changed
             except TaskError as error:
                 yield str(error)
             self._prepared.program.moved |= self._training.program.moved
@@ -189,30 +190,30 @@ class DeviceClients:
             if kept := self._devices[client].kept(task):
                 self._states.propose(str(client), kept)
             received.settled[str(client)] = True
-        self._service.server.ask_to_do(lambda now: None).result()  # what follows the last report is done
+        self._service.server.ask_to_do(lambda now: None).result()  # wait until the server has processed the last report
         if training.version != before + 1:
             raise ExperimentError(
-                f"round {number} gave no model: {training.trouble or 'the server waits for more reports'}"
+                f"round {number} produced no model: {training.trouble or 'the server waits for more reports'}"
             )
         return training.state(training.model(training.version))
 
     def _taken_part(self, client: Any) -> DeviceNews:
-        """Run a device through a whole round: it asks for work, trains, reports, and learns that its report is counted."""
+        """Run a device through a round: it asks for work, trains, reports, and learns that its report is counted."""
         said = self._said[client] = []
-        for _ in range(3):  # a device that was out of a round may have to hear its end first
+        for _ in range(3):  # a device that missed the end of an earlier round may have to learn of it first
             self._now += _ALWAYS
             self._devices[client].wake()
             if any(news.what == "counted" for news in said):
                 return next(news for news in said if news.what == "trained")
         told = sorted(
             (news for news in said if news.said), key=lambda news: news.what != "waiting"
-        )  # why it waits comes after
+        )  # every other message is more helpful than why the device waits
         last = told[-1].said if told else "it was given no work"
         raise ExperimentError(f"client {client!r} did not take part in round {self._round + 1}: {last}")
 
 
 def check_for_wire(experiment: Experiment, skips: bool) -> None:
-    """Refuse features that only a virtual clock can play, or that only a simulation in memory knows of a client.
+    """Refuse features that need a virtual clock, or facts about clients that only a simulation in memory has.
 
     Args:
         experiment: The experiment.
@@ -220,8 +221,8 @@ def check_for_wire(experiment: Experiment, skips: bool) -> None:
     """
     if skips:
         raise ExperimentError(
-            "failures='skip' is for simulations in memory: a device that fails tells its server so, and the server asks "
-            "another one or ends the round by its deadline; leave it out, or simulate without through="
+            "failures='skip' is for simulations in memory: a device that fails tells its server, and the server gives the work "
+            "to another device or ends the round at its deadline; leave it out, or simulate without through="
         )
     if isinstance(experiment.population, Population) and experiment.population.participation.weights is not None:
         raise ExperimentError(
@@ -231,16 +232,16 @@ def check_for_wire(experiment: Experiment, skips: bool) -> None:
     pacing = experiment.plan.pacing
     if experiment.fleet != PERFECT or pacing.buffered or pacing.chosen != pacing.cohort or pacing.every is not None:
         raise ExperimentError(
-            "through the wire, all chosen devices finish, one after the other: leave out fleet=, over_select=, concurrency= and "
-            "every=, or simulate without through="
+            "through the wire, devices train one after the other, and each of them finishes: leave out fleet=, over_select=, "
+            "concurrency= and every=, or simulate without through="
         )
     if experiment.plan.edges.rounds > 1:
         raise ExperimentError(
-            "through the wire, devices report to the server, and this plan's edges do rounds of their own: simulate without "
+            "through the wire, devices report to the server, and this plan's edges run rounds of their own: simulate without "
             "through=, or let edges add, with Edges(rounds=1)"
         )
     if len(experiment.population) > MOST:
         raise ExperimentError(
-            f"through the wire every client is a device that is enrolled, and {len(experiment.population)} are too many: "
+            f"through the wire every client is an enrolled device, and {len(experiment.population)} are too many: "
             f"simulate up to {MOST}, or without through="
         )

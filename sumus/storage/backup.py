@@ -30,7 +30,7 @@ def copy_to(path: Path, database: Path) -> None:
         ExperimentError: The file exists already, or cannot be written.
     """
     if path.exists():
-        raise ExperimentError(f"{path} is there already: give the backup a name of its own")
+        raise ExperimentError(f"{path} already exists: give the backup another name")
     path = path.absolute()  # SQLite would read a relative path that begins with `file:` as a URI
     new = path.with_name(path.name + ".new")
     try:
@@ -55,7 +55,7 @@ def copy_to(path: Path, database: Path) -> None:
             new.unlink(missing_ok=True)
         reason = str(error).splitlines()[0]
         raise ExperimentError(
-            f"the backup cannot be written to {path} ({reason}): see to the folder and its disk"
+            f"the backup cannot be written to {path} ({reason}): check the folder and its disk"
         ) from error
 
 

@@ -29,7 +29,7 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs(Protocol):
-    """Bodies of bytes by name. The name is their SHA-256 in hexadecimal, so no body ever replaces a different one."""
+    """Keeps bodies of bytes by name. A name is the SHA-256 of the bytes in hexadecimal, so no body replaces a different one."""
 
     def put(self, body: bytes | memoryview) -> str:
         """Keep a body, and return its name. The body is durable when this method returns.
@@ -40,7 +40,7 @@ class Blobs(Protocol):
         ...
 
     def get(self, sha256: str) -> bytes:
-        """Return the body of a name.
+        """Return the body with this name.
 
         Raises:
             ExperimentError: The body is missing, or its bytes have another hash.
@@ -56,8 +56,10 @@ class Blobs(Protocol):
         ...
 
     def path(self, sha256: str) -> Path | None:
-        """Return a local file that holds a blob, or None if there is no such file. The hash of bytes that are read from
-        this file is not checked."""
+        """Return a local file that holds a blob, or None if there is no such file.
+
+        A caller that reads the file must check the hash of its bytes.
+        """
         ...
 
     def __iter__(self) -> Iterator[str]:
@@ -97,7 +99,7 @@ class MemoryBlobs:
 class DirectoryBlobs:
     """Blobs in a folder: one file `ab/abcd…` for each blob.
 
-    The folder is made if its parent exists. A crash may leave a `.new` file, but never half a blob.
+    The folder is created if its parent exists. A crash may leave a `.new` file, but never an incomplete blob.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -106,7 +108,7 @@ class DirectoryBlobs:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
             raise ExperimentError(
-                f"blobs cannot lie in {folder}: {error.strerror}; give a folder below one that exists"
+                f"blobs cannot be kept in {folder}: {error.strerror}; give a folder whose parent exists"
             ) from error
 
     def put(self, body: bytes | memoryview) -> str:
@@ -128,7 +130,7 @@ class DirectoryBlobs:
                 sync(folder)
         except OSError as error:
             raise ExperimentError(
-                f"{path} cannot be written: {error.strerror or error}; what was there is as it was"
+                f"{path} cannot be written: {error.strerror or error}; its old content is unchanged"
             ) from error
         return name
 
@@ -139,7 +141,7 @@ class DirectoryBlobs:
         except FileNotFoundError:
             return _checked(sha256, None)
         except OSError as error:
-            raise ExperimentError(f"{path} cannot be read: {error.strerror or error}; see to the disk") from error
+            raise ExperimentError(f"{path} cannot be read: {error.strerror or error}; check the disk") from error
 
     def size(self, sha256: str) -> int | None:
         try:
@@ -161,7 +163,7 @@ class DirectoryBlobs:
         return self._folder / _key(name)
 
     def _holds(self, path: Path, name: str) -> bool:
-        """Return whether the file exists and has the right hash. A damaged file is written again."""
+        """Return whether the file exists and has the right hash. If not, the caller writes it again."""
         try:
             whole = _named(path.read_bytes()) == name
         except FileNotFoundError:
@@ -244,7 +246,7 @@ def open_blobs(where: str | Path) -> Blobs:
     if not where.startswith("s3://") or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
         shown = where.partition("?")[0] if "@" not in where else "an address with a password in it"
         raise UsageError(
-            f"blobs cannot lie at {shown}: give a folder, or s3://BUCKET/PREFIX, and keys in the environment"
+            f"blobs cannot be kept at {shown}: give a folder, or s3://BUCKET/PREFIX with the keys in the environment"
         )
     retries: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
     client: ClientConfig = {"timeout": "30s", "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"}
@@ -260,40 +262,42 @@ def _reached(what: str) -> Generator[None, None, None]:
     except (BaseError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ExperimentError(
-            f"the object store cannot be {what} ({reason}): is it there, and do AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY in the environment say where and who?"
+            f"the object store cannot be {what} ({reason}): check that it is running, and that AWS_ENDPOINT_URL, "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment are right"
         ) from error
 
 
 def _named(body: bytes | memoryview) -> str:
-    """Return the name of a body."""
+    """Return the name of a body: its SHA-256 in hexadecimal."""
     return hashlib.sha256(body).hexdigest()
 
 
 def _key(name: str) -> str:
-    """Return the path of a blob below its folder or prefix.
+    """Return the path of a blob within its folder or prefix.
 
     Raises:
         UsageError: The name is not a SHA-256 in hexadecimal. A name may come from a request.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r:.80} names no blob: a name is a SHA-256 in hexadecimal, 64 digits in lower case")
+        raise UsageError(
+            f"{name!r:.80} is not the name of a blob: a name is a SHA-256 in hexadecimal, 64 digits in lower case"
+        )
     return f"{name[:2]}/{name}"
 
 
 def _names(keys: Iterable[str]) -> Iterator[str]:
-    """Yield the names among these keys that are blobs."""
+    """Yield the names of the blobs among these paths; other files are skipped."""
     return (key[3:] for key in keys if _NAME.fullmatch(key[3:]) and _key(key[3:]) == key)
 
 
 def _checked(name: str, body: bytes | None) -> bytes:
-    """Return a body that was read, after its hash is checked.
+    """Check the hash of a body that was read, and return the body.
 
     Raises:
         ExperimentError: The body is missing, or has another hash.
     """
     if body is None:
-        raise ExperimentError(f"blob {name} is missing: put it back from a backup")
+        raise ExperimentError(f"blob {name} is missing: restore it from a backup")
     if _named(body) != name:
-        raise ExperimentError(f"blob {name} is damaged: its bytes have another hash; put it back from a backup")
+        raise ExperimentError(f"blob {name} is damaged: its bytes have another hash; restore it from a backup")
     return body

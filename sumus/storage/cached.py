@@ -32,7 +32,7 @@ Row: TypeAlias = tuple[Any, ...]
 """A table's columns in their order, without `run`. The primary key comes first."""
 Put: TypeAlias = postgresql.Insert | sqlite.Insert
 _AT_ONCE = 500
-"""The most keys in one statement; fewer than any database's limit of parameters."""
+"""The largest number of keys in one statement. It is below the limit of parameters of every database."""
 
 
 class CachedTable:
@@ -42,7 +42,7 @@ class CachedTable:
         connection: The connection of the transaction.
         table: The table.
         run: The run's name, for tables with a column `run`.
-        once: Each row is written only once. A second row of the same key raises IntegrityError in `flush`.
+        once: Whether rows may only be inserted. A second row with the same key then raises IntegrityError in `flush`.
     """
 
     def __init__(self, connection: Connection, table: Table, run: str | None = None, once: bool = False) -> None:
@@ -80,7 +80,7 @@ class CachedTable:
             self._learn(self._connection.execute(self._said.many, {**self._of, "keys": part}))
 
     def find(self, statement: Select[Any], values: Mapping[str, Any]) -> list[Row]:
-        """Return the rows that a statement selects, with all their columns. Pending changes are flushed before."""
+        """Return the rows that a statement selects, with all their columns. Pending changes are flushed first."""
         self.flush()
         return self._learn(self._connection.execute(statement, self._of | dict(values)))
 
@@ -120,8 +120,8 @@ class BulkStatement:
 
         Args:
             dialect: The name of the database's dialect: "sqlite" or "postgresql".
-            make: Makes the statement. Its argument is a query that turns the columns' arrays into rows, or None if
-                plain values take the place of the query.
+            make: Function that makes the statement. Its argument is a query that turns the columns' arrays into rows, or
+                None for a statement that takes the values of one row.
             columns: The columns of a row, in their order.
         """
         self._in_arrays = dialect == "postgresql"
@@ -197,7 +197,7 @@ def _statements(table: Table, dialect: str, once: bool) -> _Statements:
 def put_rows(
     table: Table, dialect: str, once: bool = False, where: Callable[[Put], ColumnElement[bool]] | None = None
 ) -> BulkStatement:
-    """Make a statement that writes rows, in place of rows that have the same key.
+    """Make a statement that writes rows. A row replaces an existing row with the same key.
 
     Args:
         table: The table.

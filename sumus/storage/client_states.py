@@ -2,7 +2,7 @@
 
     states.propose("alice", trained.state)       # pending: her report is on its way
     states.counted("alice")                      # the report is in the sum: the state is kept
-    states.discarded("alice")                    # the report is not in the sum: it is as if she had never trained
+    states.discarded("alice")                    # the report is not in the sum: her old state stays
 
 The order matters. SCAFFOLD's server keeps the mean of all clients' controls. If a client keeps its new control although
 its report was lost, the mean and the client's control disagree forever. While a state is pending, its client cannot
@@ -33,7 +33,7 @@ class ClientStates(Protocol):
     """Client states by client id (a text). A client that never had a state has the empty state."""
 
     def get(self, client: str) -> ClientState:
-        """Return the state that a client keeps: the one of its last counted report."""
+        """Return the state that a client keeps: that of its last counted report."""
         ...
 
     def pending(self, client: str) -> ClientState | None:
@@ -116,7 +116,7 @@ class MemoryClientStates:
 
 
 class DirectoryClientStates:
-    """Client states in a folder: one file for each client and version. This allows more clients than memory holds.
+    """Client states in a folder: one file for each client and version. The states need not fit in memory.
 
     A snapshot is only the list of versions, so it is small. A file that one of the last two snapshots lists is kept
     until newer snapshots no longer list it. A folder belongs to one run, which the file `owner` names. Other files in
@@ -131,7 +131,9 @@ class DirectoryClientStates:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ExperimentError(f"client states cannot lie in {folder}: {error.strerror}; give a folder") from error
+            raise ExperimentError(
+                f"client states cannot be kept in {folder}: {error.strerror}; give another folder"
+            ) from error
         self._kept: dict[str, int] = {}
         self._pending: dict[str, int] = {}
         self._next = 0
@@ -198,7 +200,7 @@ class DirectoryClientStates:
         listed = {self._path(client, version) for client, version in kept.items()}
         if missing := [path for path in listed if not path.exists()]:
             raise ExperimentError(
-                f"{missing[0]}, a client's state, is gone: put the folder back as it was, or start over with restart=True"
+                f"{missing[0]}, a client's state, is missing: restore the folder, or start over with restart=True"
             )
         for path in list(self._files()):
             if path not in listed:
@@ -216,8 +218,8 @@ class DirectoryClientStates:
         path = self._folder / self._OWNER
         if not path.exists() or path.read_text() != self._owner:
             raise ExperimentError(
-                f"another run has taken {self._folder} for its clients' states: give each run a folder of its own, and start "
-                "this one over with restart=True (--restart)"
+                f"another run keeps its clients' states in {self._folder}: give each run a folder of its own, and start "
+                "this run over with restart=True (--restart)"
             )
 
     def _files(self) -> Iterator[Path]:
@@ -248,7 +250,7 @@ class DirectoryClientStates:
 def _check_free(client: str, pending: Mapping[str, object]) -> None:
     if client in pending:
         raise UsageError(
-            f"client {client!r} trained again before its last report was settled: say counted or discarded"
+            f"client {client!r} trained again before its last report was settled: call counted() or discarded() first"
         )
 
 

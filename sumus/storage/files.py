@@ -34,7 +34,7 @@ def write_whole(path: Path, body: bytes, lasting: bool = False, private: bool = 
             sync(path.parent)
     except OSError as error:
         raise ExperimentError(
-            f"{path} cannot be written: {error.strerror or error}; what was there is as it was"
+            f"{path} cannot be written: {error.strerror or error}; its old content is unchanged"
         ) from error
 
 
@@ -74,7 +74,7 @@ def lock_file(path: Path) -> Callable[[], None]:
     except (BlockingIOError, PermissionError) as error:
         os.close(descriptor)
         raise LockHeldError(str(path)) from error
-    except OSError:  # such as a file system that knows no locks
+    except OSError:  # for example, the file system has no locks
         os.close(descriptor)
         raise
     held = [descriptor]
@@ -92,7 +92,7 @@ def user_folder(variable: str, below: str, instead: str, environment: Mapping[st
     Args:
         variable: The name of a variable of the environment that may hold an absolute path, such as XDG_DATA_HOME.
         below: The folder's path relative to the user's home, if the variable holds no such path.
-        instead: What a person can do if there is no folder; the end of an error message.
+        instead: The remedy if there is no folder, as the end of an error message.
         environment: The environment's variables.
 
     Raises:
@@ -110,7 +110,7 @@ def expanded(path: str | Path) -> Path:
     Raises:
         UsageError: The home folder does not exist.
     """
-    return _home(Path(path), f"{path} begins with the home folder of a user who has none: give the whole path")
+    return _home(Path(path), f"{path} begins with the home folder of a user who has none: give the full path")
 
 
 def _home(path: Path, why_not: str) -> Path:

@@ -22,16 +22,15 @@ State = Literal["enrolled", "revoked", "withdrawn"]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token, with which devices may enrol.
+    """A secret text with which devices may enrol, as the server keeps it.
 
     Attributes:
         hash: SHA-256 of the token, in hexadecimal.
         population: The population that its devices enrol in.
-        uses: The number of uses that are left.
-        expires: When it expires, in seconds of the server's clock.
-        speaks_for: The number of devices that an edge may speak for if it enrols with this token; 0 for a device's
-            token.
-        made: The number of uses that it was made for.
+        uses: The number of remaining uses.
+        expires: The time at which it expires, in seconds of the server's clock.
+        speaks_for: The number of devices that an edge may represent if it enrols with this token; 0 for a device's token.
+        made: The number of uses at the beginning.
     """
 
     hash: str
@@ -51,9 +50,9 @@ class Identity:
         population: The population that it belongs to.
         public_key: Ed25519, 32 bytes; empty once it has withdrawn.
         state: Whether it may take part.
-        enrolled: When it enrolled, in seconds of the server's clock.
-        seen: When its last request arrived, in seconds of the server's clock.
-        speaks_for: The number of devices that it may speak for; 0 if it is not an edge.
+        enrolled: The time at which it enrolled, in seconds of the server's clock.
+        seen: The time at which its last request arrived, in seconds of the server's clock.
+        speaks_for: The number of devices that it may represent; 0 if it is not an edge.
         members: The number of devices that it claims to have, if it is an edge.
         link: The hash of the token that it enrolled with, if that token was made for several uses; else empty.
     """
@@ -139,11 +138,11 @@ class IdentityRows(Protocol):
         ...
 
     def put_member(self, row: Member) -> None:
-        """Write the row that says through which edge a device checks in."""
+        """Write the row that names the edge through which a device checks in."""
         ...
 
     def drop_member(self, device: str) -> None:
-        """Delete the row that says through which edge a device checks in."""
+        """Delete the row that names the edge through which a device checks in."""
         ...
 
     def drop_members(self, edge: str, before: float = math.inf) -> None:
@@ -191,7 +190,7 @@ class MemoryIdentities:
         return dict(self._tokens), dict(self._identities), dict(self._members)
 
     def become(self, tokens: dict[str, Token], identities: dict[str, Identity], members: dict[str, Member]) -> None:
-        """Replace all rows by these."""
+        """Replace all rows with these rows."""
         self._tokens, self._identities, self._members = tokens, identities, members
 
 

@@ -1,8 +1,8 @@
 """Encryption of sums, and a key ring that is kept outside the database and whose old keys are destroyed.
 
-    ring = KeyRing("/srv/keys")                               # makes the folder and a first key
+    ring = KeyRing("/srv/keys")                               # creates the folder and a first key
     data_key = new_key()                                      # one for each round
-    wrapped = ring.wrap(data_key, "round 7")                  # is kept in the database
+    wrapped = ring.wrap(data_key, "round 7")                  # encrypted, to be kept in the database
     sealed = seal(data_key, sums, "sum 7 shard ab 3")         # may be kept anywhere
     sums = unseal(ring.unwrap(wrapped, "round 7"), sealed, "sum 7 shard ab 3")
 
@@ -36,7 +36,7 @@ from sumus.types import Array
 _KEY, _NONCE, _TAG, _ID = 32, 12, 16, 4
 """Lengths in bytes: of a key, of a nonce, of a tag, and of a key's id before a wrapped key."""
 _MOST = 2**31 - 1
-"""The most bytes of one body."""
+"""The largest number of bytes of one body."""
 
 
 class SealError(SumusError):
@@ -97,20 +97,20 @@ def unseal(key: bytes, sealed: bytes | memoryview, about: str) -> bytes:
         return cipher.decrypt(view[:_NONCE], view[_NONCE:], about.encode())
     except InvalidTag:
         raise SealError(
-            f"{about} does not open: it was changed, is of something else, or was sealed under another key; put back what "
-            "was stored, or begin anew what it is part of"
+            f"{about} cannot be decrypted: its bytes were changed, belong to something else, or were sealed with another key; "
+            "restore the stored bytes, or start again what they are part of"
         ) from None
 
 
 class KeyRing:
-    """Keys in a folder, as files `1.key`, `2.key`, …. The newest key wraps data keys; each key unwraps those that it wrapped.
+    """Keys in a folder, as files `1.key`, `2.key`, …. The newest key wraps (encrypts) data keys; the older keys only unwrap.
 
     Any number of processes may use one folder. Every call reads the folder again, and no key stays in this object. The
-    folder belongs on another volume than the database, and in none of the database's backups. A crash may leave a
-    `.new` file in it. Such a file is harmless: its key never wrapped anything, or the file is a second name (hard link)
-    of a key's file and is overwritten together with that file.
+    folder must be on another volume than the database, and must not be in any backup of the database. A crash may leave a
+    `.new` file in it. Such a file is harmless: either its key never wrapped anything, or the file is a second name (hard
+    link) of a key's file and is overwritten together with that file.
 
-    The constructor makes the folder if its parent exists, and a first key if there is none.
+    The constructor creates the folder if its parent exists, and a first key if there is none.
 
     Args:
         folder: The folder.
@@ -125,7 +125,7 @@ class KeyRing:
         self._folder = Path(folder).absolute()
         self._lasting = 0
         with _explained(
-            f"keys cannot lie in {self._folder}", "give a folder of the server's own, below one that exists"
+            f"keys cannot be kept in {self._folder}", "give a folder of the server's own whose parent exists"
         ):
             self._folder.mkdir(mode=0o700, exist_ok=True)
             _check_private(self._folder, self._folder.stat().st_mode, "700")
@@ -141,8 +141,8 @@ class KeyRing:
         """The id of the newest key."""
         if not (ids := self._ids()):
             raise ExperimentError(
-                f"there are no keys in {self._folder} any more: put them back, or start the server again with new ones and "
-                "give up what the old ones wrapped"
+                f"there are no keys in {self._folder} any more: restore them, or start the server again with new keys and "
+                "lose what the old keys wrapped"
             )
         return ids[-1]
 
@@ -159,7 +159,7 @@ class KeyRing:
         """Decrypt a data key.
 
         Raises:
-            SealError: The wrapped key does not open, or the key that wrapped it is destroyed.
+            SealError: The wrapped key cannot be decrypted, or the key that wrapped it is destroyed.
         """
         key_id = self.id_of(wrapped)
         return unseal(_present(self._read(key_id), key_id, about), wrapped[_ID:], about)
@@ -170,7 +170,10 @@ class KeyRing:
         return int.from_bytes(wrapped[:_ID], "big")
 
     def rotate(self) -> int:
-        """Add a new key and return its id. The key survives a loss of power. Concurrent calls may add one key together."""
+        """Add a new key, which is on the disk when this method returns, and return its id.
+
+        Several calls at the same time may add only one key, and return the same id.
+        """
         self._add(self.current + 1)
         return self._last()
 
@@ -187,7 +190,7 @@ class KeyRing:
 
         Raises:
             UsageError: The newest key would be destroyed.
-            ExperimentError: A key cannot be destroyed. Some keys may be left; call again.
+            ExperimentError: A key cannot be destroyed. Some keys may remain; call this method again.
         """
         newest = self._last()
         if key_id > newest:
@@ -205,9 +208,10 @@ class KeyRing:
         return older
 
     def _newest(self) -> tuple[int, bytes | None]:
-        """Return the newest key and its id.
+        """Return the newest key's id and the key.
 
-        If a newer key was added meanwhile, this key may already be half overwritten. The newest key is then read again.
+        If another process adds a newer key meanwhile, the key that was read may be partly overwritten. The method then reads
+        the newest key again.
         """
         key_id, key = 0, None
         while key_id != (newest := self._last()):
@@ -219,13 +223,13 @@ class KeyRing:
         only just added it."""
         newest = self.current
         if newest > self._lasting:
-            with _explained(f"keys in {self._folder} cannot be kept", "see to the disk, and try again"):
+            with _explained(f"keys in {self._folder} cannot be kept", "check the disk, and try again"):
                 sync(self._folder)
             self._lasting = newest
         return newest
 
     def _ids(self) -> list[int]:
-        with _explained(f"{self._folder} cannot be read", "put the folder back as it was"):
+        with _explained(f"{self._folder} cannot be read", "restore the folder"):
             names = [self._NAME.fullmatch(name) for name in os.listdir(self._folder)]
         return sorted(int(name[1]) for name in names if name)
 
@@ -244,17 +248,16 @@ class KeyRing:
                 return None
         if len(key) != _KEY:
             raise ExperimentError(
-                f"{path} has {len(key)} bytes, and a key has {_KEY}: put the file back as it was, or delete it and give up "
-                "what it wrapped"
+                f"{path} has {len(key)} bytes, and a key has {_KEY}: restore the file, or delete it and lose what the key "
+                "wrapped"
             )
         return key if any(key) else None
 
     def _add(self, key_id: int) -> None:
-        """Add a key with this id; its file is complete from the first moment. If another process has added this id, its
-        key stays."""
+        """Add a key with this id, unless another process has already added one. The key's file is never incomplete."""
         new = self._folder / f"{key_id}.{secrets.token_hex(8)}.new"
         with _explained(
-            f"no key can be added to {self._folder}", "see to the disk and to the folder's owner, and try again"
+            f"no key can be added to {self._folder}", "check the disk and the folder's owner, and try again"
         ):
             try:
                 _write(new, "xb", new_key())
@@ -273,8 +276,8 @@ def _whole(key: bytes) -> bytes:
 def _present(key: bytes | None, key_id: int, about: str) -> bytes:
     if key is None:
         raise SealError(
-            f"{about}: key {key_id} is destroyed, or of another ring; nothing opens what it wrapped: begin anew what that "
-            "is part of"
+            f"{about}: key {key_id} is destroyed, or belongs to another key ring, and nothing can decrypt what it wrapped: start "
+            "again what this is part of"
         )
     return key
 

@@ -1,4 +1,4 @@
-"""Leases: they decide which of several processes leads if they share rounds, and show which processes are running.
+"""Leases: they decide which of several processes that share rounds is the leader, and show which processes are running.
 
     lease = leases.hold("a/1f", lasts=10.0)             renews the lease, or takes it if it is free
     lease.holder == "a/1f"                              if true, this process leads, and writes under `lease.fence`
@@ -33,7 +33,7 @@ class Lease:
         holder: The process that holds the lease, as `REPLICA/LIFE`: the replica's name and an id that is new at each
             start. Empty if no process has held it yet.
         fence: A number that grows each time another process takes the lease.
-        expires: When the lease expires, in seconds of the database's clock.
+        expires: The time at which the lease expires, in seconds of the database's clock.
     """
 
     holder: str = ""
@@ -82,7 +82,7 @@ class Leases(Protocol):
                 held counts as free.
 
         Returns:
-            The lease after this call, whoever holds it.
+            The lease after this call, which may be held by another process.
         """
         ...
 
@@ -146,8 +146,7 @@ class Serials:
     """The last serials of devices, in memory.
 
     Args:
-        most: The most devices that are kept. If there are more, the device whose last request is the oldest is
-            forgotten.
+        most: The largest number of devices to keep. If there are more, the device that has been silent longest is forgotten.
     """
 
     def __init__(self, most: int = 100_000) -> None:

@@ -147,13 +147,12 @@ _NOT_YET = (
     "server conn crashed",
     "no more connections allowed",
 )
-"""Words, in lower case, with which the operating system, PostgreSQL and PgBouncer say that a database cannot be reached
-now, or accepts no connection now."""
+"""Parts of error messages, in lower case. With these, the operating system, PostgreSQL and PgBouncer report that a database
+cannot be reached now, or accepts no connection now."""
 
 
 def _is_away(engine: Engine, error: Exception) -> bool:
-    """Return whether a shared database may be reachable again later. Errors that a person must fix, such as a wrong
-    password, have other words."""
+    """Return whether a shared database may be reachable again later, without an action of the operator."""
     if engine.dialect.name != "postgresql" or not isinstance(error, OperationalError):
         return False
     said = str(error).lower()
@@ -164,7 +163,7 @@ def _address_of(where: str | Path) -> URL:
     """Return the address of a database.
 
     A path is never read as a URL: `?`, `#`, `%` or `file:` in a path are part of the file's name. The text after
-    `sqlite:///` is a path too. postgres:// and postgresql://, which hosts and tools write, also mean PostgreSQL.
+    `sqlite:///` is a path too. postgres:// and postgresql://, which many services and tools use, also mean PostgreSQL.
 
     Raises:
         ExperimentError: An SQLite address does not name a file, or has options.
@@ -177,13 +176,13 @@ def _address_of(where: str | Path) -> URL:
         file = rest.removeprefix("/")
         if rest == file or file in ("", ":memory:"):
             raise ExperimentError(
-                f"the database's address {where!r:.200} names no file, and what a server keeps must outlast it: give "
+                f"the database's address {where!r:.200} names no file, but a server's data must survive the server: give "
                 "sqlite:///FILE.db, or sqlite:////FOLDER/FILE.db"
             )
         if "?" in file:
             raise ExperimentError(
-                f"the database's address {where!r:.200} has a `?`, after which options stand, and sumus takes none for SQLite: "
-                "leave them out; if the file's own name has a `?`, give the file another name"
+                f"the database's address {where!r:.200} has a `?`, which begins options, but sumus accepts no options for "
+                "SQLite: leave them out; if the file's own name has a `?`, give the file another name"
             )
         return URL.create("sqlite", database=str(Path(file).absolute()))
     if separator and scheme in ("postgres", "postgresql"):
@@ -199,10 +198,10 @@ class SqlStore:
 
     @staticmethod
     def open(where: str | Path, run: str = "run") -> "SqlStore":
-        """Open a database. Tables are made if they are missing, and upgraded if they are older.
+        """Open a database. Missing tables are created, and tables of an older version are upgraded.
 
         Args:
-            where: A file of SQLite, which is made readable only for its owner; or a database's URL.
+            where: An SQLite file, which only its owner may read afterwards; or a database's URL.
             run: The run whose rows the store holds.
 
         Raises:
@@ -216,7 +215,7 @@ class SqlStore:
             shared = url.get_backend_name() == "postgresql"
             options = (
                 {"prepare_threshold": None} if shared else {}
-            )  # a pooler's next session has no statement of this one
+            )  # behind a pooler, the next session lacks this session's statements
             # parameters are hidden so that a log shows no device's id
             engine = create_engine(url, connect_args=options, hide_parameters=True)
             if shared:
@@ -245,7 +244,9 @@ class SqlStore:
                     "sumus needs transactions: set pool_mode = transaction"
                 ) from error
             kind = StorageAway if engine is not None and _is_away(engine, error) else ExperimentError
-            raise kind(f"the database cannot be opened ({reason}): is it there, and may you write to it?") from error
+            raise kind(
+                f"the database cannot be opened ({reason}): check that it exists, and that you may write to it"
+            ) from error
 
     def transaction(self) -> AbstractContextManager[Rows]:
         return self._transaction()
@@ -291,8 +292,8 @@ class SqlStore:
     def backup(self, path: Path) -> None:
         """Copy all runs of an SQLite database to a new file, as they are at one moment. Transactions continue meanwhile.
 
-        All data that could decrypt sums is left out: keys and seeds of rounds, and the places of their shards. So a
-        round that has not ended at the moment of the backup is lost when the backup is restored.
+        All data that could decrypt sums is left out: the keys and seeds of rounds, and the rows that name the blobs of their
+        shards. So a round that has not ended at the time of the backup is lost when the backup is restored.
 
         Raises:
             UsageError: The database is PostgreSQL, which has its own program for backups.
@@ -301,7 +302,7 @@ class SqlStore:
         if self._engine.dialect.name != "sqlite":
             raise UsageError(
                 "this database is PostgreSQL: use pg_dump --exclude-table-data=note --exclude-table-data=shard, since a backup "
-                "must not hold what opens the sums of rounds"
+                "must not hold what decrypts the sums of rounds"
             )
         copy_to(path, Path(str(self._engine.url.database)))
 
@@ -492,7 +493,7 @@ class _SqlRows:
 def _refuse_network_disk(file: str | None) -> None:
     if file and (kind := network_disk(Path(file))):
         raise ExperimentError(
-            f"{file} lies on another machine's disk ({kind}), where SQLite's locks do not hold: put it on a disk of this "
+            f"{file} is on another machine's disk ({kind}), where SQLite's locks do not work: put it on a disk of this "
             "machine, or use PostgreSQL"
         )
 
@@ -665,7 +666,7 @@ class SqlLeases:
         with self._engine.connect().execution_options(**{_READS: True}) as connection:
             row = Lease(*connection.execute(_LEASE).one())
             if after(row, holder, lasts, self._now(connection), begins, self._shared) is row:
-                return row  # another holder has the lease: no lock is taken, so a waiting replica blocks nobody
+                return row  # another holder has the lease: no lock is taken, so a waiting replica blocks no other
         with self._engine.begin() as connection:
             row = Lease(*connection.execute(_LEASE.with_for_update()).one())
             mine = after(row, holder, lasts, self._now(connection), begins, self._shared)

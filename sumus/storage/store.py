@@ -19,7 +19,7 @@ from sumus.errors import ExperimentError
 from sumus.protocol.round import DeviceRow, Round, Session
 
 OF_THE_RUN = 2**31 - 1
-"""The number that stands for the run itself, in place of a round's number, in notes."""
+"""The round number under which the notes of the run itself are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,11 @@ class RunRow:
         lasts: The duration of recent rounds, in seconds; 0 before the first round has ended.
         epoch: A number for the seeds of noise. It grows with each restore and rollback, so that no noise is used twice.
         released: The version of the model with which devices predict.
-        led: When the leader took over, in seconds of the store's clock.
+        led: The time at which the leader took over, in seconds of the store's clock.
         takes: The time that a device needs for its work, in seconds; 0 before the first report.
-        takes_by_edge: Seconds from the moment when an edge gets work for a device until that edge's sum; 0 at first.
-        models: The number of sums that have become a model. A model that was put back by a rollback does not count.
+        takes_by_edge: The seconds from the moment when an edge gets work for a device until the edge's sum arrives; 0 before
+            the first sum of an edge.
+        models: The number of sums that have become a model. A model that a rollback restored does not count.
     """
 
     newest: int = 0
@@ -76,15 +77,15 @@ class Model:
 
     Attributes:
         version: The version's number.
-        round: The round whose sum it was made from; None for the first version, and for a version that was put back.
-        parent: The version before it.
+        round: The round from whose sum it was made; None for the first version, and for a version that a rollback restored.
+        parent: The previous version.
         broadcast: The blob with which devices begin to train.
         memory: The blob of the server optimizer's state.
         model: The blob of the published model.
         plan: The blob of its task's plan.
         contributors: The number of reports in the sum.
         metrics: Metrics as canonical JSON.
-        at: When it was made, in seconds of the store's clock.
+        at: The time at which it was made, in seconds of the store's clock.
     """
 
     version: int
@@ -117,7 +118,7 @@ class TakenOver(Fenced):
 class Rows(Protocol):
     """The rows in one transaction. A read returns what the same transaction has written.
 
-    At first, the run and round 0 exist with their default values. A row that was dropped or forgotten can no longer be
+    In a new store, the run and round 0 exist with their default values. A row that was dropped or forgotten can no longer be
     read, unless it is written again.
     """
 
@@ -199,10 +200,10 @@ class Rows(Protocol):
         ...
 
     def put_shard(self, row: Shard) -> None:
-        """Write a process's shard of a sum, in place of its previous shard.
+        """Write a process's shard of a sum. It replaces the process's previous shard.
 
         Raises:
-            Fenced: `seq` is not exactly one above that of the previous shard (0 if there is none).
+            Fenced: `seq` is not exactly one more than that of the previous shard (0 if there is none).
         """
         ...
 
@@ -211,7 +212,7 @@ class Rows(Protocol):
         ...
 
     def note(self, number: int, name: str) -> bytes | None:
-        """Return a note of a round; None if it does not exist or was deleted.
+        """Return a note (a small value with a name) of a round; None if it does not exist or was deleted.
 
         The names of notes: "key" (the round's data key, wrapped), "seed", "model", and "departed" (the links of devices
         that left after they were counted).

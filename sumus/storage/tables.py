@@ -4,7 +4,7 @@ from sqlalchemy import BigInteger, Column, Double, Index, LargeBinary, MetaData,
 from sqlalchemy.dialects import postgresql
 
 TEXT = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
-"""A text column that is sorted by bytes, whatever language the database server is set to."""
+"""A text column that is sorted by bytes, independently of the database server's language setting."""
 
 TABLES = MetaData()
 RUN = Table(

@@ -72,7 +72,7 @@ def _tried(program: Program) -> Generator[None, None, None]:
 
 
 class _Products(Interception):
-    """Counts the operations of matrix products, convolutions and fused recurrent layers while the mode is entered."""
+    """Counts the operations of matrix products, convolutions and fused recurrent layers while the mode is active."""
 
     def __init__(self) -> None:
         super().__init__()

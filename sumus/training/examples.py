@@ -61,7 +61,7 @@ class ExampleReader:
         if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
             raise DataError(
                 client,
-                f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} do not have one row an example: "
+                f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} do not have one row per example: "
                 "give arrays of equal length",
             )
         if len(inputs) == 0:
@@ -98,7 +98,7 @@ class ExampleReader:
             if tuple(tensor.shape[1:]) != tuple(shape) or _dtype_name(tensor) != dtype:
                 raise DataError(
                     client,
-                    f"its {name} are {_dtype_name(tensor)} of shape {tuple(tensor.shape[1:])} an example, and the task's are "
+                    f"its {name} are {_dtype_name(tensor)} of shape {tuple(tensor.shape[1:])} per example, and the task's are "
                     f"{dtype} of shape {tuple(shape)}; mend the data, or prepare= of the task",
                 )
         if data.classes is not None and targets.is_floating_point():
@@ -108,7 +108,7 @@ class ExampleReader:
                 remedy = "give the number of each example's class: targets.argmax(1), if they are one-hot"
             raise DataError(
                 client,
-                f"its targets are {_dtype_name(targets)} of shape {shape} an example (the first is {_shown(targets[0])}), and "
+                f"its targets are {_dtype_name(targets)} of shape {shape} per example (the first is {_shown(targets[0])}), and "
                 f"the task's loss takes classes, whole numbers from 0 to {data.classes - 1}: {remedy}",
             )
         if data.classes is not None:
@@ -123,7 +123,7 @@ class ExampleReader:
 
     def _tensor(self, client: object, name: str, values: Any) -> Tensor:
         if values is None:
-            raise DataError(client, f"it has no {name}: give (inputs, targets), with one row an example in each")
+            raise DataError(client, f"it has no {name}: give (inputs, targets), with one row per example in each")
         if (reason := _no_array(values)) is not None:
             raise DataError(client, f"its {name} are {reason}")
         try:  # a copy, since the caller may use its array again
@@ -131,7 +131,7 @@ class ExampleReader:
         except ValueError as error:
             raise DataError(client, f"its {name} cannot be read: {error}") from error
         except Exception as error:
-            raise DataError(client, f"its {name} are no array: {error}; give numpy arrays or tensors") from error
+            raise DataError(client, f"its {name} are not an array: {error}; give numpy arrays or tensors") from error
         if tensor.is_complex():
             raise DataError(client, f"its {name} are complex; give real numbers")
         if not tensor.is_floating_point():
@@ -242,12 +242,12 @@ def _stacked(rows: list[Any]) -> Tensor:
 
 
 def _no_array(values: Any) -> str | None:
-    """Say why values are not an array of numbers, and what to pass instead; None if these checks find nothing wrong."""
+    """Return why values are not an array of numbers, and what to pass instead; None if these checks find nothing wrong."""
     if isinstance(values, Mapping):
         return f"a dict of {_keys(values)}, and a model is given one array: stack them into one, in prepare= or before"
     if isinstance(values, Tensor):
         if type(values).__name__ == "MaskedTensor":
-            return "a masked tensor: leave what is masked out, or fill it"
+            return "a masked tensor: leave masked entries out, or fill them"
         if values.is_nested:
             return "a nested tensor: pad the rows to one length"
         if values.layout is not torch.strided:
@@ -340,6 +340,11 @@ def _remedy(error: Exception, targets: Tensor) -> str:
         return "memory ran out: lower batch_size= of the client's work, or take a smaller model"
     if targets.dtype == torch.int64 and ("long" in text or "int64" in text):
         return "a loss of real numbers takes real targets: give them as float32, or convert them in prepare="
+    if "more than 1 value per channel" in text:
+        return (
+            "BatchNorm cannot train on a batch of one example: choose a batch_size= that leaves no rest of one at any client, or "
+            "another norm, such as GroupNorm"
+        )
     return "try them on one batch alone, or convert the data in prepare="
 
 
@@ -347,8 +352,8 @@ class _Kept:
     """A cache of examples in one block of memory. It keeps the first examples, as many as fit, and never moves
     them.
 
-    Kept one by one on the heap, the small examples of many clients would fill the holes that each client's gradients
-    leave. The next gradients would no longer fit there, and the heap would grow by a model for each client.
+    If the small examples of many clients were kept one by one on the heap, they would fill the gaps that each client's
+    gradients leave. The next gradients would no longer fit into the gaps, and the heap would grow by a model for each client.
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:

@@ -89,7 +89,7 @@ class LocalGraph:
             given["lr"] = torch.tensor(lr, dtype=torch.float64)
         if "step" in self.others:
             given["step"] = torch.tensor(float(step), dtype=torch.float64)
-        with torch.enable_grad():  # so that fused recurrent kernels keep what their backward needs
+        with torch.enable_grad():  # fused recurrent kernels then keep the values for their backward pass
             (loss,) = self.module.forward(*state, *(given[name] for name in self.others))
         return loss
 
@@ -266,7 +266,7 @@ def _run_without_values(program: Program, work: ClientWork, values: Mapping[str,
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UsageError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # of a rule's error; if training fails too, its error names the rule
+        error = error.__cause__  # the cause of a rule's error; if training fails too, that error names the rule
     text = str(error).strip().partition("\n")[0]
     looked = isinstance(error, DataDependentOutputException | DynamicOutputShapeException)
     if looked or any(word in str(error) for word in ("data-dependent", ".item()", "value out of a tracing tensor")):

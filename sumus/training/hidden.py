@@ -5,8 +5,8 @@
     hidden.restore()                     restores everything; returns the paths that had changed, such as `loss.calls`
 
 A plan carries only leaves. Any other state of the code would reach the next client in a run with one process, but not
-in a run with two, and would be lost when a run continues from a folder. So every client begins with this state as it
-was before the run. A walk from the roots finds the places where such state can be (`sumus.training.walk`).
+in a run with two. Such state would also be lost when a run continues from a folder. So every client begins with this
+state as it was before the run. A walk from the roots finds the places where such state can be (`sumus.training.walk`).
 """
 
 import functools
@@ -32,7 +32,7 @@ _DEEPEST = 4
 
 
 class HiddenState:
-    """The state that the code behind some roots keeps outside the leaves, and its value when this object was made.
+    """The state that code keeps outside the leaves, and its value when this object was made.
 
     Args:
         roots: The objects at which the walk begins, by the name that paths begin with.
@@ -53,8 +53,9 @@ class HiddenState:
         self._begun = 0
 
     def is_due(self) -> bool:
-        """Return whether the slow comparisons are due now. This is asked before each client: at first the answer is
-        yes, and then more and more rarely."""
+        """Return whether the slow comparisons are due now. The caller checks this before each client. The first
+        comparisons are always due; later ones are due more and more rarely.
+        """
         self._begun += 1
         return self._begun <= _ALWAYS or self._begun & (self._begun - 1) == 0
 
@@ -132,7 +133,9 @@ def which(path: str) -> str:
     """Describe a path in words: an attribute of the model, or something elsewhere."""
     own = re.match(r"model\.([^.\[]*)", path)
     return (
-        f"its forward changes its own attribute `{own[1]}`" if own else f"its steps change `{path}`, which is no leaf"
+        f"its forward changes its own attribute `{own[1]}`"
+        if own
+        else f"its steps change `{path}`, which is not a leaf"
     )
 
 
@@ -140,8 +143,7 @@ def which(path: str) -> str:
 
 
 def tied_to_itself(module: nn.Module) -> str | None:
-    """Say why a copy of a module would be incomplete, that is, what it would lose or share with the original. None if it
-    is complete.
+    """Return why a copy of a module would be incomplete: what it would lose or share with the original. None if it is complete.
 
     A copy of a parameter has no hooks, and a copy of a function encloses the same objects as the original function.
     """

@@ -1,10 +1,10 @@
 """Keyed randomness inside models (dropout): the same numbers in every executor, however clients are distributed or
 stacked.
 
-The random operator number `call` in step `step` of a client gets uniform numbers from a stream of its own, keyed by
-(client's key, step, call), in the shape of its tensor. Rows that pad a batch come last, so they do not change the numbers
-of other rows. A model with a random operator that is not listed here uses torch's generator, seeded by the client's key, and
-trains sequentially.
+Random operators are numbered within a step. Each call of one gets uniform numbers in the shape of its tensor, from a
+stream that is keyed by (client's key, step, number of the call). Rows that pad a batch come last, so they do not change
+the numbers of other rows. A model with a random operator that is not listed here uses torch's generator, seeded by the
+client's key, and trains sequentially.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Observe, on a few examples before any client trains, what a task's code does apart from computing losses.
+"""Observe a task's code on a few examples before any client trains: does it do anything else than compute losses?
 
     seen = observe(program, inputs, targets)       TaskError for code that no run could train correctly
     seen.alone                                     the reason why its step cannot be captured, or None
@@ -105,7 +105,7 @@ def note_of(path: str) -> str:
         )
     return (
         f"`{path}` changes as the code runs, and a plan does not carry it: every client, and every evaluation, begins with it as "
-        "it was before the run, and no step that changes it is captured. What is to go on belongs into a float buffer of the "
+        "it was before the run, and no step that changes it is captured. Keep state that must continue in a float buffer of the "
         "model, which is averaged, or kept at each client if it is personal"
     )
 
@@ -176,7 +176,7 @@ def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Te
             else f"a tensor of shape {tuple(tensor.shape)} that the model or the loss takes from elsewhere"
         )
         raise TaskError(
-            f"{where} has requires_grad=True and is no leaf of the model: no step trains it, and nobody sends it. Make it a "
+            f"{where} has requires_grad=True and is not a leaf of the model: no step trains it, and it is not sent. Make it a "
             "parameter of the model, in the model's __init__ (a layer in a list: in an nn.ModuleList; a layer made in forward: "
             "before; a loss's own parameter: let forward return it); or set requires_grad_(False) if it stays as it is"
         )
@@ -229,14 +229,15 @@ def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
             continue
         if (why := _unaveraged(start, (still[name], once[name], twice[name]), moves[name].double())) is not None:
             raise TaskError(
-                f"the buffer `{name}` {why}, so that a mean of clients' buffers is none that training gives, and shared buffers "
+                f"the buffer `{name}` {why}, so that a mean of clients' buffers is a value that training never "
+                "gives, and shared buffers "
                 f'are averaged: keep one at each client, with leaves={{"{name}": "personal"}}; or, if a mean of them is right '
                 f'all the same, ask for it with leaves={{"{name}": "shared"}}'
             )
 
 
 def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tensor) -> str | None:
-    """Say why the mean of a buffer is meaningless; None if it is meaningful.
+    """Return why the mean of a buffer is meaningless; None if it is meaningful.
 
     Args:
         start: The buffer before a forward pass.

@@ -73,7 +73,9 @@ class Place:
         raise NotImplementedError
 
     def is_other_at_a_glance(self) -> bool:
-        """Return whether a rarely compared place has visibly changed: by its length, or by torch's count of writes."""
+        """Return whether a cheap check shows a change of a rarely compared place: of its length, or of torch's count of
+        writes.
+        """
         return False
 
     def restore(self) -> None:
@@ -85,7 +87,7 @@ class Place:
         raise NotImplementedError
 
     def end(self) -> None:
-        """Put back everything that the code only added, if this is a container: it may be a user's log."""
+        """If this is a container, put back the items that the code has added to it: the container may be a user's log."""
 
     def log(self) -> Any:
         """Return the items that the code has added to a container so far; None for other places."""
@@ -104,7 +106,8 @@ class Place:
         if missed:
             raise TaskError(
                 f"`{path}` is large, and changed as clients trained, after it had stayed the same at first: clients may have "
-                "begun with what others left there. Make it a buffer of the model, with register_buffer, or let it stay as it is"
+                "begun with values that other clients left there. Make it a buffer of the model, with "
+                "register_buffer, or let it stay as it is"
             )
 
 
@@ -167,7 +170,7 @@ class Entries(Place):
         pairs = (kind.keys(held), then.keys()), (kind.values(held), then.values())
         if len(held) != len(then) or not all(
             all(map(operator.is_, *pair)) or all(map(_same, *pair))
-            for pair in pairs  # the first is fast
+            for pair in pairs  # the first comparison is fast
         ):
             yield self._path
 
@@ -422,7 +425,7 @@ class Numbers(Place):
     def restore(self) -> None:
         if self._kept is None:
             raise TaskError(
-                f"`{self._path}` changes as clients train, is no leaf of the model, and is too large to be put back for each "
+                f"`{self._path}` changes as clients train, is not a leaf of the model, and is too large to be put back for each "
                 "client: make it a buffer of the model, with register_buffer"
             )
         if isinstance(self._held, Tensor):
@@ -551,7 +554,7 @@ class Iterating(Opaque):
         if self.then is not None:
             super().restore()
         raise TaskError(
-            f"`{self._path}` is a {type(self._held).__name__}, and nothing shows where it stands, so that it cannot be put back "
+            f"`{self._path}` is a {type(self._held).__name__}, and its position cannot be read, so that it cannot be put back "
             "for each client: compute its values from a buffer of the model instead, such as a count of steps, or make it anew "
             "in the code that uses it"
         )

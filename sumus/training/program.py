@@ -70,7 +70,7 @@ class Program:
         self.buffers = {name: self.tensors[name] for name in self.description.buffer_layout}
         self.personal = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.role == "personal"}
         self.trained = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.trained}
-        self._restored = [  # integer counters and the like keep the server's values, whatever training does to them
+        self._restored = [  # integer counters and similar leaves get the server's values back after training
             (tensor, tensor.detach().clone())
             for name, tensor in self.tensors.items()
             if self.leaves[name].role == "frozen" and name not in dict(self.module.named_parameters())
@@ -152,7 +152,7 @@ class Program:
                 self.expect_own_tensors()
             finally:
                 self.hidden.restore(whole)
-        if self.hidden.refused is not None:  # raised again if a device retries
+        if self.hidden.refused is not None:  # raise it again if a device retries
             raise TaskError(str(self.hidden.refused))
         for (name, own), (part, hidden) in self._parts.items():
             if changed := hidden.changed():
@@ -172,7 +172,8 @@ class Program:
             if not (is_same if before is None else _same_numbers(tensor, before[name])):
                 raise TaskError(
                     f"`{name}` is a frozen parameter, and the code changes it as it trains: it would be different in each "
-                    "process, and reach nobody. Make it a buffer (register_buffer), which is averaged as running statistics are; "
+                    "process, and would not be sent. Make it a buffer (register_buffer), which is averaged as "
+                    "running statistics are; "
                     f'or keep one at each client, with leaves={{"{name}": "personal"}}'
                 )
             self._frozen[name] = tensor, tensor._version, kept
@@ -207,7 +208,7 @@ class Program:
         if not isinstance(losses, Tensor) or losses.shape != inputs.shape[:1]:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise TaskError(
-                f"loss `{self.description.loss}` gave {got} for a batch of {len(inputs)} and must give one value an example, "
+                f"loss `{self.description.loss}` gave {got} for a batch of {len(inputs)} and must give one value per example, "
                 f"shape ({len(inputs)},): use reduction='none', or average over everything but the first dimension"
             )
         return outputs, losses
@@ -240,7 +241,7 @@ class Program:
         self.begin_anew()
         self.module.eval()
         with torch.no_grad(), seeded(0), generators_seeded(0):  # independent of earlier measurements
-            for start in range(0, len(inputs), batch_size):  # copies: a forward in place must not change the data
+            for start in range(0, len(inputs), batch_size):  # copies, since forward may change its input
                 rows = slice(start, start + batch_size)
                 batch, labels = inputs[rows].clone(), targets[rows].clone()
                 outputs, losses = self.losses(batch, labels)
@@ -250,7 +251,9 @@ class Program:
                     _add(totals, names, _measured(name, metric, outputs, labels))
         for name, (total, count) in totals.items():
             if not count and total:
-                raise TaskError(f"metric {name!r} adds up to {total:g} and counts no prediction: count what is added")
+                raise TaskError(
+                    f"metric {name!r} adds up to {total:g} and counts no prediction: count the values that are added"
+                )
         return totals
 
     def depends_on_batch(self, inputs: Tensor, targets: Tensor) -> bool:
@@ -260,16 +263,16 @@ class Program:
             return False
         with seeded(0):
             together, again, apart = (self.evaluate(inputs, targets, size) for size in (len(inputs), len(inputs), 1))
-        if self.hidden.changed():  # then the code compares calls, and another note says that it keeps state
+        if self.hidden.changed():  # then the code keeps state, and another note reports that
             return False
-        return together == again and any(  # otherwise it draws numbers, and differs each time
+        return together == again and any(  # otherwise it draws numbers, and gives other results each time
             not math.isclose(total, apart[name][0], rel_tol=1e-3, abs_tol=1e-5 * max(1, count))
             for name, (total, count) in together.items()
             if math.isfinite(total) and math.isfinite(apart[name][0])
         )
 
     def outputs(self, inputs: Any) -> Any:
-        """Return the model's output for inputs: a tensor `(B, ...)`, or whatever its forward returns."""
+        """Return the model's output for inputs: a tensor `(B, ...)`, or another value that its forward returns."""
         self.begin_anew()
         self.module.eval()
         with torch.no_grad():
@@ -280,7 +283,8 @@ class Program:
         outputs = self.outputs(inputs)
         if not isinstance(outputs, Tensor):
             raise TaskError(
-                f"the model gives {_named(outputs)}, and an answer is one tensor: let forward return a tensor in evaluation "
+                f"the model gives {_named(outputs)}, but a prediction must be one tensor: let forward return a "
+                "tensor in evaluation "
                 "(`if not self.training`), or wrap the model in one that does"
             )
         return outputs.cpu()
@@ -314,7 +318,7 @@ def _classes(program: Program, inputs: Tensor, targets: Tensor) -> int | None:
         outputs = program.module(inputs)
         if isinstance(outputs, Tensor) and outputs.dim():
             if not targets.is_floating_point():  # the reader refuses floats, and names the number of classes
-                program.task.loss(outputs, torch.zeros_like(targets))  # do the shapes fit, whatever the labels?
+                program.task.loss(outputs, torch.zeros_like(targets))  # check only the shapes, so labels are zeros
             return int(outputs.shape[axis])
     except SumusError:
         raise
@@ -344,15 +348,16 @@ def _measured(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
         if not isinstance(tensor, Tensor) or tensor.shape != wanted or tensor.is_complex():
             got = f"{_kind(tensor)}{tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TaskError(
-                f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value an example, or a pair "
+                f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value per example, or a pair "
                 "(sums, counts) of one each"
             )
     if len(given) == 2:
         counts = given[1].double()
         if bool((wrong := ~((counts >= 0) & (counts == counts.round()) & counts.isfinite())).any()):
             raise TaskError(
-                f"metric {name!r} counts {float(counts[wrong][0]):g} predictions of an example, and predictions are whole "
-                "numbers from 0: to weigh examples, give whole weights, such as hundredths"
+                f"metric {name!r} counts {float(counts[wrong][0]):g} predictions for an example, but such a count "
+                "must be a whole "
+                "number of at least 0: to weight examples, give whole numbers as weights, such as hundredths"
             )
     return value
 

@@ -32,7 +32,7 @@ def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Ten
     values = {f"params/{name}": tensor.detach().clone() for name, tensor in program.trained.items()}
     for name, tensor in program.trained.items():
         for slot, state in enumerate(work.rule_of(name).init(tensor.detach())):
-            values[f"rule/{name}/{slot}"] = torch.as_tensor(state).clone()  # one tensor in two slots becomes two
+            values[f"rule/{name}/{slot}"] = torch.as_tensor(state).clone()  # a tensor in two slots is copied for each
     buffers = {name: tensor for name, tensor in program.tensors.items() if name not in program.trained}
     values |= {f"buffers/{name}": tensor.detach().clone() for name, tensor in buffers.items()}
     shared = program.widened(program.shared)

@@ -144,12 +144,12 @@ def _imported(name: str, package: str) -> types.ModuleType | None:
         if found is None or {"site-packages", "dist-packages"} & {*Path(found.origin or "").parts}:
             return None
         return importlib.import_module(full)
-    except Exception:  # the module may raise anything: the code will raise it too, if it gets there
+    except Exception:  # the module may raise anything; the user's code will then raise it too
         return None
 
 
 class HiddenWalk:
-    """The state that the code behind some roots keeps outside the leaves, as it is now.
+    """The state that code keeps outside the leaves, with its present value.
 
     Args:
         roots: The objects at which the walk begins, by the name that paths begin with.
@@ -335,7 +335,7 @@ class HiddenWalk:
         self._look_at_modules([part for part in inside if isinstance(part, types.ModuleType)], attributes)
 
     def _look_at_modules(self, waiting: list[types.ModuleType], attributes: frozenset[str]) -> None:
-        """Look at the names in these modules that the code uses, and in the modules among them."""
+        """Look at the names that the code uses in these modules, and in the modules that these names refer to."""
         met = set[int]()
         while waiting:
             module = waiting.pop()
@@ -397,7 +397,7 @@ class HiddenWalk:
                     self._look_at_members(path, part, users(kind.__module__))
                 elif name.endswith("_hooks") and isinstance(
                     value, nn.Module
-                ):  # by order: their numbers are a process's
+                ):  # by order, since their ids differ between processes
                     self._look_at_members(f"{path}.hooks", part, True)
                     self._later((f"{path}.hook{at}", hook) for at, hook in enumerate(part.values()))
                 else:
@@ -490,7 +490,7 @@ def _is_looked_into(kind: type) -> bool:
 
 
 def _data_of(kind: type) -> dict[str, Any]:
-    """Return a class's attributes that are values."""
+    """Return the attributes of a class that hold data."""
     return {name: part for name, part in vars(kind).items() if _is_data(name, part)}
 
 

@@ -1,1 +1,1 @@
-"""Transports carry requests to a server and answers back: over HTTP, within a process, or with intentional faults."""
+"""Transports send requests to a server and return its responses: over HTTP, within a process, or with intentional faults."""

@@ -1,4 +1,4 @@
-"""A network whose faults a seed decides, for tests of programs that must survive a bad network.
+"""A network with random faults, which a seed determines, for tests of programs that must survive a bad network.
 
 transport = FaultyTransport(inner, Faults(lost=0.1, unanswered=0.1, twice=0.05), generator(seed, "network", device))
 """
@@ -20,10 +20,10 @@ class Faults:
 
     Attributes:
         lost: The request does not arrive.
-        unanswered: The request arrives, and its answer is lost.
-        twice: The request arrives twice, and the second answer comes back.
-        cut: The request's body arrives without its end, and no answer comes.
-        answer_cut: The answer's body comes without its end, and the answer looks complete.
+        unanswered: The request arrives, and its response is lost.
+        twice: The request arrives twice, and the second response is returned.
+        cut: The request's body arrives without its end, and there is no response.
+        answer_cut: The response's body arrives without its end, and the response looks complete.
         delayed: The request is delayed.
         delay: The longest delay, in seconds.
     """
@@ -42,11 +42,11 @@ class Faults:
 
 
 def no_time(seconds: float) -> None:
-    """Skip a delay: return at once."""
+    """Return at once, without a delay."""
 
 
 class FaultyTransport:
-    """A `Transport` that adds faults to another one. The same requests in the same order meet the same faults.
+    """A `Transport` that adds faults to another transport. The same requests in the same order get the same faults.
 
     Args:
         inner: The other transport.

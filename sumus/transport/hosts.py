@@ -1,4 +1,4 @@
-"""Convert the names of hosts in addresses and headers to one spelling.
+"""Converts the names of hosts in addresses and headers to one spelling.
 
 host_of("LOCALHOST.:8081")                   "localhost"
 host_of("[::ffff:127.0.0.1]:8081")           "127.0.0.1"
@@ -15,7 +15,7 @@ _AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)(?:%[a-z0-9._~%-]+)?\]|([a-z0-9_.-]+
 
 
 def host_of(authority: str) -> str | None:
-    """Return the host of `NAME`, `NAME:PORT`, `[ADDRESS]:PORT` or an address alone; None for any other text."""
+    """Return the host in `NAME`, `NAME:PORT`, `[ADDRESS]:PORT` or an address without port; None for any other text."""
     text = authority.strip().lower()
     if (address := ip_of(text)) is not None:
         return address
@@ -27,8 +27,9 @@ def host_of(authority: str) -> str | None:
 
 
 def ip_of(text: str) -> str | None:
-    """Return an IP address in its usual spelling, without a zone; None for any other text. An IPv4 address that is
-    written as IPv6 becomes IPv4."""
+    """Return an IP address in its usual spelling, without a zone; None for any other text. An IPv4 address that is written as
+    IPv6 is converted to IPv4.
+    """
     try:
         ip = ipaddress.ip_address(text.partition("%")[0] if ":" in text else text)
     except ValueError:
@@ -38,7 +39,7 @@ def ip_of(text: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine itself."""
+    """Return whether a host name or address means this machine."""
     address = ip_of(host)
     return host == "localhost" if address is None else ipaddress.ip_address(address).is_loopback
 
@@ -47,7 +48,7 @@ def listen_address(listen: str) -> tuple[str, int]:
     """Return the host and the port of a command's argument `HOST:PORT`.
 
     Raises:
-        UsageError: The text has another form.
+        UsageError: The text is not of the form HOST:PORT.
     """
     host, colon, digits = listen.rpartition(":")
     port = whole_number(digits, 5)

@@ -20,7 +20,7 @@ from sumus.transport.outbound import Outbound, proxy_to
 from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable, why_unreached, why_untrusted
 
 CONNECTING = 10.0
-"""The most seconds that opening a connection may take."""
+"""The longest time for opening a connection, in seconds."""
 _BLOCK = 2**16
 
 
@@ -30,9 +30,9 @@ class HttpTransport:
 
     Args:
         url: scheme://host:port of the server.
-        authority: Certificates in PEM. The server's certificate must be one of them, or signed by one of them. They
-            replace the system's certificates. None to use the system's certificates.
-        connections: The number of connections that are kept open for later requests. If more threads send requests at
+        authority: Certificates in PEM. The server's certificate must be one of them, or signed by one of them. They replace the
+            system's certificates. None uses the system's certificates.
+        connections: The number of connections that are kept open for later requests. If more threads than this send requests at
             once, they open further connections.
     """
 
@@ -41,7 +41,7 @@ class HttpTransport:
         try:
             parsed = parse_url(url)
         except LocationParseError as error:
-            raise ExperimentError(f"{url!r} is no server's address: write https://HOST:PORT") from error
+            raise ExperimentError(f"{url!r} is not the address of a server: write https://HOST:PORT") from error
         scheme, host = parsed.scheme or "http", parsed.host or ""
         port = parsed.port or (443 if scheme == "https" else 80)
         more: dict[str, Any] = {"ssl_context": _context(authority)} if scheme == "https" else {}
@@ -67,7 +67,7 @@ class HttpTransport:
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Send a request once, and read at most `most` bytes of the answer."""
+        """Send a request once, and read at most `most` bytes of the response's body."""
         until = time.monotonic() + patience
         try:
             response = self._pool.urlopen(
@@ -99,7 +99,7 @@ class HttpTransport:
             raise Unreachable(f"the answer of {self.url} was cut off: {why_unreached(error)}") from error
         finally:
             if not whole:
-                response.close()  # the rest of it must not be taken for the next answer
+                response.close()  # its unread rest must not be mistaken for the next response
             response.release_conn()
         return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, read)
 
@@ -108,7 +108,7 @@ class HttpTransport:
         while block := response.read1(_BLOCK):
             body += block
             if len(body) > most:
-                raise Unreachable(f"{self.url} answers with more than {amount(most)}, which is too much here")
+                raise Unreachable(f"{self.url} answers with more than {amount(most)}, which is not accepted here")
             if time.monotonic() > until:
                 raise Unreachable(f"the answer of {self.url} took too long")
         return bytes(body)
@@ -119,8 +119,9 @@ class HttpTransport:
 
 
 def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**16) -> bytes:
-    """Return an HTTPS server's answer for a path, without checking its certificate. The caller must compare the answer
-    with a hash that it already knows."""
+    """Send a GET request to an HTTPS server without checking its certificate, and return the body. The caller must compare the
+    body with a hash that it already knows.
+    """
     parsed = parse_url(url)
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname = False
@@ -152,18 +153,16 @@ def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**1
 def _of_proxy(url: str, proxy: Outbound | None, error: Exception) -> str:
     """Return the message for a server that cannot be reached through its proxy."""
     named = "the proxy" if proxy is None else f"the proxy {proxy.url} ({proxy.variable} of the environment)"
-    return (
-        f"{url} cannot be reached by way of {named}: {why_unreached(error)}; NO_PROXY names what is reached without it"
-    )
+    return f"{url} cannot be reached through {named}: {why_unreached(error)}; NO_PROXY lists hosts that are reached without it"
 
 
 def no_tls(url: str) -> str:
-    """Return the message for a port that answers, but not in TLS."""
+    """Return the message for a port that does not answer in TLS."""
     return f"{url} does not speak TLS: is it http://, or another port? (behind a proxy that encrypts, give the proxy's address)"
 
 
 def _speaks_no_tls(error: BaseException) -> bool:
-    """Return whether the other side answered a TLS greeting with something else."""
+    """Return whether the server answered the start of a TLS handshake with something else."""
     said = str(error).upper().replace(" ", "_")
     return any(
         word in said for word in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
@@ -171,8 +170,9 @@ def _speaks_no_tls(error: BaseException) -> bool:
 
 
 def _hung_up(error: BaseException) -> bool:
-    """Return whether the other side closed the connection, or did not answer in HTTP. A TLS port behaves so if a request
-    comes without TLS."""
+    """Return whether the server closed the connection, or did not answer in HTTP. A port for TLS does this if it gets a request
+    without TLS.
+    """
     inner = str(getattr(error, "reason", None) or error)
     return isinstance(error, ProtocolError) or "BadStatusLine" in inner or "reset" in inner.lower()
 
@@ -186,5 +186,5 @@ def _context(authority: str | None) -> ssl.SSLContext:
     try:
         context.load_verify_locations(cadata=authority)
     except (ssl.SSLError, ValueError) as error:
-        raise ExperimentError(f"the authority is no certificate in PEM: {error}") from error
+        raise ExperimentError(f"the authority is not a certificate in PEM: {error}") from error
     return context

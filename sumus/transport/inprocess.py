@@ -1,10 +1,10 @@
-"""Requests within a process: an ASGI application runs as it does on a server, but without sockets.
+"""Requests within a process: an ASGI application runs as on a server, but without sockets.
 
     with InProcess(app) as transport:
         transport.request("GET", "/healthz")
 
-The application runs on an event loop in a thread of its own. It gets real requests, piece by piece in bytes. Any number
-of threads may send requests at once.
+The application runs on an event loop in its own thread. It gets the same bytes as over HTTP, piece by piece. Several threads
+may send requests at the same time.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ App: TypeAlias = Callable[
 ]
 
 GRACE = 1.0
-"""Seconds for which running requests may continue after `close`."""
+"""The number of seconds for which running requests may continue after `close`."""
 _BLOCK = 2**16
 
 
@@ -31,8 +31,8 @@ class InProcess:
     """A `Transport` to an application. The constructor starts the application's lifespan, and `close` ends it.
 
     Attributes:
-        failures: The exceptions that the application raised while it answered. As over HTTP, the caller then gets status
-            500.
+        failures: The exceptions that the application raised while it handled requests. As over HTTP, the caller of such a
+            request gets status 500.
     """
 
     def __init__(self, app: App) -> None:
@@ -65,7 +65,7 @@ class InProcess:
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Send a request once, and keep at most `most` bytes of the answer."""
+        """Send a request once, and keep at most `most` bytes of the response's body."""
         if self._closed:
             raise Unreachable("the application is closed")
         asked = asyncio.run_coroutine_threadsafe(self._ask(method, path, body, headers, patience, most), self._loop)
@@ -74,7 +74,7 @@ class InProcess:
         except CancelledError as error:
             raise Unreachable("the application was closed before it answered") from error
         except BaseException:
-            asked.cancel()  # also if the calling thread is interrupted
+            asked.cancel()  # also after an interrupt (Ctrl-C) of the calling thread
             raise
 
     async def _ask(
@@ -92,17 +92,17 @@ class InProcess:
             raise Unreachable("the application did not answer in time") from error
         finally:
             self._asking.discard(asking)
-            call.gone.set()  # the application learns that the client has left, as from a server
-        if call.answered:  # the application may continue, but no caller waits for it
+            call.gone.set()  # tell the application that the client has disconnected, as a server does
+        if call.answered:  # the application may still run, but the caller does not wait for it
             return Answer(call.status, call.headers, bytes(call.body))
         if len(call.body) > most:
-            raise Unreachable(f"the application answers with more than {amount(most)}, which is too much here")
+            raise Unreachable(f"the application answers with more than {amount(most)}, which is not accepted here")
         if call.status:
             raise Unreachable("the answer of the application was cut off")
         return Answer(500, {}, b"Internal Server Error")
 
     def _ended(self, running: asyncio.Future[None]) -> None:
-        """Record that a call of the application has ended."""
+        """Note that a call of the application has ended."""
         self._running.discard(running)
         if not running.cancelled() and isinstance(error := running.exception(), Exception):
             self.failures.append(error)
@@ -139,8 +139,9 @@ class InProcess:
         self._thread.join()
 
     def _run(self) -> None:
-        """Run the loop until it is stopped, then end it in the same thread, since the caller's thread may run another
-        loop (a notebook)."""
+        """Run the event loop until it is stopped, and then close it in the same thread. The caller's thread cannot do this,
+        since it may run a loop of its own (a notebook).
+        """
         self._loop.run_forever()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -169,14 +170,14 @@ def _scope(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> d
 
 
 class _Call:
-    """One request as the application sees it, and its answer.
+    """One request to the application, and its response.
 
     Attributes:
-        status: The status of the answer; 0 before it begins.
-        headers: The headers of the answer, by name in lower case.
-        body: The body of the answer so far.
-        answered: Whether the answer is complete.
-        whole: An event that is set when nothing more will come.
+        status: The status of the response; 0 before the response begins.
+        headers: The headers of the response, by name in lower case.
+        body: The body of the response so far.
+        answered: Whether the response is complete.
+        whole: An event that is set when no more of the response will come.
         gone: An event that is set when the client no longer waits.
     """
 
@@ -210,12 +211,14 @@ class _Call:
                 self.whole.set()
 
     def ended(self, task: asyncio.Future[None]) -> None:
-        """Record that the application has returned or raised."""
+        """Note that the application has returned or raised an exception."""
         self.whole.set()
 
 
 class _Lifespan:
-    """The application's start and end. An application without lifespan support is served without them."""
+    """The start and the end of the application (ASGI lifespan). If the application does not support this, it is called without
+    them.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -235,7 +238,7 @@ class _Lifespan:
             await asyncio.wait([self.task])
 
     async def _phase(self, name: str) -> Message | None:
-        """Send an event, and return the application's answer; None if it ends without an answer."""
+        """Send a lifespan event, and return the application's answer; None if the application ends without an answer."""
         assert self.task is not None
         await self._said.put({"type": f"lifespan.{name}"})
         answer = asyncio.ensure_future(self._heard.get())
@@ -243,5 +246,5 @@ class _Lifespan:
         if answer.done():
             return answer.result()
         answer.cancel()
-        self.task.exception()  # read, so that asyncio does not log it: the application supports no lifespans
+        self.task.exception()  # reading the exception stops asyncio from logging it: the application has no lifespan support
         return None

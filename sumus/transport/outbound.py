@@ -1,4 +1,5 @@
-"""The proxy for requests to other networks, from the environment: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
+"""Finds the proxy for requests to other networks, from the environment variables HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and
+NO_PROXY.
 
     proxy = proxy_to("https", "fl.example.org", 443)          None if the server is reached directly
 
@@ -25,10 +26,10 @@ class Outbound:
 
     Attributes:
         url: scheme://HOST:PORT, without user and password.
-        host: Its name or address.
-        port: Its port.
+        host: The proxy's name or address.
+        port: The proxy's port.
         headers: The headers with the user and the password, if the proxy needs them.
-        variable: The name of the environment variable that names it.
+        variable: The environment variable that gives the proxy.
     """
 
     url: str
@@ -56,9 +57,13 @@ def proxy_to(scheme: str, host: str, port: int, environment: Mapping[str, str] =
     except LocationParseError:
         parsed = parse_url("")
     if not parsed.host or parsed.scheme not in ("http", "https"):
-        shown = f"a {parsed.scheme}:// proxy" if parsed.host and parsed.scheme else "no proxy's address"
+        shown = (
+            f"a {parsed.scheme}:// proxy"
+            if parsed.host and parsed.scheme
+            else "something that is not a proxy's address"
+        )
         raise UsageError(
-            f"{variable} in the environment names {shown}: sumus goes by http://HOST:PORT, or set NO_PROXY={host}"
+            f"{variable} in the environment names {shown}: sumus can only use http://HOST:PORT; or set NO_PROXY={host}"
         )
     at = parsed.port or (443 if parsed.scheme == "https" else 80)
     headers = make_headers(proxy_basic_auth=unquote(parsed.auth)) if parsed.auth else {}
@@ -68,8 +73,8 @@ def proxy_to(scheme: str, host: str, port: int, environment: Mapping[str, str] =
 def _is_excepted(host: str, port: int, excepted: str) -> bool:
     """Return whether NO_PROXY lists a host.
 
-    An entry matches the host itself, a domain above it, or a network that its address is in; `*` matches all hosts. An
-    entry may end with a port.
+    An entry matches the host itself, a parent domain of the host, or a network that contains its address; `*` matches all
+    hosts. An entry may end with a port.
     """
     address = ip_of(host)
     for word in (part.strip().lower() for part in excepted.split(",")):

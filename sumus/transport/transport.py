@@ -1,11 +1,11 @@
-"""The interface of transports, which carry a request to a server and bring back its answer. All implementations pass
-one suite of tests.
+"""The interface of transports, which send a request to a server and return its response. All implementations pass the same test
+suite.
 
     answer = transport.request("GET", "/healthz")
     answer.status, answer.headers, answer.body
 
-An answer arrives whole or not at all. If none arrives, the caller does not know whether the request was received, so it
-must be safe to send the same request again.
+`request` returns a complete response or raises Unreachable. In the second case the caller does not know whether the server
+received the request, so requests must be safe to repeat.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from typing import Protocol
 from sumus.errors import SumusError
 
 PATIENCE = 30.0
-"""Seconds to wait for an answer, if the caller gives no number."""
+"""The number of seconds to wait for a response if the caller gives none."""
 MOST = 2**20
-"""The longest body of an answer in bytes, if the caller gives no number."""
+"""The longest body of a response, in bytes, if the caller gives no other number."""
 
 
 class Unreachable(SumusError):
-    """No whole answer arrived: the server is unreachable or slow, or its answer is cut off or too long."""
+    """No complete response arrived: the server is unreachable or slow, or its response is cut off or too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer of a server.
+    """A response of a server.
 
     Attributes:
         status: The HTTP status.
@@ -55,10 +55,13 @@ _WORDS = (
 
 
 def why_unreached(error: BaseException) -> str:
-    """Say in words why a server cannot be reached. An error without such words gives its own first line, without
-    Python's wrapping."""
+    """Return the reason, as text for a person, why a server cannot be reached. For an unknown error, return the first line of
+    its message.
+    """
     reason = getattr(error, "reason", None)
-    inner = reason if isinstance(reason, BaseException) else error  # the reason of a TLS error is a word
+    inner = (
+        reason if isinstance(reason, BaseException) else error
+    )  # the attribute `reason` of a TLS error is only a word
     if isinstance(inner, SSLCertVerificationError):
         return f"its certificate is not trusted: {inner.verify_message or 'it cannot be checked'}"
     text = " ".join(str(inner).split())
@@ -71,34 +74,32 @@ def why_unreached(error: BaseException) -> str:
 
 
 def why_untrusted(error: BaseException, url: str, pinned: bool) -> str:
-    """Say why a server's certificate is not accepted, and what the user can do.
+    """Return a message that explains why a server's certificate is not accepted, and what the user can do.
 
     Args:
-        error: An error of TLS, or an error around one.
+        error: A TLS error, or an error that was caused by one.
         url: The server's address.
         pinned: Whether only one pinned authority is trusted.
     """
     said, now = " ".join(str(error).split()).lower(), f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if "expired" in said:
         return (
-            f"the certificate of {url} is past its end, and here it is {now}: if this machine's clock is right, ask who runs the "
-            "server to renew it"
+            f"the certificate of {url} has expired, and the time here is {now}: if this machine's clock is right, ask the "
+            "server's operator to renew it"
         )
     if "not yet valid" in said:
-        return f"the certificate of {url} is not valid yet, and here it is {now}: is this machine's clock late?"
+        return f"the certificate of {url} is not valid yet, and the time here is {now}: is this machine's clock slow?"
     if "hostname mismatch" in said or "ip address mismatch" in said:
-        return (
-            f"the certificate of {url} is for other names: give the address that stands in the link, or that it is for"
-        )
+        return f"the certificate of {url} is for other names: use the address in the link, or a name in the certificate"
     if pinned:
         return (
-            f"the certificate of {url} does not come from the authority that is known here: the server has made a new one, or it "
-            f"is another server. Ask who runs it for the new pin, and give it once behind the address: {url}/#pin=HEX"
+            f"the certificate of {url} is not from the authority that is known here: the server has made a new one, or this is "
+            f"another server. Ask its operator for the new pin, and give the pin once at the end of the address: {url}/#pin=HEX"
         )
     return (
-        f"the certificate of {url} is from nobody that this machine trusts: if the server made its own (--tls auto), give its "
-        f"link, or its pin behind the address: {url}/#pin=HEX; if it comes from an authority of your own, name that with "
-        "--authority FILE (authority=); else, is this the server that you were invited to?"
+        f"the certificate of {url} is not from an authority that this machine trusts: if the server made its own (--tls auto), "
+        f"give its link, or its pin at the end of the address: {url}/#pin=HEX; if the certificate is from your own authority, "
+        "give --authority FILE (authority=); otherwise check that this is the server to which you were invited"
     )
 
 
@@ -114,18 +115,18 @@ class Transport(Protocol):
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Send a request once. A redirection is an answer like any other.
+        """Send a request once. A redirection is returned like any other response, and is not followed.
 
         Args:
             method: The HTTP method.
-            path: The path with its query, as it is sent.
+            path: The path with its query, encoded as it is sent.
             body: The body.
             headers: Further headers.
-            patience: Seconds until the whole answer must have come.
-            most: The most bytes of the answer's body.
+            patience: The number of seconds within which the complete response must arrive.
+            most: The largest number of bytes in the response's body.
 
         Raises:
-            Unreachable: No whole answer arrived, or its body is too long.
+            Unreachable: No complete response arrived, or its body is too long.
         """
         ...
 

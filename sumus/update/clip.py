@@ -20,10 +20,10 @@ def clip_by_global_norm(max_norm: float) -> Transform:
 
         u ← u · min(1, C / ‖u‖₂),   ‖u‖₂² = Σ over all leaves of the part
 
-    The norm is over the whole tree, as differential privacy needs (sensitivity C per client). Clipping each leaf to a
-    bound of its own would not bound this norm by C. An update within the bound is not changed. A scaled update is
-    rounded towards zero, so that the bound also holds for the bits that are sent. `invert` is the identity, since the
-    server wants the sum of the clipped updates. [McMahan et al. 2018, arXiv:1710.06963, Algorithm 1]
+    The norm is over the whole tree, as differential privacy needs (sensitivity C per client). If each leaf were clipped
+    to its own bound, this norm could exceed C. An update within the bound is not changed. A scaled update is rounded
+    towards zero, so that the bound also holds for the bits that are sent. `invert` is the identity, since the server
+    wants the sum of the clipped updates. [McMahan et al. 2018, arXiv:1710.06963, Algorithm 1]
 
     Args:
         max_norm: C > 0, in units of the parameters.

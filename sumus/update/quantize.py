@@ -13,7 +13,7 @@ from sumus.update.transform import Context, Props, Transform
 
 _DEVIATIONS = 4.5
 _LIKELY = 8.0
-"""The number of standard deviations by which Σ code² may exceed its mean. An honest device exceeds this once in e^32 updates."""
+"""The number of standard deviations by which Σ code² may exceed its mean. One honest update in e^32 exceeds this limit."""
 
 
 @registered("update/quantize")
@@ -45,11 +45,11 @@ def quantize(bits: int = 8, range: float | None = None) -> Transform:
         return _DEVIATIONS * context.norm_bound / math.sqrt(size(context.shapes)) / largest
 
     def longest(context: Context) -> float | None:
-        """Return the root of the largest Σ code² of an update of norm C: its mean (C/s)² + d/4, plus eight standard deviations.
+        """Return the root of the largest Σ code² of an update with norm C: the mean (C/s)² + d/4, plus eight standard deviations.
 
         A code is ⌊x⌋ or ⌊x⌋ + 1 for x = u/s. Its square has a mean of at most x² + 1/4 and a range of at most 2|x| + 1.
-        So Σ code² is sub-Gaussian with a deviation of at most C/s + √d/2 [Hoeffding 1963]. Codes at the end of the
-        range are shorter.
+        So Σ code² is sub-Gaussian with a deviation of at most C/s + √d/2 [Hoeffding 1963]. A value outside the range
+        gets the outermost code, which is smaller.
         """
         if context.norm_bound is None:
             return None

@@ -28,7 +28,7 @@ _GIVES = "it must give a tree of arrays by name, in the shapes of its layout"
 
 @dataclass(frozen=True)
 class Context:
-    """The information that a transform gets. It says nothing about other clients, and on the server nothing about any one client.
+    """The information that a transform receives. It contains nothing about other clients, and on the server about no client.
 
     Attributes:
         shapes: The shapes of the leaves before this transform.
@@ -86,7 +86,7 @@ def one_unit(context: Context) -> float:
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Transform(Value):
-    """A change to an update, as pure functions.
+    """A stage that changes updates, as a set of pure functions.
 
     Attributes:
         apply: (update, context) → update. Runs on the device.
@@ -139,9 +139,7 @@ class Transform(Value):
 
     @property
     def lengthening(self) -> "Transform | None":
-        """The first stage that may make an update longer by an unknown amount, after the clip or on the server; None if
-        there is none.
-        """
+        """The first stage, after the clip or on the server, that may increase a norm by an unknown factor; None if none does."""
         clipped = False
         for stage in self.links:
             unknown_at_server = stage.invert is not unchanged and stage.unit is one_unit
@@ -152,14 +150,14 @@ class Transform(Value):
         return None
 
     def reach(self, shapes: Layout) -> tuple[float | None, float]:
-        """Return how long an update can be after these stages, and the value of one unit of that length in parameters.
+        """Return the largest norm of an update after these stages, and the value of one unit of that norm in parameters.
 
         Args:
             shapes: The shapes of the leaves before the first stage.
 
         Returns:
-            The L2 norm that no honest update exceeds; None if no stage bounds it, or if a stage may lengthen an update
-            by an unknown amount. And the unit: the product of the units of all stages, including those before the clip,
+            The L2 norm that no honest update exceeds; None if no stage bounds it, or if a stage may increase a norm by
+            an unknown factor. And the unit: the product of the units of all stages, including those before the clip,
             since the server undoes all of them. It is 1.0 for floats, and the quantization step for integer codes.
         """
         if self.lengthening is not None:

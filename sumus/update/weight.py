@@ -17,7 +17,7 @@ def weight(cap: int, by: Literal["examples"] = "examples") -> Transform:
     sum's sensitivity to one client is cap · C. With this stage followed by the clip, the sensitivity is C.
 
     Args:
-        cap: The most examples that count, at least 1.
+        cap: The largest number of examples that counts, at least 1.
         by: The quantity to weight by. Only "examples", the number of examples, is possible.
     """
     if cap < 1:

@@ -1,4 +1,4 @@
-"""Tensors and models in another place: they are sent to a worker, used for computations there, and fetched.
+"""Tensors and models at a *worker*, another process or machine: they are sent there, used in computations, and fetched.
 
     alice = sumus.virtual.VirtualWorker("alice")                          in this process
     bob = sumus.virtual.connect("http://127.0.0.1:8090", token="…")       another person's device, under its own policy

@@ -3,9 +3,9 @@
     calls = OperationCalls(held)
     calls.do(Call("add", (Ref(1), Ref(2))))            keeps the results, and returns their shapes and dtypes
 
-**Answers about private tensors** are fixed before the tensors' numbers are used. Shapes and most errors come from an
-outline without numbers. Other errors come from a trial call with zeros in place of private numbers. If the operation
-itself then fails, private numbers are the cause. The caller must not learn this, so the result is NaN.
+**Responses about private tensors** are decided before the tensors' numbers are used. Shapes and most errors come from an
+outline (`outline.py`), which has no numbers. Other errors come from a trial call with zeros in place of private numbers. If
+the operation itself then fails, private numbers are the cause. The caller must not learn this, so the result is NaN.
 """
 
 from collections.abc import Collection
@@ -25,7 +25,7 @@ from sumus.virtual.refusal import RequestRefused, first_line, impossible
 
 LOG = logger("sumus.worker")
 MOST_OUTLINES = 2000
-"""The most outlines of calls that are kept."""
+"""The largest number of outlines that are kept."""
 DEEPEST = 32
 """The deepest nesting of lists in an argument."""
 
@@ -63,15 +63,15 @@ class OperationCalls:
         return self._held.keep_results(results, {id(kept.tensor): number for number, kept in used.items()})
 
     def _bound(self, ask: Call, used: dict[int, HeldTensor]) -> BoundCall:
-        """Return the call that a request asks for. Its tensors are added to `used`, by number."""
+        """Return the call that a request describes. Its tensors are added to `used`, by number."""
         operation = OPERATIONS.get(ask.operation)
         if operation is None or operation.name not in self._held.policy.operations:
             raise RequestRefused(
-                "not_allowed", f"the operation {ask.operation!r} is not on the list of what may be done here"
+                "not_allowed", f"the operation {ask.operation!r} is not one of those that this worker allows"
             )
         if len(ask.arguments) > len(operation.takes) or not ask.named.keys() <= {*operation.takes, *operation.named}:
             takes = ", ".join((*operation.takes, *sorted(operation.named)))
-            raise RequestRefused("not_allowed", f"{operation.name} takes {takes} here, and nothing else")
+            raise RequestRefused("not_allowed", f"{operation.name} takes only {takes} here")
         arguments = [
             self._argument(operation, *each, used) for each in zip(operation.takes, ask.arguments, strict=False)
         ]
@@ -79,7 +79,7 @@ class OperationCalls:
         call = BoundCall(operation, tuple(arguments), named, ask.graph)
         if any(self._held.memories.is_owned(tensor) for tensor in call.changed()):
             raise RequestRefused(
-                "not_yours", f"{operation.name} would change a tensor of the owner's: clone() it first"
+                "not_yours", f"{operation.name} would change one of the owner's tensors: clone() it first"
             )
         return call
 
@@ -88,14 +88,14 @@ class OperationCalls:
         found = self._value(value, own)
         used.update(own)
         if own and name not in operation.tensors:
-            raise RequestRefused("not_allowed", f"`{name}` of {operation.name} is a number here, and not a tensor")
+            raise RequestRefused("not_allowed", f"`{name}` of {operation.name} must be a number here, not a tensor")
         if TELLS.get(operation.name) == name and any(
             self._held.is_private(kept.tensor) and not kept.tensor.is_floating_point() for kept in own.values()
         ):
             raise RequestRefused(
                 "private",
-                f"`{name}` of {operation.name} depends on its owner's data, and whether it fails would tell the numbers: use "
-                "one that you sent",
+                f"`{name}` of {operation.name} depends on the owner's data, and a failure would reveal them: use a tensor "
+                "that you sent",
             )
         return found
 
@@ -115,18 +115,18 @@ class OperationCalls:
                 return float(text)
             case Items(items, as_list):
                 if depth == DEEPEST:
-                    raise RequestRefused("malformed", f"lists lie in each other more than {DEEPEST} deep")
+                    raise RequestRefused("malformed", f"lists are nested more than {DEEPEST} deep")
                 inner = [self._value(item, used, depth + 1) for item in items]
                 return inner if as_list else tuple(inner)
             case _:
                 return value
 
     def _outline(self, call: BoundCall, private: Collection[int]) -> Outline:
-        """Return the outline of a call. Refuse the call if this can be decided without private numbers.
+        """Return the outline of a call. Refuse the call if the outline or a trial shows that it is not possible.
 
         Args:
             call: The call.
-            private: The `id()` of each private tensor of it.
+            private: The `id()` of each private tensor of the call.
         """
         form = call.form(private)
         outline = None if form is None else self._outlines.get(form)
@@ -136,7 +136,7 @@ class OperationCalls:
             self._held.check_form(result.shape, result.dtype)
         blanks = sum(bytes_of(tensor.shape, tensor.dtype) for tensor in call.tensors()) if private else 0
         self._held.check_memory(outline.bytes + blanks)
-        self._held.check_time(outline.steps * (2 if private else 1))  # twice, with the trial
+        self._held.check_time(outline.steps * (2 if private else 1))  # a call on private tensors also runs as a trial
         self._without_cycle(call, outline)
         if private and not outline.tried:
             outline.results = self._tried(call, outline.results)
@@ -156,7 +156,7 @@ class OperationCalls:
             if isinstance(error, NotImplementedError) or " meta " in str(error):
                 raise RequestRefused(
                     "impossible",
-                    f"{name}: the shape of the result would depend on numbers in a tensor, and that is not done here",
+                    f"{name}: the shape of the result would depend on numbers in a tensor, which is not allowed here",
                 ) from error
             raise impossible(name, error) from error
 
@@ -177,7 +177,8 @@ class OperationCalls:
             ):
                 raise RequestRefused(
                     "impossible",
-                    f"{call.operation.name} would make a result of a tensor that has learnt: clone() it first, or use no_grad()",
+                    f"{call.operation.name} would overwrite a tensor that has required a gradient: clone() it first, or use "
+                    "no_grad()",
                 )
 
     def _tried(self, call: BoundCall, results: list[OutlineResult]) -> list[OutlineResult]:
@@ -212,7 +213,9 @@ class OperationCalls:
                 (each.shape, each.dtype, each.learns) for each in outline.results
             ]:
                 return results
-            LOG.error("%s gave other tensors than its outline says: the caller gets NaN", call.operation.name)
+            LOG.error(
+                "%s returned other tensors than its outline predicts, so the caller gets NaN", call.operation.name
+            )
         except Exception as error:
             name, why = call.operation.name, first_line(error)
             LOG.error("%s failed on private numbers, so the caller gets NaN: %s", name, why)

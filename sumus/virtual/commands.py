@@ -28,23 +28,26 @@ def worker(
             metavar="FILE.py[:NAME]", help="A file that defines `tensors` (or NAME), by name, and perhaps `policy`."
         ),
     ],
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where it listens, port 0 for any.")] = "127.0.0.1:0",
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Address to listen on; port 0 for any.")
+    ] = "127.0.0.1:0",
     token_file: Annotated[
         str | None,
         typer.Option(
-            help=f"File with the token, made if it is not there; - for standard input; else {VARIABLE} may hold it."
+            help=f"File with the token, created if missing; - for standard input. Without this option, {VARIABLE} holds it."
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="The worker's name, for its callers; by default NAME, or the file's.")
+        str | None, typer.Option(help="The worker's name, for its callers; by default NAME, or the file's name.")
     ] = None,
     tls: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="CERT KEY", help="A certificate's chain and its key, PEM.")
+        tuple[Path, Path] | None,
+        typer.Option(metavar="CERT KEY", help="Files of the certificate chain and its key, PEM."),
     ] = None,
     host_name: Annotated[
-        list[str] | None, typer.Option(help="Host name or address that callers use; several times for several.")
+        list[str] | None, typer.Option(help="Host name or address that callers use; may be given several times.")
     ] = None,
-    insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it.")] = False,
+    insecure: Annotated[bool, typer.Option(help="Serve without TLS, even if other machines can connect.")] = False,
 ) -> None:
     """Let callers compute with the tensors of a file, under its policy, until Ctrl-C."""
     from sumus.virtual.serving import serve
@@ -74,8 +77,8 @@ def load_tensors(file: str) -> tuple[Mapping[str, Any], "Policy"]:
     tensors, policy = named(file, module, name or "tensors"), named(file, module, "policy")
     if not isinstance(tensors, Mapping):
         raise ExperimentError(
-            f'{file} defines no `{name or "tensors"}`: add `{name or "tensors"} = {{"inputs": inputs, …}}`, what this worker '
-            "offers"
+            f'{file} defines no `{name or "tensors"}`: add `{name or "tensors"} = {{"inputs": inputs, …}}` with the tensors '
+            "that this worker offers"
         )
     if policy is not None and not isinstance(policy, Policy):
         raise ExperimentError(f"`policy` in {file} is a {type(policy).__name__}, not a sumus.virtual.Policy")
@@ -90,7 +93,7 @@ def token_of(file: str | None, environment: Mapping[str, str]) -> str:
     if file is None:
         if not environment.get(VARIABLE):
             raise UsageError(
-                f"who may use this worker? Give --token-file FILE (made if it is not there), or set {VARIABLE}"
+                f"the worker needs a token for its callers: give --token-file FILE (created if missing), or set {VARIABLE}"
             )
         return environment[VARIABLE]
     if file == "-":
@@ -98,5 +101,5 @@ def token_of(file: str | None, environment: Mapping[str, str]) -> str:
     path = Path(file)
     if not path.exists():
         write_whole(path, f"{secrets.token_urlsafe(32)}\n".encode(), private=True)
-        echo(f"{path}: a new token; give it to whoever may use this worker", error=True)
+        echo(f"{path}: a new token; give it to the people who may use this worker", error=True)
     return read_token(path)

@@ -1,5 +1,5 @@
-"""Gradients of a caller's tensors at a worker. Autograd runs there; a pointer knows only whether it requires a
-gradient."""
+"""Gradients of a caller's tensors at a worker. Autograd runs at the worker; a pointer records only whether its tensor
+requires a gradient."""
 
 from typing import cast
 
@@ -39,7 +39,7 @@ def gradient_of(held: HeldTensors, ask: Gradient) -> TensorMade | EmptyAnswer:
     known = None if kept.gradient is None else held.tensors.get(kept.gradient)
     if known is not None and known.tensor.is_set_to(kept.tensor.grad):
         return made_of(cast(int, kept.gradient), known.tensor)
-    # An alias: what the caller does with it gives the gradient itself no history and no gradient.
+    # An alias, so that operations of the caller on it do not give the gradient itself a history or a gradient.
     made = held.keep(kept.tensor.grad.detach())
     kept.gradient = made.id
     return made
@@ -50,7 +50,7 @@ def set_gradient(held: HeldTensors, ask: SetGradient) -> EmptyAnswer:
     kept = held.of(ask.id)
     to = None if ask.to is None else held.of(ask.to).tensor
     if to is not None and held.memories.is_owned(to):
-        raise RequestRefused("not_yours", "backward() would add to a tensor of the owner's: clone() it first")
+        raise RequestRefused("not_yours", "backward() would add to one of the owner's tensors: clone() it first")
     try:
         kept.tensor.grad = None if to is None else to.detach()
     except RuntimeError as error:

@@ -19,8 +19,8 @@ from sumus.virtual.outline import Outline, bytes_of
 STEP_BYTES = 2048
 """Bytes that are counted for one operation in a graph, in addition to the tensors that it saves."""
 BACKWARD = 3
-"""The most by which an operation's backward pass may take longer than the operation, as a factor: two matrix products and
-one addition."""
+"""The largest ratio between the time of an operation's backward pass and the time of the operation: for a matrix product,
+the backward pass takes two products and one addition."""
 
 
 class GraphBytes:
@@ -88,8 +88,10 @@ class Survey:
 
 
 def survey(root: Tensor) -> Survey:
-    """Go through the graph of a tensor in the order of torch's engine, newest nodes first, and count what a backward
-    pass takes."""
+    """Return what a backward pass from a tensor will cost.
+
+    The graph is visited in the order of torch's engine: newest nodes first.
+    """
     found = Survey()
     if root.grad_fn is None:
         if root.requires_grad:
@@ -105,7 +107,7 @@ def survey(root: Tensor) -> Survey:
         kernel = max([kernel, *(BACKWARD * step.bytes for step in steps)])
         if hasattr(node, "variable"):
             found.leaves.append(node.variable)
-            continue  # what arrived here stays: it becomes the leaf's gradient, or is added to it
+            continue  # a gradient that arrives at a leaf stays: it becomes the leaf's gradient
         made = 0
         for following, at in node.next_functions:
             if following is None:

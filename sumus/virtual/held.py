@@ -1,7 +1,7 @@
 """The tensors that one caller has at a worker, within the limits of the worker's policy.
 
     held = HeldTensors({"inputs": inputs}, policy)
-    made = held.keep(tensor)                the answer to the caller: number, shape and dtype
+    made = held.keep(tensor)                the response to the caller: number, shape and dtype
     held.of(made.id).tensor
     held.forget(made.id)
 
@@ -24,7 +24,7 @@ from sumus.virtual.policy import Policy
 from sumus.virtual.refusal import RequestRefused
 
 MOST_DIMENSIONS = 64
-"""The most dimensions that torch's kernels support."""
+"""The largest number of dimensions that torch's kernels support."""
 
 
 @dataclass
@@ -64,9 +64,7 @@ class HeldTensors:
         """
         kept = self.tensors.get(number)
         if kept is None:
-            raise RequestRefused(
-                "unknown_tensor", f"there is no tensor {number} of yours here: was its pointer let go of?"
-            )
+            raise RequestRefused("unknown_tensor", f"you have no tensor {number} here: was its pointer deleted?")
         return kept
 
     def keep(self, tensor: Tensor, sent: bool = False) -> TensorMade:
@@ -114,18 +112,18 @@ class HeldTensors:
     # ── limits ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_room(self, more: int) -> None:
-        """Refuse this many more tensors if the caller would then have too many."""
+        """Refuse a request if the caller would have too many tensors with `more` further ones."""
         if len(self.tensors) + more > self.policy.tensors:
             raise RequestRefused(
-                "too_many", f"you hold {self.policy.tensors} tensors here, the most: let go of pointers"
+                "too_many", f"you hold {self.policy.tensors} tensors here, the largest number allowed: delete pointers"
             )
 
     def check_memory(self, more: int) -> None:
-        """Refuse this many more bytes if the caller would then have too many."""
+        """Refuse a request if the caller would have too many bytes with `more` further ones."""
         if not self.memories.fits(more + self.graphs.bytes, self.policy.held):
             raise RequestRefused(
                 "too_many",
-                f"you would hold more than {self.policy.held} bytes here, with what is needed on the way: let go of pointers",
+                f"you would hold more than {self.policy.held} bytes here, including memory for this request: delete pointers",
             )
 
     def check_time(self, steps: int) -> None:
@@ -134,7 +132,7 @@ class HeldTensors:
         if seconds > self.policy.seconds:
             raise RequestRefused(
                 "too_large",
-                f"this may take {seconds:.0f} s, and at most {self.policy.seconds:g} are allowed for a request: work in parts",
+                f"this may take {seconds:.0f} s, and a request may take at most {self.policy.seconds:g} s: split the work",
             )
 
     def check_size(self, nbytes: int) -> None:
@@ -142,17 +140,18 @@ class HeldTensors:
         if nbytes > self.policy.largest:
             raise RequestRefused(
                 "too_large",
-                f"a tensor of {nbytes} bytes, and at most {self.policy.largest} are allowed here: work in parts",
+                f"the tensor has {nbytes} bytes, and at most {self.policy.largest} are allowed here: split the work",
             )
 
     def check_form(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Refuse a tensor that is too large, or whose dtype cannot be sent."""
         self.check_size(bytes_of(shape, dtype))
         if dtype not in DTYPE_NAMES:
-            raise RequestRefused("impossible", f"the result would be of {dtype}, which does not travel")
+            raise RequestRefused("impossible", f"the result would be of {dtype}, which cannot be sent")
         if len(shape) > MOST_DIMENSIONS:
             raise RequestRefused(
-                "impossible", f"this has {len(shape)} dimensions, and at most {MOST_DIMENSIONS} are taken here"
+                "impossible",
+                f"the tensor has {len(shape)} dimensions, and at most {MOST_DIMENSIONS} are supported here",
             )
 
 

@@ -4,8 +4,8 @@
     memories.make_private([result])
     memories.is_private(result.view(-1))            True: a view uses the memory of its base
 
-Privacy is a property of memory only, that is, of torch's storages. Two handles, a view, a gradient, or a tensor that
-only autograd's graph holds: if they share a storage, they are private together, as long as the storage exists.
+Privacy is a property of memory only, that is, of torch's storages. All tensors that share a storage are private together, as
+long as the storage exists: tensors of the caller, their views and gradients, and tensors that only autograd's graph holds.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -42,7 +42,7 @@ class Memories:
     """All storages of a caller's tensors, of their gradients, and of tensors that autograd has saved for a backward pass.
 
     Args:
-        offered: The owner's tensors, by name. Their memory is the owner's: it is never changed, and does not count.
+        offered: The owner's tensors, by name. Their memory is never changed, and does not count towards the caller's limit.
         public: The names of the owner's tensors that are not private.
     """
 
@@ -80,11 +80,14 @@ class Memories:
             self.note(tensor).private = True
 
     def is_owned(self, tensor: Tensor) -> bool:
-        """Return whether a tensor lies in the owner's memory."""
+        """Return whether a tensor uses the owner's memory."""
         return storage_of(tensor) in self._owned
 
     def fits(self, more: int, limit: int) -> bool:
-        """Return whether `more` further bytes fit within the limit. Storages are swept only if the answer would be no."""
+        """Return whether `more` further bytes fit within the limit.
+
+        Freed storages are removed from the records only if the bytes would not fit otherwise.
+        """
         return self._bytes + more <= limit or self.in_use() + more <= limit
 
     def in_use(self) -> int:

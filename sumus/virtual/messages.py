@@ -21,9 +21,9 @@ from sumus.wire.tensors import MAX_HEADER, decode_tree, encode_tree
 
 MAGIC = b"svw1"
 MAX_CONTROL = 2**20
-"""The longest JSON that is read, in bytes."""
+"""The largest JSON that is read, in bytes."""
 OVERHEAD = len(MAGIC) + 4 + MAX_CONTROL + MAX_HEADER
-"""The most bytes of a body in addition to those of its tensor."""
+"""The largest number of bytes of a body in addition to those of its tensor."""
 MOST_FORGOTTEN = 10_000
 LEAF = "tensor"
 
@@ -55,9 +55,9 @@ Code: TypeAlias = Literal[
 
 STATUS: dict[str, int] = {
     "malformed": 400,  # the message has another form than the classes below
-    "not_allowed": 403,  # the policy does not allow this operation, or there is none of this name
+    "not_allowed": 403,  # the policy does not allow this operation, or no operation has this name
     "unknown_tensor": 404,  # this caller has no tensor with this number
-    "unknown_name": 404,  # the owner offers no tensor of this name
+    "unknown_name": 404,  # the owner offers no tensor with this name
     "too_large": 413,  # a tensor or a body exceeds the policy's limit
     "too_many": 403,  # the caller would hold more tensors or bytes than allowed
     "private": 403,  # the tensor depends on the owner's data, and may not be fetched
@@ -66,7 +66,7 @@ STATUS: dict[str, int] = {
     "replayed": 409,  # the request is older than the last one
     "bad_token": 401,
     "unknown_caller": 401,  # the caller has not begun, has ended, or was idle for too long
-    "busy": 503,  # there are as many callers or bodies as allowed
+    "busy": 503,  # the largest number of callers or bodies is reached
     "slow": 408,  # the body took too long
     "not_found": 404,  # no such path
     "failed": 500,  # a defect of the worker
@@ -120,7 +120,7 @@ class Items(msgspec.Struct, frozen=True, tag="items"):
 
 Value: TypeAlias = bool | Whole | float | Text | Ref | Dtype | Slice | EllipsisIndex | NotFinite | Items | None
 
-# ── what is asked ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class SendTensor(msgspec.Struct, frozen=True, tag="send"):
@@ -134,7 +134,7 @@ class SendTensor(msgspec.Struct, frozen=True, tag="send"):
 
 
 class UseOffered(msgspec.Struct, frozen=True, tag="offered"):
-    """Use one of the owner's tensors."""
+    """Use the tensor that the owner offers under this name."""
 
     name: Name
 
@@ -156,7 +156,13 @@ class Call(msgspec.Struct, frozen=True, tag="call"):
 
 
 class Backward(msgspec.Struct, frozen=True, tag="backward"):
-    """Compute the gradients of a tensor, and add them to the gradients of the leaves from which it was computed."""
+    """Compute the gradients of a tensor, and add them to the gradients of the leaves from which it was computed.
+
+    Attributes:
+        id: The tensor.
+        gradient: The tensor with the gradient of `id`; None if `id` has only one element.
+        keep: Whether the graph is kept for another backward pass.
+    """
 
     id: Id
     gradient: Id | None = None
@@ -170,7 +176,7 @@ class Gradient(msgspec.Struct, frozen=True, tag="gradient"):
 
 
 class SetGradient(msgspec.Struct, frozen=True, tag="set_gradient"):
-    """Set the gradient of a leaf, or remove it."""
+    """Set the gradient of a leaf to the tensor `to`, or remove it if `to` is None."""
 
     id: Id
     to: Id | None = None
@@ -199,10 +205,10 @@ Ask: TypeAlias = (
 
 
 class WorkerRequest(msgspec.Struct, frozen=True):
-    """A request of a caller.
+    """The envelope of every request of a caller.
 
     Attributes:
-        serial: A number that grows with each request. A repeated request gets the same answer, and is done once.
+        serial: A number that grows with each request. A repeated request is done once, and gets the same response.
         ask: The request itself.
         forget: Tensors to which the caller no longer has a pointer; they are deleted first.
     """
@@ -216,14 +222,14 @@ class BeginRequest(msgspec.Struct, frozen=True):
     """Begin as a new caller at a worker in another process."""
 
 
-# ── what is answered ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── responses ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class TensorMade(msgspec.Struct, frozen=True, tag="made"):
-    """A tensor that is now at the worker.
+    """The response that describes a tensor at the worker.
 
     Attributes:
-        id: Its number there.
+        id: Its number at the worker.
         shape: Its shape.
         dtype: Its dtype.
         learns: Whether it requires a gradient.
@@ -238,13 +244,13 @@ class TensorMade(msgspec.Struct, frozen=True, tag="made"):
 
 
 class TensorsMade(msgspec.Struct, frozen=True, tag="several"):
-    """The results of an operation that has several."""
+    """The response to an operation that has several results."""
 
     made: tuple[TensorMade, ...]
 
 
 class FetchAnswer(msgspec.Struct, frozen=True, tag="fetched"):
-    """The tensor follows this message.
+    """The response to FetchTensor. The tensor follows this message.
 
     Attributes:
         learns: Whether the tensor requires a gradient at the worker.
@@ -254,7 +260,7 @@ class FetchAnswer(msgspec.Struct, frozen=True, tag="fetched"):
 
 
 class HeldAnswer(msgspec.Struct, frozen=True, tag="held"):
-    """The number of tensors and bytes that a caller holds.
+    """The response to CountHeld: the number of tensors and bytes that the caller holds at the worker.
 
     Attributes:
         tensors: The number of tensors.
@@ -266,7 +272,7 @@ class HeldAnswer(msgspec.Struct, frozen=True, tag="held"):
 
 
 class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
-    """A new caller is admitted.
+    """The response to BeginRequest: the worker has admitted a new caller.
 
     Attributes:
         caller: A secret that every request must contain.
@@ -280,11 +286,11 @@ class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class EmptyAnswer(msgspec.Struct, frozen=True, tag="nothing"):
-    """The request is done. The answer has no content."""
+    """The response to a request that was done and has no result."""
 
 
 class RefusalAnswer(msgspec.Struct, frozen=True, tag="refusal"):
-    """The request is not done.
+    """The response to a request that was refused, and not done.
 
     Attributes:
         code: A key of `STATUS`.
@@ -296,10 +302,10 @@ class RefusalAnswer(msgspec.Struct, frozen=True, tag="refusal"):
 
 
 class WorkerAnswer(msgspec.Struct, frozen=True):
-    """An answer of a worker.
+    """The envelope of every response of a worker.
 
     Attributes:
-        answer: The answer itself.
+        answer: The response itself.
     """
 
     answer: TensorMade | TensorsMade | FetchAnswer | HeldAnswer | BeginAnswer | EmptyAnswer | RefusalAnswer
@@ -316,22 +322,29 @@ same time."""
 
 
 def write(message: Any, tensor: Array | None = None) -> bytes:
-    """Write a message as bytes, and a tensor behind it."""
+    """Write a message as bytes, followed by the bytes of a tensor if one is given."""
     control = msgspec.json.encode(message)
     behind = b"" if tensor is None else encode_tree({LEAF: tensor})
     return b"".join((MAGIC, struct.pack("<I", len(control)), control, behind))
 
 
 def read(form: type[M], body: bytes) -> tuple[M, bytes]:
-    """Read a message from bytes. Return it with the bytes that follow it. Raise ParticipantError if the form is different."""
+    """Read a message from bytes.
+
+    Returns:
+        The message, and the bytes that follow it.
+
+    Raises:
+        ParticipantError: The bytes are not a message of this form.
+    """
     if body[: len(MAGIC)] != MAGIC or len(body) < len(MAGIC) + 4:
         raise ParticipantError(
-            None, "this is not what sumus workers say to each other: is it another program, or version?"
+            None, "this is not a message of a sumus worker: do both sides run the same version of sumus?"
         )
     (length,) = cast(tuple[int], struct.unpack_from("<I", body, len(MAGIC)))
     begin = len(MAGIC) + 4
     if length > MAX_CONTROL or begin + length > len(body):
-        raise ParticipantError(None, f"a message of {length} bytes is cut off, or over {MAX_CONTROL}")
+        raise ParticipantError(None, f"a message of {length} bytes is incomplete, or larger than {MAX_CONTROL} bytes")
     try:
         return _READERS[form].decode(memoryview(body)[begin : begin + length]), body[begin + length :]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
@@ -339,14 +352,14 @@ def read(form: type[M], body: bytes) -> tuple[M, bytes]:
 
 
 def read_tensor(behind: bytes) -> Array:
-    """Read the tensor behind a message. The result is a separate array, which may be written to."""
+    """Read the tensor that follows a message. The result is a new array, which may be written to."""
     tree = decode_tree(behind)
     if tree.keys() != {LEAF}:
-        raise ParticipantError(None, f"behind a message is one tensor, not {len(tree)}")
+        raise ParticipantError(None, f"one tensor must follow the message, not {len(tree)}")
     found = np.array(tree[LEAF])
     if found.dtype.name not in DTYPE_NAMES:
         raise ParticipantError(
-            None, f"a tensor of {found.dtype.name} does not travel: use one of {', '.join(DTYPE_NAMES)}"
+            None, f"a tensor of {found.dtype.name} cannot be sent: use one of {', '.join(DTYPE_NAMES)}"
         )
     return found
 

@@ -32,11 +32,11 @@ def send(what: Any, worker: Worker) -> Any:
     """
     if not isinstance(worker, Worker):
         raise PointerError(
-            f"{worker!r:.80} is no worker: make one with sumus.virtual.VirtualWorker(name), or sumus.virtual.connect(url)"
+            f"{worker!r:.80} is not a worker: make one with sumus.virtual.VirtualWorker(name), or sumus.virtual.connect(url)"
         )
     if isinstance(what, nn.Module):
         return _replaced(
-            what, lambda tensor: _as_parameter(worker.send(tensor), tensor), "is at a worker already", False
+            what, lambda tensor: _as_parameter(worker.send(tensor), tensor), "is already at a worker", False
         )
     return worker.send(_tensor(what))
 
@@ -48,7 +48,7 @@ def get(what: Tensor) -> Tensor: ...
 def get(what: Any) -> Any:
     """Fetch a tensor, or a copy of a model with its trained parameters. The worker keeps its tensors too."""
     if isinstance(what, nn.Module):
-        return _replaced(what, _fetched, "is here already", True)
+        return _replaced(what, _fetched, "is already in this process", True)
     return _pointer(what).get()
 
 
@@ -57,13 +57,12 @@ def move(what: M, worker: Worker) -> M: ...
 @overload
 def move(what: Tensor, worker: Worker) -> Pointer: ...
 def move(what: Any, worker: Worker) -> Any:
-    """Copy a tensor or model to another worker through this process. The policy of the present worker must allow
-    fetching it."""
+    """Copy a tensor or model to another worker. It is fetched to this process first, which its worker's policy must allow."""
     return send(get(what), worker)
 
 
 def _replaced(model: M, change: Callable[[Tensor], Tensor], otherwise: str, there: bool) -> M:
-    """Copy a model with other tensors. Parameters that share one tensor in the model share one in the copy."""
+    """Copy a model with changed tensors. Parameters that share a tensor in the model also share one in the copy."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     if any(isinstance(tensor, Pointer) is not there for tensor in tensors.values()):
         raise PointerError(f"this model, or a part of it, {otherwise}")
@@ -90,6 +89,6 @@ def _tensor(what: Any) -> Tensor:
 def _pointer(what: Any) -> Pointer:
     if not isinstance(what, Pointer):
         raise PointerError(
-            f"this {type(what).__name__} is here already: only what is at a worker can be fetched or moved"
+            f"this {type(what).__name__} is already in this process: only tensors at a worker can be fetched or moved"
         )
     return what

@@ -62,7 +62,7 @@ def tensors_in(arguments: Any) -> Iterator[Tensor]:
             yield from tensors_in(cast(Any, each))
 
 
-# ── functions that torch has under another form, or not at all ───────────────────────────────────────────────────────
+# ── functions that torch has in another form, or does not have ────────────────────────────────────────────────────────
 
 
 def _view(input: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -88,7 +88,7 @@ def _permute(input: Tensor, dims: tuple[int, ...]) -> Tensor:
 def _sizes(shape: Any) -> tuple[int, ...]:
     sizes = cast(Any, shape) if isinstance(shape, list | tuple) else (shape,)
     if not all(type(size) is int for size in sizes):
-        raise TypeError("a shape is several whole numbers")
+        raise TypeError("a shape must consist of whole numbers")
     return tuple(sizes)
 
 
@@ -128,8 +128,8 @@ def _batch_norm(
 ) -> Tensor:
     """Normalize a batch.
 
-    torch's own function changes the running values without raising their version counters. This one raises them. So a
-    gradient that needs the old values is refused, and not computed with the new ones.
+    torch's own function changes the running values without raising their version counters. This function raises them. So a
+    gradient that needs the old values is refused instead of being computed from the new ones.
     """
     if not training or running_mean is None or running_var is None:
         return functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -141,7 +141,7 @@ def _batch_norm(
     return outputs
 
 
-# ── for private tensors: no error shows numbers; the result is NaN instead, and so is its gradient ───────────────────────
+# ── functions for private tensors: instead of an error that reveals numbers, result and gradient are NaN ──────────────
 
 
 def _in_range(indices: Tensor, size: int, ignored: int | None = None) -> tuple[Tensor, Tensor]:
@@ -150,8 +150,7 @@ def _in_range(indices: Tensor, size: int, ignored: int | None = None) -> tuple[T
     Args:
         indices: Integers.
         size: The number of valid indices, from 0.
-        ignored: An index outside the range that is allowed. If there is no valid index at all, it replaces the wrong
-            ones.
+        ignored: An index that is allowed outside the range. If `size` is 0, it replaces the wrong indices.
 
     Returns:
         The indices, and a bool of shape (): whether one of them was wrong.
@@ -213,11 +212,11 @@ def _as_number_of(input: Tensor, value: Any) -> Any:
     return value.to(input.dtype) if isinstance(value, Tensor) else value
 
 
-# ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 OPERATIONS: dict[str, Operation] = {}
 SPELLINGS: dict[Any, Operation] = {}
-"""The operation for each function that torch calls when it meets a pointer."""
+"""The operation for each function that torch passes to a pointer's `__torch_function__`."""
 
 
 TENSORS = frozenset({
@@ -243,7 +242,7 @@ def _add(
         name: The registered name.
         function: The function that computes it.
         takes: Its arguments in order; those after a star are keyword-only.
-        spelt: Further names that torch has for it.
+        spelt: Other names that torch has for it, separated by blanks.
         changes: The positions of the arguments to which it writes.
         closed: The function that computes it if a tensor is private; None to use `function`.
         tensors: The arguments that may be tensors here, in addition to `TENSORS`.

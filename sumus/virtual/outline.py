@@ -28,9 +28,9 @@ one step, and so is one product in a sum of products."""
 PRODUCTS_A_STEP = 16
 """In a product of two float matrices, this many multiplications count as one step (measured: at least 3.5e10 per second)."""
 STEPS_OF_HALF = 10_000
-"""Steps of one product in a convolution of float16 with groups. Its kernel may take minutes for a few million products."""
+"""The steps of one product in a convolution of float16 with groups, whose kernel may take minutes for a few million."""
 LONGEST_FORM = 4096
-"""The most characters in the description of a call whose outline is kept."""
+"""The largest number of characters in the description of a call whose outline is kept."""
 
 Aten: Any = torch.ops.aten
 _PRODUCTS = (Aten.mm, Aten.bmm, Aten.mv, Aten.dot, Aten.addmm, Aten.baddbmm, Aten.addmv)
@@ -76,7 +76,7 @@ class BoundCall:
         with torch.set_grad_enabled(self.graph):
             found = list(tensors_in([function(*self.arguments, **self.named)]))
         if not found:
-            raise TypeError("it has no tensor as a result")
+            raise TypeError("the operation returns no tensor")
         given = {id(tensor) for tensor in self.tensors()}
         # A view without history would fail wherever it is used, once its base has got a history.
         return [
@@ -112,7 +112,7 @@ class OutlineResult:
         shape: The tensor's shape.
         dtype: The tensor's dtype.
         learns: Whether the tensor requires a gradient.
-        same: The position, among all tensors of the call, of the argument that the result is; None for a new tensor.
+        same: If the result is one of the call's own tensors: the tensor's position among them; None for a new tensor.
     """
 
     shape: tuple[int, ...]
@@ -127,9 +127,9 @@ class Outline:
 
     Attributes:
         results: The tensors that it returns, in the order of the operation.
-        bytes: The most bytes of the results and of all intermediate memory.
+        bytes: An upper bound of the bytes of the results and of all intermediate memory.
         steps: The steps that it takes, see `STEPS_A_SECOND`.
-        tried: Whether the call was tried once with blanks in place of private tensors.
+        tried: Whether a trial with zeros in place of private tensors has succeeded.
     """
 
     results: list[OutlineResult]
@@ -162,7 +162,7 @@ def outline_of(call: BoundCall, closed: bool) -> Outline:
 
 
 class _Twins:
-    """Makes tensors with the same geometry as given ones. Copies of tensors that share memory also share memory."""
+    """Creates tensors with the same geometry as given tensors. If two given tensors share memory, their copies do too."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -179,7 +179,7 @@ class _Twins:
 
 
 class _Hollow:
-    """Makes tensors without numbers that torch treats like the given ones: they have the same geometry and history."""
+    """Creates tensors without numbers that torch treats like given tensors, since geometry and history are the same."""
 
     def __init__(self) -> None:
         self._twins = _Twins("meta")
@@ -208,7 +208,7 @@ class _Hollow:
 
 
 def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
-    """Return the same call without autograd, with zeros in place of hidden tensors and of tensors that it would change."""
+    """Return the same call without autograd, with zeros in place of hidden tensors and of tensors that the call changes."""
     twins = _Twins("cpu")
     changed = {storage_of(tensor) for tensor in call.changed()}
 
@@ -258,8 +258,8 @@ def _new_bytes(taken: list[Tensor], given: list[Tensor]) -> int:
 def _kernel_bytes(func: Any, args: Sequence[Any], taken: list[Tensor], given: list[Tensor]) -> int:
     """Estimate the memory that a kernel needs internally, in bytes.
 
-    For a convolution, these are its columns; for other kernels, as much as all operands in the widest dtype (measured).
-    Kernels convert operands, change their layout, or have intermediate results of their size.
+    A convolution needs memory for its columns; another kernel needs at most the size of all operands in the widest dtype
+    (measured), since kernels convert operands, change their layout, or have intermediate results of that size.
     """
     widest = max((tensor.dtype.itemsize for tensor in (*taken, *given)), default=0)
     if func.overloadpacket is Aten.convolution:

@@ -4,14 +4,14 @@
     y = torch.nn.functional.linear(x, w)            computed at alice, since w is there too; a pointer to the result
     y.get()                                         the numbers
 
-torch asks every subclass of Tensor what a function means for it (`__torch_function__`), so no part of torch is
-replaced. Each operation is one request; shape and dtype are known here. When a pointer is freed, its tensor at the
-worker is deleted with the next request.
+torch lets every subclass of Tensor define what a function does (`__torch_function__`), so no part of torch is replaced. Each
+operation is one request; only shape and dtype are known in this process. When a pointer is freed, its tensor at the worker is
+deleted with the next request.
 """
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sumus.errors import UsageError
 from sumus.virtual.messages import (
+    Ask,
     Backward,
     Call,
     Dtype,
@@ -37,8 +38,7 @@ from sumus.virtual.messages import (
 )
 from sumus.virtual.operations import DTYPE_NAMES, DTYPES, OPERATIONS, SPELLINGS, Operation, tensors_in
 
-if TYPE_CHECKING:
-    from sumus.virtual.worker import Worker
+A = TypeVar("A")
 
 _KNOWN_HERE = frozenset({
     "shape", "dtype", "device", "layout", "ndim", "itemsize", "nbytes", "is_sparse", "is_sparse_csr", "is_quantized", "is_meta",
@@ -46,9 +46,9 @@ _KNOWN_HERE = frozenset({
     "is_floating_point", "is_complex", "is_signed", "get_device", "is_same_size",
 })  # fmt: skip
 _SEVERAL_SIZES = frozenset({"view", "reshape", "expand", "repeat", "permute"})
-"""Functions that take a shape, either whole or as separate numbers."""
+"""Functions that take a shape, either as one argument or as separate numbers."""
 _NO_MATTER = frozenset({"_stacklevel", "memory_format", "norm_type", "non_blocking"})
-"""Arguments that do not change any number, or do so only with another argument that is not accepted here."""
+"""Arguments without an effect on numbers, unless with another argument that a worker does not accept."""
 
 
 class PointerError(UsageError):
@@ -62,11 +62,43 @@ class ValuesAndIndices(NamedTuple):
     indices: "Pointer"
 
 
-class _TensorHandle:
-    """A pointer's hold on a tensor at a worker. When the pointer is freed, so is this object, and the tensor may be
-    deleted."""
+class PointerWorker(Protocol):
+    """The part of a worker that the pointers to its tensors use.
 
-    def __init__(self, worker: "Worker", number: int) -> None:
+    Attributes:
+        name: The worker's name.
+        gradients_changed: A number that grows with each request that may change a gradient at the worker.
+    """
+
+    name: str
+    gradients_changed: int
+
+    def ask(self, ask: Ask, wanted: type[A] | tuple[type[A], ...]) -> A:
+        """Send a request, and return its answer, which must be an instance of a wanted class."""
+        ...
+
+    def fetch(self, pointer: "Pointer") -> Tensor:
+        """Fetch the numbers of a tensor. The worker keeps its tensor."""
+        ...
+
+    def pointer(self, made: TensorMade) -> "Pointer":
+        """Return the pointer to a tensor at the worker. If a pointer already exists, the same pointer is returned."""
+        ...
+
+    def call_by(self, pointer: "Pointer | None", number: int | None = None) -> None:
+        """Make this pointer the one for its tensor at the worker. With None and the tensor's number, the next call makes a
+        new pointer."""
+        ...
+
+    def let_go(self, number: int) -> None:
+        """Delete a tensor at the worker with the next request."""
+        ...
+
+
+class _TensorHandle:
+    """Keeps a tensor at a worker as long as its pointer exists. When this object is freed, the tensor may be deleted."""
+
+    def __init__(self, worker: PointerWorker, number: int) -> None:
         self.worker, self.number = worker, number
 
     def __del__(self) -> None:
@@ -81,10 +113,10 @@ class Pointer(Tensor):
 
     Attributes:
         worker: The worker.
-        id: The tensor's number there.
+        id: The tensor's number at the worker.
     """
 
-    worker: "Worker"
+    worker: PointerWorker
     id: int
     _handle: _TensorHandle
     _learns: bool
@@ -92,7 +124,7 @@ class Pointer(Tensor):
     _gradient: "tuple[int, Pointer | None]"
 
     @staticmethod
-    def __new__(cls: "type[Pointer]", worker: "Worker", made: TensorMade) -> "Pointer":
+    def __new__(cls: "type[Pointer]", worker: PointerWorker, made: TensorMade) -> "Pointer":
         make = cast(Callable[..., Pointer], Tensor._make_wrapper_subclass)
         pointer = make(cls, made.shape, dtype=DTYPES[made.dtype], device="cpu")
         pointer.worker, pointer.id, pointer._handle = worker, made.id, _TensorHandle(worker, made.id)
@@ -100,7 +132,7 @@ class Pointer(Tensor):
         pointer.now(made)
         return pointer
 
-    def __init__(self, worker: "Worker", made: TensorMade) -> None:
+    def __init__(self, worker: PointerWorker, made: TensorMade) -> None:
         super().__init__()
 
     def now(self, made: TensorMade) -> None:
@@ -123,12 +155,16 @@ class Pointer(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise PointerError(f"`{func}` needs numbers, and a pointer has none here: fetch it with .get()")
+        raise PointerError(f"`{func}` needs numbers, which a pointer does not have: fetch the tensor with .get()")
 
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def get(self) -> Tensor:
-        """Fetch the numbers as a tensor; the worker keeps its tensor. Raise WorkerRefused if the policy does not allow this."""
+        """Fetch the numbers as a tensor. The worker keeps its tensor.
+
+        Raises:
+            WorkerRefused: The worker's policy does not allow this.
+        """
         return self.worker.fetch(self)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -140,7 +176,7 @@ class Pointer(Tensor):
 
     def __reduce_ex__(self, proto: Any) -> NoReturn:
         raise PointerError(
-            f"a pointer is worth nothing in a file or another process: fetch it from {self.worker.name!r} first"
+            f"a pointer cannot be used from a file or another process: fetch the tensor from {self.worker.name!r} first"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pointer":
@@ -163,7 +199,7 @@ class Pointer(Tensor):
     ) -> None:
         """Compute the gradients of all leaves at the worker from which this tensor was computed."""
         if create_graph or inputs is not None:
-            raise PointerError("backward() at a worker takes gradient and retain_graph alone")
+            raise PointerError("backward() at a worker takes only gradient and retain_graph")
         if gradient is not None:
             _same_place(self.worker, gradient)
         self.worker.ask(Backward(self.id, None if gradient is None else gradient.id, bool(retain_graph)), EmptyAnswer)
@@ -171,7 +207,7 @@ class Pointer(Tensor):
 
     @property
     def grad(self) -> Any:
-        """A pointer to the gradient. It is the same pointer until the gradient may have changed."""
+        """A pointer to the gradient, or None. The same pointer is returned until the gradient may have changed."""
         if not self._learns or not self._leaf:
             return None
         if self._gradient[0] != self.worker.gradients_changed:
@@ -224,7 +260,7 @@ class Pointer(Tensor):
     @data.setter
     def data(self, other: Any) -> NoReturn:
         raise PointerError(
-            "the data of a pointer are not exchanged: change them in place, with copy_() under no_grad()"
+            "the data of a pointer cannot be replaced: change them in place, with copy_() under no_grad()"
         )
 
     # ── other spellings ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -296,7 +332,7 @@ for _name, _dtype in _CONVERSIONS.items():
 
 
 def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Perform an operation at the worker where its pointers are.
+    """Perform an operation at the worker that holds its tensors.
 
     Raises:
         PointerError: The pointers are at different workers, or an argument cannot be sent.
@@ -312,7 +348,7 @@ def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         del named[name]
     if len(args) > len(operation.takes):
         raise PointerError(
-            f"`{operation.name}` at a worker takes ({', '.join(operation.takes)}), and not {len(args)} arguments"
+            f"`{operation.name}` at a worker takes ({', '.join(operation.takes)}), not {len(args)} arguments"
         )
     pointers = [each for each in tensors_in((*args, *named.values())) if isinstance(each, Pointer)]
     worker = pointers[0].worker
@@ -328,7 +364,7 @@ def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return ValuesAndIndices(*(worker.pointer(made) for made in said.made))
 
 
-def _value(worker: "Worker", given: Any) -> Value:
+def _value(worker: PointerWorker, given: Any) -> Value:
     """Return an argument in the form in which it is sent."""
     match given:
         case Tensor():
@@ -351,18 +387,19 @@ def _value(worker: "Worker", given: Any) -> Value:
         case _ if given is ...:
             return EllipsisIndex()
         case _:
-            raise PointerError(f"{given!r:.80} does not travel to a worker: give numbers, shapes, dtypes and pointers")
+            raise PointerError(f"{given!r:.80} cannot be sent to a worker: give numbers, shapes, dtypes and pointers")
 
 
-def _same_place(worker: "Worker", tensor: Any) -> Pointer:
+def _same_place(worker: PointerWorker, tensor: Any) -> Pointer:
     """Return a tensor if it is a pointer at this worker; refuse any other tensor."""
     if not isinstance(tensor, Pointer):
         raise PointerError(
-            f"a tensor that is here meets one that is at {worker.name!r}: send it first, with sumus.virtual.send(tensor, worker)"
+            f"one tensor is in this process, and another is at {worker.name!r}: send it first, with "
+            "sumus.virtual.send(tensor, worker)"
         )
     if tensor.worker is not worker:
         raise PointerError(
-            f"one tensor is at {worker.name!r} and the other at {tensor.worker.name!r}: bring them together with "
+            f"one tensor is at {worker.name!r} and another at {tensor.worker.name!r}: move one of them, with "
             "sumus.virtual.move(pointer, worker)"
         )
     return tensor
@@ -376,5 +413,5 @@ def _name_of(function: Any) -> str:
 
 def _no_numbers(pointer: Pointer, what: str) -> NoReturn:
     raise PointerError(
-        f"the numbers are at {pointer.worker.name!r}, so `{what}` has none: fetch them first, with .get()"
+        f"`{what}` needs numbers, and they are at {pointer.worker.name!r}: fetch them first, with .get()"
     )

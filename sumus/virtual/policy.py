@@ -12,23 +12,23 @@ from sumus.virtual.operations import EVERYTHING
 class Policy:
     """The limits on what callers may compute, how much they may use, and which results they may fetch.
 
-    With fetch="none", no answer contains a number that depends on private data. "parameters" protects against mistakes
-    of honest programs. It does not stop a caller who wants the data, since a caller may choose what its parameters
-    learn.
+    With fetch="none", no response contains a number that depends on private data. fetch="parameters" protects against
+    mistakes of honest programs. It does not stop a caller who wants the data, since a caller can make its parameters learn
+    the data.
 
     Attributes:
-        operations: Names from `sumus.virtual.EVERYTHING`; `ARITHMETIC` is a smaller set.
-        largest: The most bytes of one tensor.
-        tensors: The most tensors that one caller may have at once.
-        held: The most bytes that one caller may have at once, including gradients, the memory that autograd keeps, and
-            the memory that an operation needs while it is computed.
-        seconds: The most seconds for one request. They are estimated from shapes before anything is computed, for one
-            slow core.
-        callers: The most callers at once.
+        operations: The names of the allowed operations, from `sumus.virtual.EVERYTHING`; `ARITHMETIC` is a smaller set.
+        largest: The largest size of one tensor, in bytes.
+        tensors: The largest number of tensors that one caller may have at once.
+        held: The largest number of bytes that one caller may have at once. This includes gradients, the memory that autograd
+            keeps, and the memory that an operation needs while it is computed.
+        seconds: The largest number of seconds for one request. The time is estimated from shapes before anything is computed,
+            for one slow core.
+        callers: The largest number of callers at once.
         idle_s: Seconds without a request after which a caller is forgotten, with its tensors.
-        fetch: Which tensors may be fetched among those that depend on the owner's tensors and are therefore private.
-            "none": no tensor. "parameters": tensors that the caller sent and that private ones have changed in place,
-            such as a trained model. "all": every tensor, even the owner's own.
+        fetch: Which private tensors may be fetched. A tensor is private if it depends on the owner's tensors. "none": no private
+            tensor. "parameters": tensors that the caller sent and that private ones have changed in place, such as a trained
+            model. "all": every tensor, even the owner's own.
         public: The names of the owner's tensors that are not private.
     """
 
@@ -45,7 +45,7 @@ class Policy:
     def __post_init__(self) -> None:
         for field in ("operations", "public"):
             if isinstance(getattr(self, field), str):
-                raise UsageError(f"Policy({field}=) takes several names: write [{getattr(self, field)!r}]")
+                raise UsageError(f"Policy({field}=) takes a list of names: write [{getattr(self, field)!r}]")
             object.__setattr__(self, field, frozenset(getattr(self, field)))
         if unknown := sorted(set(self.operations) - EVERYTHING):
             raise UsageError(f"Policy(operations=): there is no operation {unknown[0]!r}; see sumus.virtual.EVERYTHING")

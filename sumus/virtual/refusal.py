@@ -1,14 +1,14 @@
-"""Refusals of a worker: the answer to a request is a code and a sentence."""
+"""Refusals of a worker: the response to a refused request is a code and a sentence."""
 
 from sumus.text import printable
 from sumus.virtual.messages import Code
 
 
 class RequestRefused(Exception):
-    """A refused request; the worker answers with the refusal.
+    """The worker refuses a request, and sends this refusal to the caller.
 
     Args:
-        code: One of the closed list of codes.
+        code: A key of `sumus.virtual.messages.STATUS`.
         detail: A sentence for a person.
     """
 

@@ -1,9 +1,9 @@
-"""A worker in another process or on another machine. It has the same interface as one in this process.
+"""A worker in another process or on another machine. It has the same interface as a worker in this process.
 
     bob = sumus.virtual.connect("http://127.0.0.1:8090", token=Path("TOKEN"))
     x = sumus.virtual.send(torch.ones(3), bob)
 
-If a request gets no answer, the same bytes are sent again. The worker does it once.
+If a request gets no response, the same bytes are sent again. The worker performs the request only once.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from sumus.virtual.worker import Worker, WorkerRefused
 
 ATTEMPTS = 3
 PATIENCE = 60.0
-"""Seconds to wait for an answer."""
+"""The seconds to wait for a response."""
 
 
 def connect(
@@ -29,19 +29,22 @@ def connect(
     patience: float = PATIENCE,
     transport: Transport | None = None,
 ) -> "RemoteWorker":
-    """Connect to the worker at an address, as `sumus worker` prints it. Tensors sent there stay until the connection is closed.
+    """Connect to a worker. Tensors that are sent to it stay there until the connection is closed.
 
     Args:
-        url: The address.
+        url: The worker's address, as `sumus worker` prints it.
         token: The token that the worker's owner gave, or the file that holds it.
-        authority: Certificates in PEM that the worker's own must come from; None for those of the system.
+        authority: The certificates, in PEM, of the authorities that may have issued the worker's certificate; None for the
+            authorities that the system trusts.
         insecure: Whether http:// to another machine is allowed.
         patience: The seconds that an operation may take.
-        transport: A transport for the requests, in place of HTTP.
+        transport: A transport for the requests instead of HTTP.
     """
     server = read_link(url, insecure).server
     if not server:
-        raise ExperimentError(f"{url!r:.80} is no worker's address: give http://HOST:PORT, as `sumus worker` prints it")
+        raise ExperimentError(
+            f"{url!r:.80} is not a worker's address: give http://HOST:PORT, as `sumus worker` prints it"
+        )
     secret = read_token(token) if isinstance(token, Path) else token
     return RemoteWorker(server, secret, transport or HttpTransport(server, authority), patience)
 
@@ -50,7 +53,7 @@ def read_token(file: Path) -> str:
     """Read a token from a file that only its owner may read."""
     try:
         if file.stat().st_mode & 0o077:
-            raise ExperimentError(f"{file} holds a secret, and others may read it: chmod 600 {file}")
+            raise ExperimentError(f"{file} holds a secret, and other users may read it: run chmod 600 {file}")
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ExperimentError(f"the token's file {file} cannot be read: {unread(error)}") from error
@@ -67,7 +70,7 @@ class RemoteWorker(Worker):
         if isinstance(said, RefusalAnswer):
             raise WorkerRefused(url, said.code, said.detail)
         if not isinstance(said, BeginAnswer):
-            raise self._strange(ParticipantError(None, "it did not begin"))
+            raise self._strange(ParticipantError(None, "it admitted no caller"))
         self._caller, self.name, self.names = said.caller, said.worker, said.names
 
     def __repr__(self) -> str:
@@ -93,8 +96,8 @@ class RemoteWorker(Worker):
             except Unreachable as error:
                 if attempt == ATTEMPTS - 1:
                     raise Unreachable(
-                        f"worker {self.name!r} does not answer ({error}): whether the last operation was done is not known, and "
-                        "what it held may be gone; connect again, and send anew"
+                        f"worker {self.name!r} does not answer ({error}): the last operation may or may not have been done, and "
+                        "the tensors there may be lost; connect again, and send them again"
                     ) from error
         raise AssertionError
 

@@ -2,7 +2,7 @@
 
     sumus.virtual.serve({"inputs": inputs, "targets": targets}, Policy(fetch="parameters"), token=secret)     until Ctrl-C
 
-There are three requests, each with the token: begin, ask and end. A program that begins becomes a caller, with tensors
+There are three requests, each with the token: begin, ask and end. A program that sends "begin" becomes a caller, with tensors
 and limits of its own. The token and the body's length are checked before the body is read.
 """
 
@@ -52,7 +52,7 @@ from sumus.virtual.worker import offered
 from sumus.wire.messages import Refused as NotRead
 
 LEAST_TOKEN = 16
-"""The fewest characters of a token."""
+"""The smallest number of characters of a token."""
 BEGIN, ASK, END = "/v1/begin", "/v1/ask", "/v1/end"
 CALLER = "sumus-caller"
 """The header with the secret that `begin` returned."""
@@ -76,20 +76,20 @@ def serve(
     Args:
         tensors: The tensors that are offered, by name.
         policy: The policy for callers; None for the default policy.
-        token: The token that callers must send: at least 16 characters, and never from a command line.
+        token: The token that callers must send, with at least 16 characters. Do not pass it on a command line.
         name: The worker's name.
-        host: The address where it listens. Other machines reach it only with `tls` or `insecure`.
-        port: The port, 0 for any.
+        host: The address to listen on. An address that other machines can reach requires `tls` or `insecure`.
+        port: The port to listen on; 0 for any free port.
         tls: The files of the certificate chain and of its key, in PEM.
         names: Further host names that callers use for this machine.
         insecure: Whether other machines may reach it without TLS.
-        ready: A function that is called with the URL as soon as the worker answers.
+        ready: Function that is called with the URL as soon as the worker accepts requests.
     """
     app = worker_app(name, tensors, policy or Policy(), token, names=(host, *names))
     if not is_loopback(host) and tls is None and not insecure:
         raise UsageError(
-            f"others reach {host}, and without TLS they can read the traffic: give --tls CERT KEY; or --insecure, behind "
-            "something that encrypts"
+            f"other machines can reach {host}, and without TLS they can read the traffic: give --tls CERT KEY; or --insecure, "
+            "behind a proxy that encrypts"
         )
     certificate = None if tls is None else Certificate(Path(tls[0]), Path(tls[1]))
     with closing(bound(host, port, "--listen")) as listening:
@@ -148,7 +148,8 @@ class Callers:
         with self._lock:
             if len(self._callers) >= self.policy.callers:
                 raise RequestRefused(
-                    "busy", f"{self.policy.callers} callers are here already, the most: close one, or come later"
+                    "busy",
+                    f"this worker has {self.policy.callers} callers, the largest number: close one, or try later",
                 )
             self._callers[_hash(secret)] = _Caller(Workbench(self._tensors, self.policy), self._clock())
         return secret
@@ -161,7 +162,8 @@ class Callers:
             if caller is None:
                 raise RequestRefused(
                     "unknown_caller",
-                    f"it does not know you, or you asked nothing for {self.policy.idle_s:g} s; connect again, and send anew",
+                    f"it does not know this caller, or forgot it after {self.policy.idle_s:g} s without a request; connect "
+                    "again, and send the tensors again",
                 )
             caller.last = self._clock()
             return caller.bench
@@ -208,7 +210,7 @@ def worker_app(
         names: The host names that callers use for it.
     """
     if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"the token has {LEAST_TOKEN} letters or more, ASCII, without blanks: make a longer one")
+        raise UsageError(f"a token must have at least {LEAST_TOKEN} ASCII characters, without blanks: make another one")
     callers = Callers(tensors, policy, clock)
     plane = _Plane(name, tuple(tensors), callers, token)
     routes = [
@@ -232,7 +234,7 @@ def worker_app(
 
 
 class _Plane:
-    """The three requests."""
+    """Responds to the three kinds of requests."""
 
     def __init__(self, name: str, names: tuple[str, ...], callers: Callers, token: str) -> None:
         self._name, self._names, self._callers = name, names, callers
@@ -247,7 +249,7 @@ class _Plane:
         return write(WorkerAnswer(BeginAnswer(self._callers.begin(), self._name, self._names)))
 
     async def ask(self, request: Request) -> bytes:
-        """Answer a caller's request."""
+        """Respond to a caller's request."""
         self._authorize(request)
         bench = self._callers.bench(request.headers.get(CALLER, ""))
         body = await self._body(request, self._callers.policy.largest + OVERHEAD)
@@ -261,15 +263,13 @@ class _Plane:
 
     def _authorize(self, request: Request) -> None:
         if not shows(request, self._token):
-            raise RequestRefused(
-                "bad_token", "this is not its token: ask its owner for the one that it was started with"
-            )
+            raise RequestRefused("bad_token", "this is not the worker's token: ask the worker's owner for the token")
 
     async def _body(self, request: Request, most: int) -> bytes:
         self._authorize(request)
         length = announced(request, most)
         if not self._room:
-            raise RequestRefused("busy", "as many requests are on their way as there may be: ask again")
+            raise RequestRefused("busy", "the worker has as many requests as it can receive at once: try again")
         self._room -= 1
         try:
             return await whole(request, length)
@@ -278,8 +278,10 @@ class _Plane:
 
 
 def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoint:
-    """Return an endpoint for a function that answers in bytes. If a request fails, the answer is a refusal with a code
-    from the closed list."""
+    """Return an endpoint for a function that returns the bytes of a response.
+
+    If a request fails, the response is a refusal with a code of `STATUS`.
+    """
 
     async def respond(request: Request) -> Response:
         return Response(await answer(request), media_type="application/octet-stream")
@@ -288,7 +290,7 @@ def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoi
 
 
 def _turned_away(status: int, code: str, detail: str) -> Response:
-    """Return an answer for browsers; callers of a worker never read it."""
+    """Return a response for browsers. Callers of a worker never receive it."""
     return PlainTextResponse(detail, status)
 
 
@@ -303,7 +305,7 @@ def _of(error: Exception) -> RequestRefused:
             return RequestRefused("malformed", str(error))
         case _:
             LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-            return RequestRefused("failed", "a defect of the worker, which is in its log")
+            return RequestRefused("failed", "the worker has a defect, and its log has the traceback")
 
 
 def _refusal(no: RequestRefused) -> Response:

@@ -1,11 +1,11 @@
-"""The interface of PySyft 0.2, only on request: `tensor.send(worker)` and `model.send(worker)`, in place.
+"""The interface of PySyft 0.2, as an option: `tensor.send(worker)`, and `model.send(worker)`, which changes the model itself.
 
     hook = sumus.virtual.TorchHook(torch)
     bob = sumus.virtual.VirtualWorker(hook, id="bob")
 
     data = data.send(bob)                   a pointer; data.location is bob
     model.send(bob)                         the same module with the same parameters, which are at Bob now
-    optimizer.step()                        works also for an optimizer that was made before
+    optimizer.step()                        also works for an optimizer that was created before the model was sent
     model.get()
 
     hook.unhook()                           restores torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sumus.errors import UsageError
 from sumus.virtual import models
-from sumus.virtual.pointer import Pointer, PointerError
+from sumus.virtual.pointer import Pointer, PointerError, PointerWorker
 from sumus.virtual.worker import Worker, WorkerRefused
 
 _ABSENT = object()
@@ -79,10 +79,10 @@ def _move_tensor(self: Tensor, *workers: Worker) -> Pointer:
     return models.move(self, _one(workers))
 
 
-def _location_of_tensor(self: Tensor) -> Worker:
+def _location_of_tensor(self: Tensor) -> PointerWorker:
     """Return the worker where this tensor is."""
     if not isinstance(self, Pointer):
-        raise PointerError("this tensor is here, and at no worker: it has no location")
+        raise PointerError("this tensor is in this process, not at a worker: it has no location")
     return self.worker
 
 
@@ -95,10 +95,10 @@ def _send_module(self: nn.Module, *workers: Worker) -> nn.Module:
     tensors = list(_tensors(self))
     if any(isinstance(tensor, Pointer) for tensor in tensors):
         raise PointerError(
-            "this model, or a part of it, is at a worker already: fetch it with .get(), or .move(worker) it"
+            "this model, or a part of it, is already at a worker: fetch it with .get(), or move it with .move(worker)"
         )
     if not isinstance(cast(object, worker), Worker):
-        models.send(self, worker)  # this call raises the error that says what a worker is
+        models.send(self, worker)  # this call raises the error for an argument that is not a worker
     sent = [(tensor, worker.send(tensor), tensor.grad) for tensor in tensors]
     for _, pointer, gradient in sent:
         if gradient is not None:
@@ -123,17 +123,19 @@ def _move_module(self: nn.Module, *workers: Worker) -> nn.Module:
     return _send_module(_get_module(self), worker)
 
 
-def _location_of_module(self: nn.Module) -> Worker:
+def _location_of_module(self: nn.Module) -> PointerWorker:
     """Return the worker where this module is."""
     worker = next((_away(tensor).worker for tensor in _tensors(self)), None)
     if worker is None:
-        raise PointerError("this model has no parameters, and is at no worker")
+        raise PointerError("this model has no parameters, and is not at a worker")
     return worker
 
 
 class _Spelling:
-    """A method (or, with `called`, a property) of a class of torch. An attribute of the object with the same name takes
-    precedence, since a part of a model may be called `location`."""
+    """A method (or, with `called`, a property) that is added to a class of torch.
+
+    If an object has a part of the same name, such as a submodule `location`, that part takes precedence.
+    """
 
     def __init__(self, function: Callable[..., Any], called: bool = False) -> None:
         self._function, self._called = function, called
@@ -152,7 +154,7 @@ class _Spelling:
 
 
 def _spelt(send: Any, get: Any, move: Any, location: Any) -> dict[str, _Spelling]:
-    """Return the four names with their meanings for one class."""
+    """Return the attributes `send`, `get`, `move` and `location` for one class."""
     made = {"send": _Spelling(send), "get": _Spelling(get), "move": _Spelling(move)}
     made["location"] = _Spelling(location, called=True)
     for name, spelling in made.items():
@@ -164,7 +166,7 @@ _OF_TENSORS = _spelt(_send_tensor, _get_tensor, _move_tensor, _location_of_tenso
 _OF_MODULES = _spelt(_send_module, _get_module, _move_module, _location_of_module)
 
 
-# ── a tensor that goes and comes back ────────────────────────────────────────────────────────────────────────────────
+# ── a tensor that is sent and fetched in place ────────────────────────────────────────────────────────────────────────────────
 
 
 def _go(tensor: Tensor, pointer: Pointer) -> None:
@@ -218,12 +220,12 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 def _away(tensor: Tensor) -> Pointer:
     if not isinstance(tensor, Pointer):
         raise PointerError(
-            "this model, or a part of it, is here already: only what is at a worker can be fetched or moved"
+            "this model, or a part of it, is already in this process: only tensors at a worker can be fetched or moved"
         )
     return tensor
 
 
 def _one(workers: tuple[Worker, ...]) -> Worker:
     if len(workers) != 1:
-        raise PointerError(f"send and move take one worker, not {len(workers)}: send to each of them apart")
+        raise PointerError(f"send and move take one worker, not {len(workers)}: call them once for each worker")
     return workers[0]

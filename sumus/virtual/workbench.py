@@ -1,16 +1,16 @@
-"""Answer the requests of one caller at a worker, from bytes to bytes. Each request is done once.
+"""The requests of one caller at a worker: bytes in, bytes out. A repeated request is done only once.
 
     bench = Workbench({"inputs": inputs}, policy)
-    answer = bench.answer(body)                    the forms of both are in sumus/virtual/messages.py
+    answer = bench.answer(body)                    request and response have the forms of sumus/virtual/messages.py
 
-Both the worker in this process and the worker behind a socket consist of this class only.
+This class does the work of both kinds of workers: those in this process, and those behind a socket.
 
     held.py        the caller's tensors, and the limits of the policy
     calls.py       operations on them
     gradients.py   backward passes
 
 **Privacy.** The owner's tensors are private, and so is everything computed from them: results, gradients, and tensors
-into which either is written. Privacy is a property of memory (`Memories`). The header of `calls.py` says what answers
+into which either is written. Privacy is a property of memory (`Memories`). The header of `calls.py` explains what responses
 reveal about private tensors.
 """
 
@@ -57,7 +57,7 @@ LOG = logger("sumus.worker")
 
 
 class Workbench:
-    """The requests of one caller.
+    """Performs the requests of one caller.
 
     Args:
         tensors: The owner's tensors, by name; they are never changed.
@@ -71,7 +71,10 @@ class Workbench:
         self._lock = threading.Lock()
 
     def answer(self, body: bytes) -> bytes:
-        """Answer a request. Any thread may call. A repeated request gets the same answer, and is done once."""
+        """Perform a request, and return the response. Any thread may call this method.
+
+        A repeated request is done only once, and gets the same response.
+        """
         with self._lock:
             try:
                 asked, behind = read(WorkerRequest, body)
@@ -84,7 +87,8 @@ class Workbench:
                 for number in asked.forget:
                     self.held.forget(number)
                 if isinstance(asked.ask, FetchTensor):
-                    return write(*_fetch(self.held, asked.ask))  # not kept: it may be large; fetching twice is harmless
+                    # The response is not kept: it may be large, and fetching again is harmless.
+                    return write(*_fetch(self.held, asked.ask))
                 self._said = write(WorkerAnswer(_DOES[type(asked.ask)](self, asked.ask, behind)))
                 return self._said
             except ParticipantError as error:
@@ -92,9 +96,11 @@ class Workbench:
             except RequestRefused as no:
                 self._said = write(WorkerAnswer(RefusalAnswer(no.code, no.detail)))
                 return self._said
-            except Exception as error:  # the end of a request: a defect is answered, and its traceback is in the log
+            except Exception as error:  # a defect does not end the worker; the log gets the traceback
                 LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-                self._said = write(WorkerAnswer(RefusalAnswer("failed", "a defect of the worker, which is in its log")))
+                self._said = write(
+                    WorkerAnswer(RefusalAnswer("failed", "the worker has a defect, and its log has the traceback"))
+                )
                 return self._said
 
 
@@ -113,7 +119,9 @@ def _use(held: HeldTensors, ask: UseOffered) -> TensorMade:
     """Let the caller use a tensor that the owner offers."""
     if ask.name not in held.offered:
         known = ", ".join(sorted(held.offered)) or "none"
-        raise RequestRefused("unknown_name", f"its owner offers no tensor {ask.name!r}; there is: {known}")
+        raise RequestRefused(
+            "unknown_name", f"the owner offers no tensor {ask.name!r}; the tensors on offer are: {known}"
+        )
     return held.keep(held.offered[ask.name].detach())
 
 
@@ -123,10 +131,10 @@ def _fetch(held: HeldTensors, ask: FetchTensor) -> tuple[WorkerAnswer, Array]:
     fetch = held.policy.fetch
     if held.is_private(kept.tensor) and not (fetch == "all" or (fetch == "parameters" and kept.sent)):
         if fetch == "parameters":
-            only = "of what does, only a model that you sent and trained may be fetched"
+            only = "of such tensors, only a model that you sent and trained may be fetched"
         else:
-            only = "and may not be fetched; its owner may have a policy that lets it"
-        raise RequestRefused("private", f"this tensor depends on its owner's data, {only}")
+            only = "it may be fetched only if the owner's policy allows it"
+        raise RequestRefused("private", f"this tensor depends on the owner's data; {only}")
     held.check_memory(2 * bytes_of(kept.tensor.shape, kept.tensor.dtype))
     return WorkerAnswer(FetchAnswer(kept.tensor.requires_grad)), kept.tensor.detach().resolve_neg().numpy()
 
@@ -146,11 +154,13 @@ _DOES: dict[type, Callable[[Workbench, Any, bytes], Any]] = {
     SetRequiresGrad: lambda bench, ask, body: set_requires_grad(bench.held, ask),
     CountHeld: lambda bench, ask, body: _count(bench.held),
 }
-"""The function for each request. The table is not an attribute of a workbench: an object that holds its own methods is
-part of a reference cycle, and would not be freed at once."""
+"""The function for each kind of request. The table is not an attribute of a workbench: an object that holds its own methods
+is part of a reference cycle, and is not freed at once."""
 
 
 def as_tensor(array: Array) -> Tensor:
-    """Copy an array into memory that torch allocates: the order in which its kernels add depends on a tensor's
-    alignment."""
+    """Copy an array to a tensor in memory that torch allocates.
+
+    The order in which torch's kernels add numbers, and so the last bits of a sum, depends on a tensor's alignment.
+    """
     return torch.from_numpy(array).clone()

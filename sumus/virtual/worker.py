@@ -1,4 +1,4 @@
-"""Workers, to which tensors are sent, as a caller sees them: in this process or elsewhere, with the same interface.
+"""Workers, to which callers send tensors: in this process or elsewhere, with the same interface.
 
 alice = VirtualWorker("alice")
 carol = VirtualWorker("carol", {"inputs": inputs}, Policy(fetch="parameters"))     with tensors of its own
@@ -10,7 +10,7 @@ carol["inputs"]                                                a pointer to a te
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -41,9 +41,6 @@ from sumus.virtual.pointer import Pointer, PointerError
 from sumus.virtual.policy import Policy
 from sumus.virtual.workbench import Workbench, as_tensor
 
-if TYPE_CHECKING:
-    from sumus.virtual.torch_hook import TorchHook
-
 A = TypeVar("A")
 
 
@@ -52,7 +49,7 @@ class WorkerRefused(UsageError):
 
     Attributes:
         worker: The worker's name.
-        code: A code of a closed list (`sumus.virtual.messages.STATUS`).
+        code: A key of `sumus.virtual.messages.STATUS`.
     """
 
     def __init__(self, worker: str, code: str, detail: str) -> None:
@@ -73,13 +70,13 @@ class Worker:
 
     def __init__(self, name: str, names: tuple[str, ...]) -> None:
         self.name, self.names = name, names
-        self._let_go: deque[int] = deque()  # filled whenever Python collects garbage, so without a lock
+        self._let_go: deque[int] = deque()  # garbage collection adds to it at any moment, so it has no lock
         self._pointers: WeakValueDictionary[int, Pointer] = WeakValueDictionary()
         self._serial = 0
         self._one_at_a_time = threading.RLock()
         self.gradients_changed = 0
-        """A number that grows with each request that may change a gradient at the worker, so that pointers know when theirs
-        is out of date."""
+        """A number that grows with each request that may change a gradient at the worker. A pointer whose gradient was read at
+        a smaller number reads it again."""
 
     def __repr__(self) -> str:
         return f"<worker {self.name!r}>"
@@ -96,11 +93,11 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        """Close the worker. Everything that the caller has there is deleted."""
+        """Close the worker. All tensors that the caller has at the worker are deleted."""
         raise NotImplementedError
 
     def _exchange(self, body: bytes, most: int) -> bytes:
-        """Send a request, and return the bytes of the answer, at most `most` bytes."""
+        """Send a request, and return the bytes of the response, at most `most` bytes."""
         raise NotImplementedError
 
     def send(self, tensor: Tensor) -> Pointer:
@@ -127,10 +124,10 @@ class Worker:
         return self.ask(CountHeld(), HeldAnswer)
 
     def ask(self, ask: Ask, wanted: type[A] | tuple[type[A], ...], tensor: Any = None) -> A:
-        """Send a request, and return its answer, which must be an instance of a wanted class.
+        """Send a request, and return the response, which must be an instance of a wanted class.
 
         Raises:
-            WorkerRefused: The answer is a refusal.
+            WorkerRefused: The worker refuses the request.
         """
         with self._one_at_a_time:
             said, _ = self._answer(ask, tensor, OVERHEAD)
@@ -147,8 +144,12 @@ class Worker:
         return found
 
     def call_by(self, pointer: Pointer | None, number: int | None = None) -> None:
-        """Make this pointer the one for its tensor at the worker. With None and the tensor's number, the next call makes a
-        new pointer."""
+        """Set the pointer that `pointer()` returns for a tensor at the worker.
+
+        Args:
+            pointer: The pointer; None to create a new pointer at the next call of `pointer()`.
+            number: The tensor's number, if `pointer` is None.
+        """
         if pointer is not None:
             self._pointers[pointer.id] = pointer
         elif number is not None:
@@ -177,18 +178,28 @@ class Worker:
         if isinstance(said.answer, RefusalAnswer):
             raise WorkerRefused(self.name, said.answer.code, said.answer.detail)
         if not isinstance(said.answer, wanted):
-            raise self._strange(ParticipantError(None, f"it answers {type(said.answer).__name__}"))
+            raise self._strange(ParticipantError(None, f"it sent {type(said.answer).__name__}"))
         return cast(A, said.answer)
 
     def _strange(self, error: Exception) -> ParticipantError:
-        return ParticipantError(None, f"worker {self.name!r} says what is no answer ({error}): is it of this version?")
+        return ParticipantError(
+            None, f"worker {self.name!r} sent an unexpected response ({error}): does it run this version?"
+        )
+
+
+class InstalledHook(Protocol):
+    """A `TorchHook`, as far as a worker uses it: only as a sign that the worker's name follows."""
+
+    def unhook(self) -> None:
+        """Restore torch."""
+        ...
 
 
 class VirtualWorker(Worker):
     """A worker in this process. It has the same kind of policy, and gets the same bytes, as a worker on another machine.
 
     Args:
-        name: Its name; or a `TorchHook`, as in PySyft 0.2, and then `id` is the name.
+        name: Its name; or a `TorchHook`, as in PySyft 0.2. In the second case, `id` is the name.
         tensors: Its own tensors, which are private like those of a device. Tensors that a caller sends belong to the
             caller.
         policy: The policy for callers.
@@ -197,7 +208,7 @@ class VirtualWorker(Worker):
 
     def __init__(
         self,
-        name: "str | TorchHook",
+        name: str | InstalledHook,
         tensors: Mapping[str, Tensor] | None = None,
         policy: Policy | None = None,
         id: str | None = None,
@@ -210,7 +221,7 @@ class VirtualWorker(Worker):
 
     def _exchange(self, body: bytes, most: int) -> bytes:
         if self._bench is None:
-            raise PointerError(f"worker {self.name!r} is closed, and what it held is gone: make another, and send anew")
+            raise PointerError(f"worker {self.name!r} is closed, and its tensors are deleted: make another worker")
         with torch.inference_mode(False):  # inference mode belongs to this thread; a worker elsewhere would not see it
             return self._bench.answer(body)
 
@@ -232,7 +243,12 @@ def _name_of(name: object, other: str | None) -> str:
 
 
 def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[str, Tensor]:
-    """Check an owner's tensors. Arrays are accepted too. A public tensor that shares memory with a private one is copied."""
+    """Check the tensors that an owner offers, and return them.
+
+    Args:
+        tensors: Tensors or arrays, by name.
+        public: The names of tensors that are not private. Such a tensor is copied if it shares memory with a private one.
+    """
     found: dict[str, Tensor] = {}
     for name, given in tensors.items():
         tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
@@ -260,9 +276,9 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 def as_array(tensor: Tensor) -> Any:
     """Return a tensor in the form in which it is sent."""
     if isinstance(tensor, Pointer):
-        raise PointerError(f"this is at {tensor.worker.name!r} already: use sumus.virtual.move(pointer, worker)")
+        raise PointerError(f"this tensor is already at {tensor.worker.name!r}: use sumus.virtual.move(pointer, worker)")
     if tensor.dtype not in DTYPE_NAMES:
-        raise PointerError(f"a tensor of {tensor.dtype} does not travel: use one of {', '.join(DTYPE_NAMES.values())}")
+        raise PointerError(f"a tensor of {tensor.dtype} cannot be sent: use one of {', '.join(DTYPE_NAMES.values())}")
     if tensor.layout != torch.strided:
-        raise PointerError(f"a tensor of layout {tensor.layout} does not travel: use to_dense()")
+        raise PointerError(f"a tensor of layout {tensor.layout} cannot be sent: use to_dense()")
     return tensor.detach().cpu().resolve_neg().numpy()

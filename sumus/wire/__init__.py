@@ -1,2 +1,3 @@
-"""The wire format: trees, sums, reports, messages and bundles as bytes. No input or output happens here, and no pickle
-is used."""
+"""The wire format: converts trees, sums, reports, messages and bundles to bytes and back. It does no IO, and does not use
+pickle.
+"""

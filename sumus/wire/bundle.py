@@ -1,6 +1,7 @@
-"""A bundle: a plan with its first model. A server needs nothing else to run the plan, not even the code of the task.
+"""A bundle: a plan with its first model. A server needs nothing else to run the plan; it does not need the code of the task.
 
-It is a zip file. Its members are not compressed and all dates are fixed, so equal content gives equal bytes. It holds
+It is a zip file. Its members are not compressed and all their dates are the same, so equal content gives equal bytes. Its
+members:
     plan.json             canonical JSON; its SHA-256 is the plan's id
     model.safetensors     the initial values of every leaf: shared, personal and frozen
 """
@@ -48,7 +49,7 @@ class Bundle:
                 ("model.safetensors", encode_tree(self.model)),
             ):
                 info = zipfile.ZipInfo(name, _EPOCH)
-                info.create_system = _UNIX  # otherwise the same content has other bytes on Windows
+                info.create_system = _UNIX  # otherwise the bytes would be different on Windows
                 archive.writestr(info, body)
         return buffer.getvalue()
 
@@ -64,11 +65,11 @@ class Bundle:
                 infos = archive.infolist()
                 if sorted(info.filename for info in infos) != ["model.safetensors", "plan.json"]:
                     names = ", ".join(info.filename for info in infos)
-                    raise UsageError(f"a bundle holds plan.json and model.safetensors, once each; this holds {names}")
+                    raise UsageError(f"a bundle holds exactly plan.json and model.safetensors; this file holds {names}")
                 if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-                    raise UsageError("a bundle is stored and not compressed; make one with `sumus pack`")
+                    raise UsageError("the members of a bundle must not be compressed; make a bundle with `sumus pack`")
                 if sum(info.file_size for info in infos) > MAX_BYTES:
-                    raise UsageError(f"the bundle unpacks to over {MAX_BYTES} bytes")
+                    raise UsageError(f"the content of the bundle has more than {MAX_BYTES} bytes")
                 plan = Plan.from_json(archive.read("plan.json").decode())
                 body = archive.read("model.safetensors")
         except NOT_A_ZIP as error:
@@ -78,5 +79,5 @@ class Bundle:
             return Bundle(plan, decode_tree(body, expected))
         except ParticipantError as error:
             raise UsageError(
-                f"the bundle's model is not its plan's: {error}; make it again with `sumus pack`"
+                f"the model in the bundle does not match the bundle's plan: {error}; make the bundle again with `sumus pack`"
             ) from error

@@ -1,12 +1,12 @@
-"""The messages of devices, edges and servers except tensors: small JSON objects, each a class here, and the table of
-all requests.
+"""The messages between devices, edges and servers, except tensors. Each message is a small JSON object and a class of this
+module. `ENDPOINTS` is the table of all requests.
 
-    asked = read(CheckInRequest, body)            raises ParticipantError if the body has another form
+    asked = read(CheckInRequest, body)            raises ParticipantError if the body is not such a message
     body = write(CheckInAnswer(...))
 
 `ENDPOINTS` lists every request of the device plane. The server's routes and the OpenAPI document are made from it, and
 docs/wire.md is checked against it. Unknown fields are ignored, so that a newer version may add fields. Durations are in
-seconds. No message holds a point in time.
+seconds. No message contains a time of day or a date.
 
 Every request of an enrolled device is signed (`signed_text`), so there is no token that could be stolen. A repeated
 request gets the same answer again: check-ins carry a serial that grows, and reports and aborts carry the id of their
@@ -25,20 +25,24 @@ from sumus.site import MOST_ROUNDS, NoiseAt
 from sumus.text import printable
 
 PROTOCOL = 1
-"""The version of the protocol. A server that gets a request of another version answers with the version that it speaks."""
+"""The version of the protocol. If a request has another version, the server's error answer contains the version that the server
+uses.
+"""
 MAX_CONTROL = 64 * 2**10
-"""The longest JSON body that is read, in bytes."""
+"""The longest JSON body that is accepted, in bytes."""
 MAX_UNDIGESTED = 64 * 2**10
 """The longest body of a signed request without the header Sumus-Digest, in bytes."""
 MAX_RELAY, MOST_RELAYED = 2**20, 256
-"""For an edge, which speaks for many devices: the longest JSON body in bytes, and the most devices in one request."""
+"""The limits of a request from an edge, which sends for many devices: the longest JSON body, in bytes, and the largest number
+of devices.
+"""
 
 CHECK_IN = "/v1/checkins"
-"""The path of a check-in. A device signs this path even if an edge passes the check-in on."""
+"""The path of a check-in. A device signs this path even if an edge relays the check-in."""
 
 Kind: TypeAlias = Literal["train", "evaluate"]
-# `$(?!\n)` is the end of the text in Python and in JavaScript; a bare `$` in Python also matches before a last line
-# feed.
+# `$(?!\n)` is the end of the text in Python and in JavaScript; in Python, `$` alone also matches before a line
+# feed at the end.
 Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$(?!\n)")]
 Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
@@ -78,8 +82,8 @@ class Enrolment(msgspec.Struct, frozen=True):
     """A device is enrolled. The same key always gets the same id.
 
     Attributes:
-        device: The device's id: SHA-256 of its public key in hexadecimal.
-        population: The population that it is in now.
+        device: The device's id: the SHA-256 of its public key, in hexadecimal.
+        population: The population to which the device now belongs.
     """
 
     device: Hash
@@ -99,12 +103,12 @@ class DeviceConditions(msgspec.Struct, frozen=True):
     version: Count = 0
 
     def value(self) -> Conditions:
-        """Return the conditions in the form that a plan's pacing compares with."""
+        """Return the conditions in the form that a plan's pacing uses."""
         return Conditions(self.charging, self.unmetered, self.idle, self.battery, self.version)
 
 
 class PreviousSession(msgspec.Struct, frozen=True):
-    """A session of which the device does not know how it ended."""
+    """An earlier session whose end the device does not know."""
 
     task: Name
     kind: Kind
@@ -118,11 +122,11 @@ class CheckInRequest(msgspec.Struct, frozen=True):
         serial: A number that grows with every new request of this device.
         session: An id, chosen by the device, for the work that it may be given.
         fingerprints: The fingerprints of the tasks whose code the device has.
-        kinds: The kinds of work that it does.
-        conditions: Its conditions.
-        keeps_state: Whether it keeps client state between rounds.
-        previous: A session of which it does not know how it ended.
-        wait_s: Seconds for which the server may hold the request open until there is work.
+        kinds: The kinds of work that the device does.
+        conditions: The conditions of the device.
+        keeps_state: Whether the device keeps client state between rounds.
+        previous: An earlier session whose end the device does not know.
+        wait_s: The number of seconds for which the server may hold the request open until there is work.
     """
 
     serial: Count
@@ -136,7 +140,7 @@ class CheckInRequest(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """How a previous session ended. If the outcome is "unknown", the device sends its report again."""
+    """The outcome of a previous session. If the outcome is "unknown", the device must send its report again."""
 
     session: Word
     outcome: Literal["counted", "discarded", "unknown"]
@@ -156,13 +160,13 @@ class Assignment(msgspec.Struct, frozen=True):
         task: The task's name.
         kind: Training or evaluation.
         session: The session's id.
-        version: The version of the model that the work begins from. Versions are counted from 0; learning-rate
-            schedules use this number.
+        version: The version of the model from which the work begins. Versions are counted from 0; learning-rate schedules use
+            this number.
         plan: The plan.
-        broadcast: The model, and whatever else the algorithm sends.
+        broadcast: The model, and other tensors that the algorithm sends to devices.
         seed: The public seed of the sum, 32 bytes in hexadecimal.
-        contributors: The least number of contributors of a sum that is used.
-        expires_in_s: Seconds until the session expires; None if it does not.
+        contributors: The smallest number of contributors with which the sum is used.
+        expires_in_s: The number of seconds until the session expires; None if it does not expire.
     """
 
     task: Name
@@ -177,7 +181,7 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """The released model of a task: the one that devices predict with."""
+    """The released model of a task, which devices use for predictions."""
 
     version: Count
     model: Body
@@ -187,11 +191,11 @@ class CheckInAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer to a check-in.
 
     Attributes:
-        settled: How the session `previous` ended.
-        assignment: Work; None if there is none.
+        settled: The outcome of the session `previous`.
+        assignment: The work; None if there is none.
         retry_after_s: If there is no work, the earliest and the latest time for the next check-in, in seconds from now.
         reason: Why there is no work, as text for a person.
-        released: The released models by task, for the tasks whose code the device has.
+        released: The released models, keyed by task, of the tasks whose code the device has.
     """
 
     settled: Settlement | None = None
@@ -219,14 +223,16 @@ AbortReason: TypeAlias = Literal[
     "other",
 ]
 EndReason: TypeAlias = Literal[AbortReason, "edge"]
-"""Why an edge's device will send no report: a reason of its Abort, or "edge" if the edge ended the work."""
+"""The reasons why a device behind an edge will send no report: a reason of the device's Abort, or "edge" if the edge ended the
+work.
+"""
 
 
 # ── edges ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Served(msgspec.Struct, frozen=True):
-    """A run that an edge may take part in.
+    """A run in which an edge may take part.
 
     Attributes:
         task: The task's name.
@@ -234,13 +240,13 @@ class Served(msgspec.Struct, frozen=True):
         fingerprint: The fingerprint of the task; devices need code with this fingerprint.
         keeps_state: Whether devices must keep client state between rounds.
         plan: The plan.
-        hop: How reports become integers, as canonical JSON.
-        contributors: The least number of contributors of a sum that is used.
-        most: The most reports in one sum of an edge.
-        released: The model that devices predict with.
-        rounds: The number of rounds that an edge runs between two of its sums. If it is more than 1 the edge is a site,
-            and needs the plan.
-        noise_at: Where noise will be added, once there is some.
+        hop: The rules by which reports become integers, as canonical JSON.
+        contributors: The smallest number of contributors with which a sum is used.
+        most: The largest number of reports in one sum of an edge.
+        released: The released model, which devices use for predictions.
+        rounds: The number of rounds that an edge runs for each sum that it sends. If it is more than 1, the edge is a site, and
+            needs the plan.
+        noise_at: The place where noise will be added in a future version with differential privacy.
     """
 
     task: Name
@@ -263,7 +269,7 @@ class Tasks(msgspec.Struct, frozen=True):
 
 
 class Relayed(msgspec.Struct, frozen=True):
-    """A device's check-in as its edge passes it on. The server does not hold the request open for it.
+    """A device's check-in that an edge relays. The server answers it at once, without waiting for work.
 
     Attributes:
         device: The device's id.
@@ -289,11 +295,11 @@ class EndedSession(msgspec.Struct, frozen=True):
 
 
 class RelayRequest(msgspec.Struct, frozen=True):
-    """An edge passes on check-ins of its devices, which it has enrolled, and the ends of their sessions.
+    """An edge relays check-ins of the devices that it has enrolled, and the ends of their sessions.
 
     Attributes:
-        members: The number of all its devices.
-        asked: The check-ins.
+        members: The number of all devices of the edge.
+        asked: The relayed check-ins.
         ended: The sessions for which no report will come.
     """
 
@@ -341,7 +347,7 @@ class Counted(msgspec.Struct, frozen=True):
 
 
 class Abort(msgspec.Struct, frozen=True):
-    """A device will send no report. It can give only one of these reasons, and no free text about itself."""
+    """A device will send no report. It can give only one of these reasons, and no text of its own."""
 
     reason: AbortReason
 
@@ -353,19 +359,19 @@ class Nothing(msgspec.Struct, frozen=True):
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 STATUS = {
-    "malformed": 400,  # the body has another form than this page gives
+    "malformed": 400,  # the body is not such a message as docs/wire.md describes
     "bad_report": 400,  # the report does not fit the plan: parts, leaves, shapes, dtypes, metrics
     "not_finite": 400,  # NaN or infinity
-    "out_of_bounds": 400,  # beyond the plan's bound
-    "empty": 400,  # a report of no examples: the device contributes nothing, and its place is free again
-    "bad_token": 401,  # the token is no enrolment token of this server
+    "out_of_bounds": 400,  # a number exceeds the plan's bound
+    "empty": 400,  # a report of no examples: it adds nothing, and the device's place is free again
+    "bad_token": 401,  # the token is not an enrolment token of this server
     "digest_required": 400,  # a signed body of this length needs the header Sumus-Digest
-    "bad_digest": 400,  # the body that arrived is not the one that was signed
+    "bad_digest": 400,  # the body that arrived is not the signed body
     "bad_signature": 401,  # the signature is not this device's, or not over this request
     "unknown_device": 401,  # the device is not enrolled here
-    "revoked": 403,  # the device is enrolled, but was barred
+    "revoked": 403,  # the device is enrolled, but an admin has barred it
     "quota": 403,  # the population is full
-    "not_edge": 403,  # the sender may not speak for other devices, or not for so many
+    "not_edge": 403,  # the sender may not send for other devices, or not for so many
     "not_device": 403,  # the sender enrolled as an edge, with an edge's link, so it does no work itself
     "not_found": 404,  # no such path or object
     "unknown_session": 404,  # the session was never given to this device, or ended long ago
@@ -374,8 +380,8 @@ STATUS = {
     "old_nonce": 409,  # the nonce is not of this server, or has expired: ask for another
     "closed": 409,  # the report will never be counted: its round is over, or its session has expired
     "stale": 409,  # the report's model is too old
-    "phase": 409,  # not counted: the round was in a phase in which no reports are taken
-    "replayed": 409,  # the check-in is older than one that was answered, or its serial is too far above the last
+    "phase": 409,  # not counted: the round was in a phase in which it takes no reports
+    "replayed": 409,  # the check-in is older than one that was answered, or its serial is much higher than the last one
     "token_used": 410,  # the token has no uses left, or has expired
     "length_required": 411,
     "too_large": 413,
@@ -385,7 +391,7 @@ STATUS = {
     "rate": 429,
     "failed": 500,  # a defect of the server
     "not_ready": 503,  # the server is starting or recovering, or its storage fails
-    "busy": 503,  # no room for the body in memory
+    "busy": 503,  # there is no memory for the body now
 }
 """Every code that an error answer may carry, and its HTTP status."""
 AGAIN = frozenset({"bad_digest", "slow", "rate", "not_ready", "busy", "failed"})
@@ -400,9 +406,9 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         code: A key of `STATUS`.
         detail: Text for a person.
-        retry_after_s: The earliest and the latest time for the next try, in seconds from now.
-        protocol: With `old_protocol`: the version that the server speaks.
-        serial: With `replayed`: the device's last serial that the server knows. The next check-in counts on from it.
+        retry_after_s: The earliest and the latest time for the next attempt, in seconds from now.
+        protocol: With `old_protocol`: the version that the server uses.
+        serial: With `replayed`: the device's last serial that the server knows. The next check-in must have a higher one.
     """
 
     code: Code
@@ -413,7 +419,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Refused(Exception):
-    """A request is refused, and gets an error answer."""
+    """Raised to refuse a request: the client gets an error answer."""
 
     def __init__(
         self, code: str, detail: str = "", retry_after_s: Window | None = None, serial: int | None = None
@@ -440,9 +446,9 @@ class Endpoint:
         body: The message in the body; `bytes` for tensors, None for no body.
         answer: The message of a successful answer; `bytes` for an object.
         signed: Whether the device signs the request.
-        codes: The codes of errors that the request may have, besides those of every request (`EVERYWHERE`).
+        codes: The error codes that this request may get, in addition to the codes of every request (`EVERYWHERE`).
         status: The HTTP status of a successful answer.
-        most: The most bytes of a JSON body.
+        most: The largest number of bytes of a JSON body.
     """
 
     name: str
@@ -525,8 +531,9 @@ ENDPOINTS = (
 M = TypeVar("M")
 _FORMS = {form for endpoint in ENDPOINTS for form in (endpoint.body, endpoint.answer) if form not in (None, bytes)}
 _READERS: dict[Any, msgspec.json.Decoder[Any]] = {form: msgspec.json.Decoder(form) for form in (*_FORMS, Problem)}
-"""The decoders are made at import: msgspec (0.22) crashes if several threads are the first to decode one form at the
-same time."""
+"""The decoders of all messages. They are made at import, since msgspec (0.22) crashes if several threads decode the same type
+for the first time at once.
+"""
 _MOST: dict[Any, int] = {form: endpoint.most for endpoint in ENDPOINTS for form in (endpoint.body, endpoint.answer)}
 
 
@@ -538,10 +545,10 @@ def read(form: type[M], body: bytes | memoryview) -> M:
         body: The bytes.
 
     Raises:
-        ParticipantError: The bytes have another form, or are more than a message of this form may have.
+        ParticipantError: The bytes are not such a message, or are longer than such a message may be.
     """
     if len(body) > (most := _MOST.get(form, MAX_CONTROL)):
-        raise ParticipantError(None, f"{len(body)} bytes, and a {form.__name__} has at most {most}")
+        raise ParticipantError(None, f"the body has {len(body)} bytes, and a {form.__name__} has at most {most}")
     try:
         reader = _READERS.get(form)
         return msgspec.json.decode(body, type=form) if reader is None else reader.decode(body)
@@ -562,19 +569,21 @@ def signed_text(method: str, path: str, population: str, device: str, body: byte
 
     Args:
         method: The HTTP method.
-        path: The path as it is sent, with percent signs and query.
+        path: The path as it is sent, percent-encoded and with its query.
         population: The population's name.
         device: The device's id.
         body: The body.
 
     Raises:
-        ParticipantError: A word holds blanks, control characters or letters beyond ASCII.
+        ParticipantError: A word contains spaces, control characters or characters that are not ASCII.
     """
     return text_over(method, path, population, device, digest_of(body))
 
 
 def text_over(method: str, path: str, population: str, device: str, digest: str) -> bytes:
-    """Return `signed_text` for a body's digest. With it a server checks a signature before it reads the body."""
+    """Return `signed_text`, given a body's digest instead of the body. So a server can check a signature before it reads the
+    body.
+    """
     words = f"{_word(method)} {_word(path)}", _word(population), _word(device), _word(digest)
     return _lines(f"sumus {PROTOCOL}", *words)
 
@@ -599,5 +608,5 @@ def _lines(*lines: str) -> bytes:
 
 def _word(text: str) -> str:
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise ParticipantError(None, f"{text!r:.80} cannot be signed: printable ASCII without blanks only")
+        raise ParticipantError(None, f"{text!r:.80} cannot be signed: use only printable ASCII without spaces")
     return text

@@ -1,15 +1,17 @@
-"""Reports as bytes: a device sends one after training, an edge after adding. One signature covers the whole body.
+"""Converts reports to bytes and back. A device sends a report after training, and an edge sends the sum of reports. One
+signature covers the whole body.
 
     body   = encode_report(update)                     on the device
-    update = decode_report(body, device, hop)          at the first hop; any other form is refused
+    update = decode_report(body, device, hop)          at the first hop (the server or edge that gets the device's report)
 
     body = encode_sum(sessions, total, hop)            on an edge
-    sessions, total = decode_sum(body, edge, hop, 10)  at the next hop
+    sessions, total = decode_sum(body, edge, hop, 10)  at the next hop (the server that gets the edge's sum)
 
-A report is a safetensors file with the names `part/PART/LEAF`, `examples` (int64) and `metric/NAME` (float64: sum and
-count). A sum has the slots of an aggregate. Its `sum/PART/LEAF` has the narrowest of int8, int16, int32 and int64 that
-can hold every possible sum of that number of reports. Its `sessions` lists the sessions in the sum as ASCII in int8,
-one `DEVICE/SESSION` per line.
+
+A report is a safetensors file with the names `part/PART/LEAF`, `examples` (int64) and `metric/NAME` (float64: sum and count). A
+sum has the slots (named arrays) of an aggregate. Its `sum/PART/LEAF` has the smallest of the types int8, int16, int32 and int64
+that can hold every possible sum of that number of reports. Its slot `sessions` is the list of the sessions in the sum: ASCII
+text as int8, with one `DEVICE/SESSION` per line.
 """
 
 import re
@@ -25,15 +27,15 @@ from sumus.types import Array, Tree
 from sumus.wire.tensors import MAX_HEADER, encode_tree, view_tree
 
 MOST_EXAMPLES = 2**53
-"""The largest integer up to which JavaScript's numbers are exact."""
+"""The largest number of examples in a report: up to this integer, JavaScript's numbers are exact."""
 _SESSIONS = "sessions"
 _NAME = 65
-"""The most characters of a device's id, or of a session's id, including the one character that follows it."""
+"""The largest number of characters in a device's id or a session's id, including the one character that follows the id."""
 _SESSION = re.compile(r"[0-9a-f]{64}/[A-Za-z0-9_-]{1,64}")
 
 
 def encode_report(update: Update) -> bytes:
-    """Encode an update as canonical bytes: equal updates, and only they, give equal bytes."""
+    """Encode an update as canonical bytes: equal updates give equal bytes, and different updates give different bytes."""
     slots: dict[str, Array] = {
         f"part/{part}/{leaf}": array for part, tree in update.parts.items() for leaf, array in tree.items()
     }
@@ -44,8 +46,7 @@ def encode_report(update: Update) -> bytes:
 def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Update:
     """Decode an update that has the plan's parts, leaves, shapes and metrics.
 
-    The update's arrays are views of the body. This function does not check whether the numbers can be counted:
-    `hop.check` does.
+    The update's arrays are views of the body. This function does not check the numbers; `hop.check` does.
 
     Args:
         body: The bytes.
@@ -57,7 +58,9 @@ def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Up
     """
     try:
         if len(body) > most_bytes(hop):
-            raise ParticipantError(None, f"{len(body)} bytes, and a report of this plan has at most {most_bytes(hop)}")
+            raise ParticipantError(
+                None, f"the body has {len(body)} bytes, and a report of this plan has at most {most_bytes(hop)}"
+            )
         slots = view_tree(body)
         examples = _examples(slots.pop("examples", None))
         parts: dict[str, dict[str, Array]] = {part.name: {} for part in hop.parts}
@@ -70,14 +73,14 @@ def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Up
             elif kind == "part" and slash and part in parts:
                 parts[part][leaf] = array
             else:
-                raise ParticipantError(None, f"slot `{name}` is none of a report's: not of this plan")
+                raise ParticipantError(None, f"slot `{name}` does not belong in a report of this plan")
     except ParticipantError as error:
         raise ParticipantError(device, str(error)) from error
     return Update(device, _whole(parts, hop, device), examples, metrics)
 
 
 def most_bytes(hop: FirstHop) -> int:
-    """Return the length in bytes of the longest body that is read. A float may have eight bytes."""
+    """Return the length of the longest report that is accepted, in bytes. A float may have eight bytes."""
     return 2 * hop.nbytes + 16 * len(hop.metrics) + 8 + MAX_HEADER
 
 
@@ -100,8 +103,9 @@ def decode_sum(
         body: The sum's bytes.
         edge: The edge, for errors.
         hop: The plan's first hop, which the sum must fit.
-        most: The most sessions that a sum may name.
-        least: The smallest weight that a site's sum may have, if it names more sessions; None for an edge that only adds.
+        most: The largest number of sessions in a sum.
+        least: The smallest weight that a site's sum may have if it has more sessions than reports; None for an edge that only
+            adds.
 
     Returns:
         The sessions in the sum, and the sum.
@@ -120,7 +124,7 @@ def decode_sum(
 
 
 def most_sum_bytes(hop: FirstHop, most: int) -> int:
-    """Return the length in bytes of the longest body of a sum of at most `most` reports."""
+    """Return the length of the longest body of a sum of at most `most` reports, in bytes."""
     fixed = 8 + 8 * len(hop.parts) + 16 * len(hop.metrics) + 2 * _NAME * most + MAX_HEADER
     return fixed + hop.sum_nbytes(most)
 
@@ -144,7 +148,7 @@ def _widened(slots: Tree, sessions: Sequence[str], hop: FirstHop) -> Tree:
     metrics = {f"metric/{name}": (np.int64, (2,)) for name in hop.metrics if f"metric/{name}" in slots}
     found = {name: (slot.dtype, slot.shape) for name, slot in slots.items()}
     if wrong := sorted(set(found) ^ set(planned | metrics)):
-        raise ParticipantError(None, f"slot `{wrong[0]}` is missing, or does not belong into a sum of this plan")
+        raise ParticipantError(None, f"slot `{wrong[0]}` is missing, or does not belong in a sum of this plan")
     for name, (dtype, shape) in (planned | metrics).items():
         if slots[name].dtype != dtype or slots[name].shape != shape:
             raise ParticipantError(
@@ -161,17 +165,17 @@ def _examples(slot: Array | None) -> int:
 
 def _metric(name: str, slot: Array, hop: FirstHop) -> tuple[float, int]:
     if name not in hop.metrics:
-        raise ParticipantError(None, f"it reports {name!r}, which the plan does not measure")
+        raise ParticipantError(None, f"the report has the metric {name!r}, which the plan does not measure")
     if slot.dtype != np.float64 or slot.shape != (2,) or not np.isfinite(slot).all():
-        raise ParticipantError(None, f"`metric/{name}` must be two finite float64: the sum, and on how many")
+        raise ParticipantError(None, f"`metric/{name}` must be two finite float64: the sum, and the count")
     value, count = slot.tolist()
     if not count.is_integer() or not 0 <= count <= MOST_EXAMPLES:
-        raise ParticipantError(None, f"`metric/{name}` is counted on {count}: give a whole number")
+        raise ParticipantError(None, f"the count of `metric/{name}` is {count}: give a whole number")
     return value, int(count)
 
 
 def _whole(parts: Mapping[str, Tree], hop: FirstHop, device: Any) -> Mapping[str, Tree]:
     for part, shapes in zip(hop.parts, hop.layouts, strict=True):
         if missing := {leaf for leaf, _ in shapes} - set(parts[part.name]):
-            raise ParticipantError(device, f"it sends no `{part.name}[{min(missing)}]`: not of this plan")
+            raise ParticipantError(device, f"the report has no `{part.name}[{min(missing)}]`, which this plan requires")
     return parts

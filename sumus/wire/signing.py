@@ -1,12 +1,12 @@
 """A device's identity and signatures: an Ed25519 key, the key's hash, and signatures over `messages.signed_text`.
 
-    device = device_id(public_key_of(seed))                       64 hexadecimal digits, the device's id everywhere
+    device = device_id(public_key_of(seed))                       64 hexadecimal digits: the device's id
     signature = sign(seed, text)                                  64 bytes; the same text always gives the same bytes
     verify(public_key, signature, text)                           False for any other signature
 
-No random numbers are drawn here: the owner supplies the 32 bytes of a private key. Ed25519 is used as in RFC 8032,
-and verified without the cofactor, as in OpenSSL. Bytes are sent as base64url without padding (RFC 4648, 5). Each has
-exactly one spelling.
+No random numbers are drawn here: the owner supplies the 32 bytes of a private key. Ed25519 is used as in RFC 8032, and verified
+without the cofactor, as in OpenSSL. Bytes are sent as base64url without padding (RFC 4648, section 5), which gives each byte
+string exactly one spelling.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sumus.errors import ParticipantError
 
 KEY, SIGNATURE = 32, 64
-"""Lengths in bytes."""
+"""The lengths of a key and of a signature, in bytes."""
 _P = 2**255 - 19
 _ORDER_8 = int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little")
 _SMALL_ORDER = frozenset({0, 1, _P - 1, _ORDER_8, _P - _ORDER_8})
-"""The y coordinates of the eight points whose order divides 8. With such a key anybody can make a valid signature of
-some text."""
+"""The y coordinates of the eight points whose order divides 8. For a public key that is one of these points, anybody can make a
+valid signature of some text.
+"""
 
 
 def to_base64url(body: bytes) -> str:
@@ -36,8 +37,7 @@ def from_base64url(text: str) -> bytes:
     """Decode base64url.
 
     Raises:
-        ParticipantError: `to_base64url` never makes this text: it is padded, uses another alphabet, or has bits left
-            over.
+        ParticipantError: The text has padding, characters of another alphabet, or unused bits that are not 0.
     """
     try:
         body = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
@@ -56,7 +56,9 @@ def read_public_key(text: str) -> bytes:
     """
     key = from_base64url(text)
     if not _usable(key):
-        raise ParticipantError(None, "no Ed25519 public key: 32 bytes, of a point that is not of small order")
+        raise ParticipantError(
+            None, "not an Ed25519 public key: it must be 32 bytes, of a point that is not of small order"
+        )
     return key
 
 
@@ -78,7 +80,8 @@ def sign(seed: bytes, text: bytes) -> bytes:
 def verify(public_key: bytes, signature: bytes, text: bytes) -> bool:
     """Return whether this key's owner signed this text.
 
-    No input makes this function raise. Keys of small order, and keys in a second spelling, verify no signature.
+    This function raises no exception, whatever its input. It returns False for keys of small order, and for keys that are not
+    spelled canonically.
     """
     if not _usable(public_key) or len(signature) != SIGNATURE:
         return False
@@ -90,7 +93,8 @@ def verify(public_key: bytes, signature: bytes, text: bytes) -> bool:
 
 
 def _usable(key: bytes) -> bool:
-    """Return whether these 32 bytes are a y below p that is not of small order. `verify` then finds out whether a point
-    with this y exists."""
+    """Return whether these 32 bytes are a y coordinate smaller than p that is not of small order. `verify` then checks whether
+    a point with this y exists.
+    """
     y = int.from_bytes(key, "little") & (2**255 - 1)
     return len(key) == KEY and y < _P and y not in _SMALL_ORDER

@@ -1,4 +1,4 @@
-"""Trees and aggregates as bytes: safetensors with sorted names, so that equal values give equal bytes.
+"""Converts trees and aggregates to bytes and back: safetensors with sorted names, so that equal values give equal bytes.
 
 Incoming bytes are untrusted: the header's length is limited, and the caller gives the names, dtypes and shapes that it
 expects.
@@ -43,7 +43,7 @@ def encode_tree(tree: Tree) -> bytes:
 
 
 def tree_pieces(tree: Tree) -> list[bytes | memoryview]:
-    """Encode a tree as `encode_tree` does, in pieces: the header, then each leaf's bytes without a copy."""
+    """Encode a tree like `encode_tree`, but in pieces that need no copy: the header, and then each leaf's bytes."""
     order, leaves = list(_DTYPES), {name: _little(np.asarray(leaf)) for name, leaf in tree.items()}
     names = sorted(leaves, key=lambda name: (order.index(leaves[name].dtype.name), name))
     header, until = dict[str, Any](), 0
@@ -66,7 +66,7 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
 
     Args:
         body: The bytes.
-        expected: For each leaf, the dtype's name and the shape. None accepts any leaves.
+        expected: The name of the dtype and the shape of each leaf; None accepts any leaves.
 
     Raises:
         ParticipantError: The bytes are not safetensors, or the leaves are not the expected ones.
@@ -77,13 +77,15 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
     except (SafetensorError, ValueError, KeyError) as error:
         raise ParticipantError(None, f"not safetensors: {error}") from error
     if strange := {leaf.dtype.name for leaf in tree.values()} - set(_DTYPES):
-        raise ParticipantError(None, f"a leaf is {min(strange)}, which is not sent: use one of {', '.join(_DTYPES)}")
+        raise ParticipantError(
+            None, f"a leaf has the dtype {min(strange)}, which cannot be sent: use one of {', '.join(_DTYPES)}"
+        )
     if expected is not None:
         found = {name: (leaf.dtype.name, leaf.shape) for name, leaf in tree.items()}
         if found != dict(expected):
             wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
             raise ParticipantError(
-                None, f"leaf `{wrong}` is {found.get(wrong)}, expected {expected.get(wrong)}: not of this plan"
+                None, f"leaf `{wrong}` is {found.get(wrong)}, and this plan expects {expected.get(wrong)}"
             )
     return tree
 
@@ -95,7 +97,7 @@ def view_tree(body: bytes | memoryview) -> dict[str, Array]:
     repeated name.
 
     Raises:
-        ParticipantError: The bytes have another form.
+        ParticipantError: The bytes are not such safetensors.
     """
     _check_header(body)
     begin = 8 + struct.unpack("<Q", body[:8])[0]
@@ -105,16 +107,16 @@ def view_tree(body: bytes | memoryview) -> dict[str, Array]:
         header: Any = json.loads(text, object_pairs_hook=_once, parse_int=_natural) if text[0] == "{" else None
         at = 0
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            name.encode()  # raises UnicodeEncodeError for half a surrogate pair
+            name.encode()  # raises UnicodeEncodeError for a lone surrogate
             dtype, shape = np.dtype(_NUMBERS[entry["dtype"]]), _numbers(entry["shape"])
             until = at + math.prod(shape) * dtype.itemsize
             if len(entry) != 3 or _numbers(entry["data_offsets"]) != [at, until] or begin + until > len(body):
-                raise ValueError(f"leaf `{name}` is not where it should be, or says more than where that is")
+                raise ValueError(f"leaf `{name}` has the wrong offsets, or more entries than dtype, shape and offsets")
             tree[name] = np.ndarray(shape, dtype, body, begin + at)
             tree[name].flags.writeable = False
             at = until
         if begin + at != len(body):
-            raise ValueError(f"{len(body)} bytes, and its leaves end at {begin + at}")
+            raise ValueError(f"the body has {len(body)} bytes, and its leaves end at {begin + at}")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ParticipantError(None, f"not safetensors: {error!s:.200}") from error
     return tree
@@ -123,47 +125,55 @@ def view_tree(body: bytes | memoryview) -> dict[str, Array]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("the header says something twice")
+        raise ValueError("a name appears twice in the header")
     return found
 
 
 def _natural(digits: str) -> int:
     if len(digits) > 15 or digits[0] == "-":
-        raise ValueError(f"{digits:.20} is no size")
+        raise ValueError(f"{digits:.20} is not a size")
     return int(digits)
 
 
 def _numbers(found: Any) -> list[int]:
     numbers = cast(list[Any], found if type(found) is list else [None])
     if len(numbers) > 32 or not all(type(each) is int for each in numbers):
-        raise ValueError("shapes and offsets are short lists of whole numbers")
+        raise ValueError("shapes and offsets must be short lists of whole numbers")
     return numbers
 
 
 def _check_header(body: bytes | memoryview) -> None:
     length = struct.unpack("<Q", body[:8])[0] if len(body) >= 8 else 0
     if not 0 < length <= min(MAX_HEADER, len(body) - 8):
-        raise ParticipantError(None, f"the tensor header is missing or over {MAX_HEADER} bytes: not a body of ours")
+        raise ParticipantError(
+            None, f"the tensor header is missing, or longer than {MAX_HEADER} bytes: the body was not made by sumus"
+        )
 
 
 def encode_aggregate(aggregate: Aggregate) -> bytes:
-    """Encode a sum as canonical bytes: a tree of its slots."""
+    """Encode a sum as canonical bytes: a tree of its slots (its named arrays)."""
     return b"".join(aggregate_pieces(aggregate))
 
 
 def aggregate_pieces(aggregate: Aggregate) -> list[bytes | memoryview]:
-    """Encode a sum in pieces, as `tree_pieces` does."""
+    """Encode a sum in pieces, like `tree_pieces`."""
     return tree_pieces(aggregate.slots())
 
 
 def decode_aggregate(body: bytes) -> Aggregate:
-    """Decode a sum: slots in int64, with a weight for every part."""
+    """Decode a sum, and check that all slots are int64 and every part has a weight.
+
+    Raises:
+        ParticipantError: The bytes are not a sum.
+    """
     slots = decode_tree(body)
     if "count" not in slots or slots["count"].shape != ():
-        raise ParticipantError(None, "the sum has no count: not an aggregate of ours")
+        raise ParticipantError(None, "the slot `count` is missing or not a single number, so this is not a sum")
     dtypes = {slot.dtype.name for slot in slots.values()}
     if dtypes != {"int64"}:
-        raise ParticipantError(None, f"slots of dtypes {sorted(dtypes)}: every slot of a sum is int64")
+        raise ParticipantError(
+            None, f"the slots have the dtypes {sorted(dtypes)}, and every slot of a sum must be int64"
+        )
     aggregate = Aggregate.from_slots(slots)
     _check_whole(slots, aggregate)
     return aggregate
@@ -176,12 +186,13 @@ def _check_whole(slots: Tree, aggregate: Aggregate) -> None:
         kind, _, rest = name.partition("/")
         known = name == "count" or (kind, bool(rest)) == ("metric", True) or (kind == "sum" and rest.find("/") > 0)
         if not (known or (kind == "weight" and rest in parts)):
-            raise ParticipantError(None, f"slot `{name}` is none of a sum's: not an aggregate of ours")
+            raise ParticipantError(None, f"slot `{name}` does not belong in a sum")
         if kind in ("count", "weight", "metric") and slot.shape != ((2,) if kind == "metric" else ()):
-            raise ParticipantError(None, f"slot `{name}` has the shape {slot.shape}: not an aggregate of ours")
+            raise ParticipantError(None, f"slot `{name}` has the shape {slot.shape}, which does not fit a sum")
     if set(aggregate.weights) != parts or (not parts and (int(aggregate.count) or aggregate.metrics)):
         raise ParticipantError(
-            None, f"it weighs {sorted(aggregate.weights)} and sums {sorted(parts)}: not an aggregate of ours"
+            None,
+            f"the weights are of {sorted(aggregate.weights)}, and the sums of {sorted(parts)}: they must be of the same parts",
         )
     for name, number in counts.items():
         if number < 0:

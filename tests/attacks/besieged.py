@@ -14,7 +14,8 @@ import uvloop
 from sumus.http.certificates import Certificate
 from sumus.http.limits import Limits, Rate
 from sumus.http.listening import Planes, bound
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.transport.http import HttpTransport
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Assignment, signed_text

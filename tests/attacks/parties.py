@@ -11,7 +11,9 @@ import pytest
 
 from sumus.aggregate import RunningSum
 from sumus.device.requests import Requests
-from sumus.operations.service import ServerPolicy, Service, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.plan import Plan
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle

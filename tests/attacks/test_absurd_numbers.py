@@ -25,7 +25,8 @@ from sumus.node.node import Node
 from sumus.node.plane import plane_app
 from sumus.node.reading import BadReading
 from sumus.operations.commands import without_secret
-from sumus.operations.service import Service, Storage, open_service
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.server import objects
 from sumus.server.access import origin
 from sumus.storage.blobs import open_blobs
@@ -142,7 +143,7 @@ def test_a_server_that_answers_so_was_not_reached() -> None:
 
         def close(self) -> None: ...
 
-    with pytest.raises(Unreachable, match="not as a sumus server does"):
+    with pytest.raises(Unreachable, match="is not one of a sumus server"):
         Requests(Server(), bytes(32)).enrol("token")
 
 
@@ -173,18 +174,18 @@ def test_an_array_s_header_with_such_a_number_is_refused() -> None:
 def test_an_address_that_is_none_is_said_in_a_sentence(rest: str) -> None:
     with pytest.raises(ExperimentError, match="a server's address is https://HOST:PORT"):
         read_link(f"https://{rest}")
-    with pytest.raises(UsageError, match="is no server's URL"):
+    with pytest.raises(UsageError, match="is not the URL of a server"):
         origin(f"http://{rest}")
     with pytest.raises(UsageError, match="a broker's address is mqtts://HOST:PORT"):
         Broker(f"mqtts://{rest}", ("a",))
-    with pytest.raises(UsageError, match="blobs cannot lie at"):
+    with pytest.raises(UsageError, match="blobs cannot be kept at"):
         open_blobs(f"http://{rest}")
     with pytest.raises(UsageError, match="write HOST:PORT"):
         Node(None, None, "folder", listen=rest)  # type: ignore[arg-type]  # pyright: ignore
 
 
 def test_a_database_s_address_that_is_none_is_said_in_a_sentence() -> None:
-    with pytest.raises(UsageError, match="--database is no URL"):
+    with pytest.raises(UsageError, match="--database is not a URL"):
         without_secret("postgresql://[")
 
 
@@ -195,5 +196,5 @@ def test_addresses_as_they_are_written_are_read() -> None:
     assert (
         without_secret("postgresql+psycopg://sumus@db.example/sumus") == "postgresql+psycopg://sumus@db.example/sumus"
     )
-    with pytest.raises(ExperimentError, match="is no server's address"):
+    with pytest.raises(ExperimentError, match="is not the address of a server"):
         HttpTransport("https://exa mple:1")

@@ -21,7 +21,8 @@ from sumus.http.listening import Listening, opened_at
 from sumus.node.intake import Intake
 from sumus.node.plane import plane_app
 from sumus.node.readings import Readings
-from sumus.operations.service import Service, Storage, open_service
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.server import admin_plane
 from sumus.server.access import Access
 from sumus.server.admin_plane import admin_app

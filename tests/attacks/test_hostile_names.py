@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import sumus
 from sumus import cli
-from sumus.cli import _measurements, _out, app  # pyright: ignore[reportPrivateUsage]
+from sumus.cli import app
 from sumus.device.commands import Lines
 from sumus.device.device import Device
 from sumus.device.news import DeviceNews
@@ -38,9 +38,12 @@ from sumus.node.mqtt import Broker, Subscription
 from sumus.node.reading import BadReading
 from sumus.node.readings import Readings
 from sumus.operations import serve
-from sumus.operations.service import ServerPolicy, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
 from sumus.server import server
 from sumus.server.access import Logins
+from sumus.simulator.commands import OUT
+from sumus.simulator.display import measurements
 from sumus.transport.transport import Answer, Unreachable
 from sumus.virtual.worker import WorkerRefused
 from sumus.wire.bundle import Bundle
@@ -317,8 +320,8 @@ def test_a_task_or_a_population_cannot_be_called_so() -> None:
 )
 def test_a_client_of_a_population_in_a_table(name: str, shown: str) -> None:
     spread = Spread(1, 0.5, 0.5, 0.5, 0.0, 0.5, name)
-    with _out.capture() as captured:
-        _out.print(_measurements({name: 0.5}, {name: spread}))
+    with OUT.capture() as captured:
+        OUT.print(measurements({name: 0.5}, {name: spread}))
     assert shown in captured.get().replace("\n", "")
     assert all(map(str.isprintable, captured.get().splitlines()))
 

@@ -154,7 +154,7 @@ def test_what_is_a_little_longer_is_refused(name: str) -> None:
     else:
         longer = values.copy()
         longer[int(np.argmin(values))] += 1
-    with pytest.raises(BeyondBoundError, match=r"the plan's clip leaves no update longer than .*clip it on the device"):
+    with pytest.raises(BeyondBoundError, match=r"the plan's clip allows a norm of at most .*clip it on the device"):
         made.first_hop.count_in(replace(worst, parts={"params": {leaf: longer}}))
 
 
@@ -212,7 +212,7 @@ EVALUATION = evaluation_hop(TASK, 10, 1)
 def test_a_device_is_in_one_bin(bins: Array) -> None:
     honest = evaluation_report("attacker", {"loss": (1.0, 1), "accuracy": (1.0, 1)}, 1)
     said = {"histogram": {**honest.parts["histogram"], "accuracy": bins.astype(np.float32)}}
-    with pytest.raises(ParticipantError, match="must hold a single 1, or zeros alone"):
+    with pytest.raises(ParticipantError, match="must hold a single 1, or only zeros"):
         EVALUATION.count_in(replace(honest, parts=said))
 
 
@@ -497,8 +497,8 @@ def test_the_sentence_of_scaffold_says_that_it_turns_the_others() -> None:
     made = plan(sumus.scaffold(WORK, CLIP, control_bound=0.1))
     assert made.influence.steers == ("control",)
     assert made.influence.said == (
-        "one device can have 10.00% of a sum of 10, and it turns the updates of all others through `control`: the mean is at "
-        "most 1 long; it moves a number of `control` by at most 0.01 a round"
+        "one device can have 10.00% of a sum of 10, and it turns the updates of all others through `control`: the mean has a "
+        "norm of at most 1; it moves a number of `control` by at most 0.01 per round"
     )
     weighed = plan(replace(sumus.scaffold(WORK, chain(weight(cap=40), CLIP)), aggregator=OF_WEIGHT))
     assert weighed.influence.step == pytest.approx(1.0)
@@ -695,7 +695,7 @@ def test_an_aggregator_that_chooses_among_updates_gives_nothing_longer_than_is_s
     found = made.influence
     assert found.share == pytest.approx(share)
     assert found.step == pytest.approx(times)
-    assert f"of what {aggregator!r} makes of 10 updates, and that is at most {times:.4g} long" in found.said
+    assert f"of what {aggregator!r} makes of 10 updates, and that has a norm of at most {times:.4g}" in found.said
     rng = np.random.default_rng(0)
     for number in range(30):
         common = rng.normal(size=SIZE)
@@ -784,15 +784,15 @@ SERVERS = {
     ),
     "adam": (
         sumus.optimizers.adam(0.01),
-        "; the server optimizer moves no number of the model by more than 0.02345 a round",
+        "; the server optimizer moves no number of the model by more than 0.02345 per round",
     ),
     "yogi": (
         sumus.optimizers.yogi(0.01),
-        "; the server optimizer moves no number of the model by more than 0.1047 a round",
+        "; the server optimizer moves no number of the model by more than 0.1047 per round",
     ),
     "adagrad": (
         sumus.optimizers.adagrad(0.01),
-        "; the server optimizer moves no number of the model by more than 0.01 a",
+        "; the server optimizer moves no number of the model by more than 0.01 per round",
     ),
     "adam without a bound": (
         sumus.optimizers.adam(0.01, (0.99, 0.9)),

@@ -14,7 +14,8 @@ import torch
 from sumus.node.intake import Intake
 from sumus.node.plane import TENSORS, plane_app
 from sumus.node.readings import Readings
-from sumus.operations.service import ServerPolicy, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
 from sumus.server.access import Access
 from sumus.server.admin_plane import admin_app
 from sumus.virtual.messages import BeginAnswer, BeginRequest, WorkerAnswer, read, write

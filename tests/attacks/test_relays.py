@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from sumus.http.limits import Limits, Rate
-from sumus.operations.service import Storage
+from sumus.operations.stores import Storage
 from sumus.server.membership import MEMBER_S
 from sumus.wire.messages import EndedSession, RelayRequest
 from tests.attacks.parties import given, parties, refused

@@ -20,7 +20,9 @@ import pytest
 import sumus
 from sumus.aggregate import Update
 from sumus.evaluation import evaluation_report
-from sumus.operations.service import ServerPolicy, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.pacing import Pacing
 from sumus.protocol.round import Action, AssignWork, CheckIn, CloseRound
 from sumus.rng import generator

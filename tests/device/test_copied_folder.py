@@ -19,7 +19,7 @@ from sumus.transport.transport import Transport
 from tests.device.served import a_device
 from tests.device.test_real_server import a_token, serving, training
 
-SAID = "somebody else asks with this device's key"
+SAID = "this device's key is in use elsewhere"
 assert training  # a fixture
 
 
@@ -72,7 +72,7 @@ def test_both_machines_of_a_copied_folder_are_told(machines: Machines) -> None:
     ask(two)
     (said,) = machines.said()
     assert "has answered check-in 5, and the last one of this folder is 3" in said
-    assert "let one go on alone" in said
+    assert "let only one of them continue" in said
     ask(two, 2)
     assert SAID in two.status.trouble  # not only once
     ask(one)

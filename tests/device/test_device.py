@@ -266,7 +266,7 @@ def test_a_memory_older_than_the_servers_goes_beyond_it() -> None:
     first, second = [request.serial for request in server.named("check_in")]
     assert first == 1
     assert 501 < second <= 502 + SPREAD
-    assert "somebody else asks with this device's key" in device.status.trouble
+    assert "this device's key is in use elsewhere" in device.status.trouble
 
 
 def test_what_the_server_gives_must_be_what_its_hash_says() -> None:
@@ -485,20 +485,21 @@ def test_it_ends_when_it_is_told_to() -> None:
         (
             Floor(contributors=11),
             "floor-contributors",
-            "the server's sums have at least 10 contributors, and you consent to 11 and more: join with --floor contributors=10",
+            "the server's sums have at least 10 contributors, and you consent to no fewer than 11: join "
+            "with --floor contributors=10",
         ),
         (
             Floor(steps=5),
             "floor-steps",
-            "the round takes 6 local steps, and you consent to 5: join with --floor steps=6",
+            "the round takes 6 local steps, but you consent to 5: join with --floor steps=6",
         ),
         (
             Floor(bytes=100),
             "floor-bytes",
-            r"the round takes [0-9.]+ kB, .*, and you consent to 100 bytes: join with --floor bytes=\d+",
+            r"the round takes [0-9.]+ kB .*, but you consent to 100 bytes: join with --floor bytes=\d+",
         ),
         (Floor(memory=10), "floor-memory", r"a local step takes at least (\d+) bytes .* --floor memory=\1"),
-        (Floor(rounds=0), "floor-rounds", "you consent to 0 rounds a day, .* or join with a greater --floor rounds=N"),
+        (Floor(rounds=0), "floor-rounds", "you consent to 0 rounds a day, .* or join with a higher --floor rounds=N"),
     ],
 )
 def test_whatever_the_server_asks_for_the_floor_holds(floor: Floor, reason: str, said: str) -> None:
@@ -558,7 +559,7 @@ def test_a_plan_of_another_model_is_refused() -> None:
     server.plan = replace(server.plan, task=Training(a_task(), some_examples()).description)  # what it pretends
     own.wake()
     assert server.named("abort") == ["floor-task"]
-    assert "of another model, or of other data" in own.status.trouble
+    assert "for another model, or other data" in own.status.trouble
 
 
 @pytest.mark.parametrize(("body", "reason"), [(b"{}", "plan"), (b"\xff", "plan"), (b"[1, 2", "plan")])
@@ -602,7 +603,7 @@ def test_without_its_own_conditions_it_says_nothing_to_anyone() -> None:
     assert server.asked == []
     assert news == [
         DeviceNews(
-            "waiting", "until nobody uses it, as you ask (--always, for a machine that nobody does)", again_s=300.0
+            "waiting", "until nobody uses the machine, as you require (--always, if nobody ever does)", again_s=300.0
         )
     ]
 
@@ -768,7 +769,9 @@ def test_a_device_moves_to_another_edge_with_its_key_once_it_knows_what_became_o
     with a_device(one, folder=tmp_path) as device:
         device.wake()
     link = "https://other.example/#enrol=token"
-    with pytest.raises(ExperimentError, match="what became of its last report is known at https://example.org alone"):
+    with pytest.raises(
+        ExperimentError, match="only https://example.org knows whether this device's last report was counted"
+    ):
         at(other, link, tmp_path, None, moves=True)
     with a_device(one, folder=tmp_path) as device:
         device.run(rounds=1)
@@ -833,7 +836,7 @@ def test_a_newer_model_takes_the_place_of_the_last_and_a_broken_one_does_not() -
         device.wake()
         assert np.array_equal(device.predict(some_examples()[0]), first) == (version == 4)
     assert device.status.models == {"a": 5}
-    assert "the model holds NaN or infinity" in next(n.said for n in news if n.what == "trouble")
+    assert "the model contains NaN or infinity" in next(n.said for n in news if n.what == "trouble")
 
 
 def test_personal_leaves_are_kept_here_and_predict_here() -> None:
@@ -857,7 +860,7 @@ def test_it_is_forgotten_there_and_here_and_what_is_not_is_said(tmp_path: Path) 
         done = device.forget()
         assert server.keys == {}
         assert device.status.counts == {}
-        assert any("1 report of it" in line for line in done.remains)
+        assert any("1 report of this device" in line for line in done.remains)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"lock"}
 
@@ -899,15 +902,18 @@ def test_a_folder_from_a_backup_says_what_happened_and_goes_on(tmp_path: Path) -
     with a_device(server, folder=tmp_path / "backup", watch=news.append) as old:
         old.run(rounds=1)
     (said,) = (one.said for one in news if one.what == "trouble")
-    assert "a folder that was put back goes on by itself" in said
+    assert "do nothing: the device continues by itself" in said
     assert old.status.trouble == said
 
 
 @pytest.mark.parametrize(
     ("left_out", "said"),
     [
-        ("key", r"knows its server and has no key: .* Put its `key` back too, or delete the folder and enrol it anew"),
-        ("objects", r"objects/[0-9a-f]+ is gone or damaged: delete .*, and enrol this device anew with another token"),
+        (
+            "key",
+            r"is enrolled but has no key, .*: restore its `key` too, or delete the folder and enrol the device again",
+        ),
+        ("objects", r"objects/[0-9a-f]+ is gone or damaged: delete .*, and enrol this device again with another token"),
     ],
 )
 def test_a_folder_that_was_put_back_in_part_says_what_is_missing(tmp_path: Path, left_out: str, said: str) -> None:
@@ -935,6 +941,6 @@ def test_a_server_that_was_put_back_from_before_this_device_is_said_to_be(tmp_pa
     server.fates["check_in"] = [refused("unknown_device")]
     with a_device(server, folder=tmp_path, token=None) as device:
         with pytest.raises(
-            ExperimentError, match="put back from a backup that is older than this device; enrol it again"
+            ExperimentError, match="restored from a backup that is older than the device; enrol it again"
         ):
             device.run(rounds=1)

@@ -148,7 +148,7 @@ def test_what_a_crash_left_is_cleared_away(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_be_one_device_but_one_may_look(tmp_path: Path) -> None:
     store = a_folder(tmp_path)
-    with pytest.raises(ExperimentError, match="another process is this device: end what runs on"):
+    with pytest.raises(ExperimentError, match="another process uses"):
         FolderDeviceStore(tmp_path)
     looking = FolderDeviceStore(tmp_path, look=True)
     assert looking.read() == store.read()
@@ -159,7 +159,7 @@ def test_two_processes_cannot_be_one_device_but_one_may_look(tmp_path: Path) -> 
 @pytest.mark.parametrize("place", ["nothing", "empty"])
 def test_a_folder_of_no_device_is_said_to_be(tmp_path: Path, place: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ExperimentError, match="is no device's folder: give the one that `sumus join` was given"):
+    with pytest.raises(ExperimentError, match="is not a device's folder: give the folder of `sumus join`"):
         FolderDeviceStore(tmp_path / place, look=True)
 
 
@@ -180,7 +180,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, there: dict
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(body)
     tmp_path.chmod(0o755)
-    with pytest.raises(ExperimentError, match="holds something else, and is no device's folder: give a new one"):
+    with pytest.raises(ExperimentError, match="has other contents, and is not a device's folder: give a new one"):
         FolderDeviceStore(tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == there
     assert tmp_path.stat().st_mode & 0o777 == 0o755
@@ -210,17 +210,17 @@ def test_damage_is_said_with_what_to_do(tmp_path: Path) -> None:
     record = store.read()
     assert record.report is not None
     (tmp_path / "objects" / record.report).write_bytes(b"rep")
-    with pytest.raises(ExperimentError, match="gone or damaged: delete .* and enrol this device anew"):
+    with pytest.raises(ExperimentError, match="gone or damaged: delete .* and enrol this device again"):
         store.get(record.report)
     store.close()
     (tmp_path / "record.json").write_bytes(b'{"row": 3}')
-    with pytest.raises(ExperimentError, match=r"record.json is damaged .* delete .* and enrol this device anew"):
+    with pytest.raises(ExperimentError, match=r"record.json is damaged .* delete .* and enrol this device again"):
         FolderDeviceStore(tmp_path)
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExperimentError, match="a device cannot keep anything in"):
+    with pytest.raises(ExperimentError, match="a device cannot store anything in"):
         FolderDeviceStore(tmp_path / "file")
 
 

@@ -41,9 +41,9 @@ def test_a_link_says_where_and_by_what(text: str, link: Link) -> None:
         ("https://fl.example/path#enrol=SECRET", "no path, no query and no user"),
         ("https://fl.example/?enrol=SECRET", "no path, no query and no user"),
         ("https://SECRET@fl.example", "no path, no query and no user"),
-        ("https://fl.example/#enrol=SECRET%20", "the token of this link is not whole"),
-        ("https://fl.example/#enrol=SECRET&pin=abcd", "the pin of this link is not whole"),
-        (f"http://127.0.0.1/#enrol=SECRET&pin={PIN}", "a pin is of an https:// server"),
+        ("https://fl.example/#enrol=SECRET%20", "the token of this link is incomplete"),
+        ("https://fl.example/#enrol=SECRET&pin=abcd", "the pin of this link is incomplete"),
+        (f"http://127.0.0.1/#enrol=SECRET&pin={PIN}", "a pin needs an https:// address"),
         ("two words", "a server's address is https://HOST:PORT"),
     ],
 )
@@ -64,11 +64,11 @@ def test_a_token_is_never_shown() -> None:
 def test_a_command_line_takes_an_address_and_no_token() -> None:
     assert link_of_command(f"https://fl.example/#pin={PIN}").pin == PIN
     with pytest.raises(
-        ExperimentError, match="no place for a token.*--token-file FILE, or - for standard input"
+        ExperimentError, match="must not contain a token.*--token-file FILE, or - for standard input"
     ) as caught:
         link_of_command(WHOLE)
     assert "SECRET" not in str(caught.value)
-    with pytest.raises(ExperimentError, match="'SECRET' is no server's address"):
+    with pytest.raises(ExperimentError, match="'SECRET' is not a server's address"):
         link_of_command("SECRET")  # it is on the command line already
 
 
@@ -93,13 +93,13 @@ def test_of_several_links_of_one_server_a_device_may_use_any() -> None:
     links = "".join(f"https://fl.example/#enrol=SECRET-{n}&pin={PIN}\n" for n in range(3))
     assert read_link(links) == Link("https://fl.example", "SECRET-0 SECRET-1 SECRET-2", PIN)
     for other in (f"https://other.example/#enrol=SECRET-3&pin={PIN}", "https://fl.example/#enrol=SECRET-3"):
-        with pytest.raises(ExperimentError, match="no links of one server") as caught:
+        with pytest.raises(ExperimentError, match="not links of one server") as caught:
             read_link(links + other)
         assert "SECRET" not in str(caught.value)
 
 
 def test_a_link_of_another_server_is_said_to_be(tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match="the link is of https://fl.example:8443, and the address given is"):
+    with pytest.raises(ExperimentError, match="the link is for https://fl.example:8443, but the address is"):
         given("https://other.example", None, {"SUMUS_TOKEN": WHOLE})
     with pytest.raises(ExperimentError, match="--token-file .*nothing cannot be read"):
         given(None, str(tmp_path / "nothing"), {})

@@ -21,7 +21,8 @@ from sumus.device.store import FolderDeviceStore
 from sumus.device.training import Training
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.tls import enrolment_link, issue
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.plan import Plan
 from sumus.protocol.session import Floor
 from sumus.rng import generator
@@ -221,7 +222,7 @@ def test_join_predict_and_forget_over_https_with_a_pinned_authority(training: Tr
         answers = json.loads(said("predict", "--client", str(file), "--folder", str(folder), "--json")[0])["outputs"]
         assert len(answers) == 12
         out, _ = said("forget", "--folder", str(folder))
-        assert out.splitlines()[0] == "erased   here: its key, what it kept from rounds, models and counts"
+        assert out.splitlines()[0] == "erased   here: its key, its state from rounds, its models and its counts"
     assert not (folder / "key").exists()
 
 
@@ -243,7 +244,7 @@ def test_predict_reads_inputs_and_writes_outputs(training: Training, tmp_path: P
         expected.ravel().tolist(), 1e-4
     )
     (tmp_path / "inputs.npy").write_text("1 2 3")
-    with pytest.raises(ExperimentError, match="is no .npy of numbers, or holds Python objects.*numpy.save"):
+    with pytest.raises(ExperimentError, match="is not an .npy file of numbers, or contains Python objects.*numpy.save"):
         said("predict", *where)
 
 
@@ -251,15 +252,15 @@ def test_mistakes_are_said_before_anything_is_sent(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(FILE)
     for words, message in (
-        (("join", "https://fl.example/#enrol=SECRET", "--client", str(file)), "no place for a token"),
-        (("join", "--client", str(file), "--folder", str(tmp_path / "new")), "knows no server"),
+        (("join", "https://fl.example/#enrol=SECRET", "--client", str(file)), "must not contain a token"),
+        (("join", "--client", str(file), "--folder", str(tmp_path / "new")), "has no server"),
         (("join", "https://fl.example", "--client", str(tmp_path / "none.py")), "there is no file"),
         (
             ("join", "https://fl.example", "--client", str(file), "--floor", "people=3"),
             "write NAME=NUMBER, with a name of steps",
         ),
-        (("predict", "--client", str(file), "--folder", str(tmp_path / "nothing")), "is no device's folder"),
-        (("forget", "--folder", str(tmp_path / "nothing")), "is no device's folder"),
+        (("predict", "--client", str(file), "--folder", str(tmp_path / "nothing")), "is not a device's folder"),
+        (("forget", "--folder", str(tmp_path / "nothing")), "is not a device's folder"),
     ):
         with pytest.raises(ExperimentError, match=message):
             said(*words)
@@ -303,11 +304,11 @@ def test_one_check_in_that_nobody_answers_is_an_error(training: Training, tmp_pa
             device = FolderDeviceStore(folder, look=True).read().membership.device  # type: ignore[union-attr]
             assert out == f"enrolled in default as {device[:12]}…; kept in {folder}\n"
     before = FolderDeviceStore(folder, look=True).read().row.serial
-    with pytest.raises(Unreachable, match="the check-in came to nothing: .*; run the same again later"):
+    with pytest.raises(Unreachable, match="the check-in failed: .*; run the same command again later"):
         said(*words)
     assert FolderDeviceStore(folder, look=True).read().row.serial == before + 1
     new = (*words[:-2], str(tmp_path / "new"), "--once")
-    with pytest.raises(Unreachable, match="the check-in came to nothing: "):
+    with pytest.raises(Unreachable, match="the check-in failed: "):
         said(*new, SUMUS_TOKEN=link)
 
 
@@ -323,7 +324,7 @@ def test_a_device_is_forgotten_by_its_file(training: Training, tmp_path: Path) -
         assert said("forget", "--client", str(file), **data)[0].startswith("erased ")
         assert not (folder / "key").exists()
         assert devices_known(service) == 0
-    with pytest.raises(UsageError, match="which device"):
+    with pytest.raises(UsageError, match="no device is named"):
         said("forget")
 
 
@@ -331,7 +332,7 @@ def test_forgetting_a_folder_of_something_else_touches_nothing(tmp_path: Path) -
     (tmp_path / "objects").mkdir()
     (tmp_path / "objects" / "mine").write_text("mine")
     mode = tmp_path.stat().st_mode
-    with pytest.raises(ExperimentError, match="is no device's folder"):
+    with pytest.raises(ExperimentError, match="is not a device's folder"):
         said("forget", "--folder", str(tmp_path))
     assert (tmp_path / "objects" / "mine").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["objects"]

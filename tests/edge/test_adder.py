@@ -15,7 +15,9 @@ from sumus.device.link import Link
 from sumus.device.requests import Requests
 from sumus.edge.edge import Edge, open_edge
 from sumus.http.limits import Limits, Rate
-from sumus.operations.service import ServerPolicy, Service, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.plan import Plan
 from sumus.rounds.run import cancel_newest
 from sumus.server.evaluation import Evaluating

@@ -365,7 +365,7 @@ def test_a_site_that_was_killed_while_its_rounds_were_being_ended_begins_again(t
     row = world.run.coordinator.round(own.number)
     assert row is not None
     assert row.state is State.ABANDONED
-    assert world.run.waits_for(world.run.coordinator.current) in ("no work has come down yet", "")
+    assert world.run.waits_for(world.run.coordinator.current) in ("no work has arrived from the server above yet", "")
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

@@ -18,7 +18,9 @@ from sumus.edge.edge import Edge, open_edge
 from sumus.edge.edge_run import EdgeRun
 from sumus.experiment import Experiment
 from sumus.first_hop import FirstHop
-from sumus.operations.service import ServerPolicy, Service, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.plan import Plan
 from sumus.rounds.run import cancel_newest
 from sumus.simulator.processes.share import public_seed

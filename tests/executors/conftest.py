@@ -1,13 +1,5 @@
 """Torch on one thread, as the simulator runs it."""
 
-from collections.abc import Iterator
+from tests.single_threaded import single_threaded
 
-import pytest
-
-from sumus.training.program import one_thread
-
-
-@pytest.fixture(autouse=True)
-def single_threaded() -> Iterator[None]:
-    with one_thread():
-        yield
+__all__ = ["single_threaded"]

@@ -164,7 +164,7 @@ def test_a_probe_stops_when_its_time_is_spent(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(choices, "BUDGET", 0.0)
     monkeypatch.setattr(choices, "SHARE", 0.0)
     found = chosen(program_of(dense), steps=30_000)
-    assert "the rest was not tried for lack of time" in found.reason
+    assert "the other executors were not tried, for lack of time" in found.reason
 
 
 def test_a_short_run_is_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,8 +132,8 @@ def test_the_old_one_is_shown_until_the_new_one_is_whole(
     assert not certificate.look()
     assert certificate.context is not before
     assert certificate.ends == NOW + 150 * DAY
-    assert "the old one is still shown" in caplog.text
-    assert "another certificate is shown from now on; it ends on 2026-10-29" in caplog.text
+    assert "the old certificate is still used" in caplog.text
+    assert "another certificate is used from now on; it ends on 2026-10-29" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_the_days_before_its_end_are_counted(lasts: float, left: float, said: st
     certificate = Certificate(*written(tmp_path / "mine", ends - lasts * DAY, ends))
     found = certificate.said(NOW)
     assert found == "" if not said else said in found
-    assert not said or "put the new one in its place" in found
+    assert not said or "put the new certificate and its key in place" in found
     assert certificate.left_s(NOW) == pytest.approx(left * 86400)
 
 
@@ -168,7 +168,7 @@ def test_of_its_own_one_the_server_says_that_a_restart_renews_it(
     assert not caplog.records
     certificate.warn(lambda: made.until)
     assert "ends in 30 days" in caplog.text
-    assert "restart to renew it; a new pin comes with it" in caplog.text
+    assert "restart to renew it; its pin is new too" in caplog.text
 
 
 def test_status_and_metrics_say_when_it_ends(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_names_that_an_operator_gives_are_answered(host: str) -> None:
         assert network.request("GET", "/", b"", {"host": host}).status == 200
         answer = network.request("GET", "/", b"", {"host": "other.example"})
         assert answer.status == 421
-        assert b"it is not called other.example" in answer.body
+        assert b"this server is not called other.example" in answer.body
         assert b"--name HOST" in answer.body
 
 
@@ -42,7 +42,7 @@ def test_a_plane_is_called_what_it_prints_and_what_it_was_told(tmp_path: Path) -
 
 def test_a_proxy_that_is_no_address_is_refused() -> None:
     for wrong in ("10.0.0", "proxy.lan", "10.0.0.0/99", "127.0.0.1;10.0.0.1", "*,127.0.0.1"):
-        with pytest.raises(UsageError, match="name addresses and networks with commas"):
+        with pytest.raises(UsageError, match="give addresses and networks, separated by commas"):
             Proxies(wrong)
     assert not Proxies(" , ").holds("127.0.0.1")
 

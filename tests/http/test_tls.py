@@ -173,7 +173,7 @@ def test_other_names_or_a_near_end_make_a_new_authority_and_say_why(tmp_path: Pa
     first = issue(tmp_path / "tls", ["fl.example"], NOW)
     second = issue(tmp_path / "tls", ["fl.example", "192.0.2.7"], NOW)
     assert second.pin != first.pin
-    assert second.new == "it was for fl.example, and is wanted for 192.0.2.7, fl.example"
+    assert second.new == "the old one was for fl.example, and one for 192.0.2.7, fl.example is needed"
     assert issue(tmp_path / "tls", second.names, second.until - timedelta(seconds=1)).pin == second.pin
     third = issue(tmp_path / "tls", second.names, second.until)
     assert third.pin != second.pin
@@ -186,7 +186,7 @@ def test_files_that_do_not_belong_together_are_replaced(tmp_path: Path) -> None:
     first, other = issue(tmp_path / "one", NAMES, NOW), issue(tmp_path / "other", NAMES, NOW)
     first.key.write_bytes(other.key.read_bytes())
     second = issue(tmp_path / "one", NAMES, NOW)
-    assert second.new == "its files did not belong together"
+    assert second.new == "its files did not match each other"
     assert greeting(second.chain, second.key, second.authority, "fl.example") == b"welcome"
     second.chain.write_bytes(second.chain.read_bytes()[:500])
     assert issue(tmp_path / "one", NAMES, NOW).new == "its files were damaged"
@@ -229,7 +229,7 @@ def test_no_names_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_is_the_operators(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExperimentError, match="no certificates can be kept"):
+    with pytest.raises(ExperimentError, match="cannot write certificates into"):
         issue(tmp_path / "file" / "tls", NAMES, NOW)
 
 
@@ -260,7 +260,7 @@ def test_files_that_no_server_can_use_are_each_named(tmp_path: Path) -> None:
         (tmp_path, made.key, "cannot be read: Is a directory"),
         (made.key, made.chain, "holds no certificate in PEM: the chain comes first"),
         (made.chain, empty, "empty.pem holds no private key in PEM"),
-        (made.chain, other.key, "the key .*other.* does not go with .*mine"),
+        (made.chain, other.key, "the key .*other.* does not match .*mine"),
     ):
         with pytest.raises(UsageError, match=words):
             Certificate(chain, key)
@@ -271,6 +271,6 @@ def test_where_a_loop_runs_already_a_server_says_so() -> None:
     async def cell() -> None:
         expect_no_loop("a server", "`sumus serve`")
 
-    with pytest.raises(UsageError, match="an event loop runs in this thread .*`sumus serve`"):
+    with pytest.raises(UsageError, match="an event loop already runs in this thread .*`sumus serve`"):
         asyncio.run(cell())
     expect_no_loop("a server", "`sumus serve`")

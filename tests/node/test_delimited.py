@@ -56,8 +56,8 @@ def test_what_is_read(text: str, readings: list[Any]) -> None:
     assert read(text) == readings
 
 
-OPEN = "line 3 opens a quote that nothing closes"
-ROW = "line 2 opens a quote, and what looks like a row is within it"
+OPEN = "line 3 opens a quote that is never closed"
+ROW = "line 2 opens a quote, and the quoted text contains a line that looks like a row"
 
 
 @pytest.mark.parametrize(
@@ -70,18 +70,22 @@ ROW = "line 2 opens a quote, and what looks like a row is within it"
          ["line 2: the quote that line 2 opens ends in the middle of a value", {"a": 3, "b": 4}]),
         ('a,b\n1,"x\n2,"y"\n3,z\n',
          [f"line {n}: the quote that line 2 opens ends in the middle of a value" for n in (2, 3, 4)]),
-        ('a,b\n"1,021.5",2\n', ["line 2: its 'a' is 1,021.5, with signs between its thousands: write the number without"]),
+        ('a,b\n"1,021.5",2\n', ["line 2: its 'a' is 1,021.5, with separators between its thousands: "
+          "write the number without them"]),
         ("a;b\n1.021,5;2\n0,5;1\n",
-         ["line 2: its 'a' is 1.021,5, with signs between its thousands: write the number without", {"a": 0.5, "b": 1}]),
-        ("a,b\n1 021,2\n", ["line 2: its 'a' is 1 021, with signs between its thousands: write the number without"]),
-        ("a,b\n1'021.5,2\n", ["line 2: its 'a' is 1'021.5, with signs between its thousands: write the number without"]),
+         ["line 2: its 'a' is 1.021,5, with separators between its thousands: "
+          "write the number without them", {"a": 0.5, "b": 1}]),
+        ("a,b\n1 021,2\n", ["line 2: its 'a' is 1 021, with separators between its thousands: "
+          "write the number without them"]),
+        ("a,b\n1'021.5,2\n", ["line 2: its 'a' is 1'021.5, with separators between its thousands: "
+          "write the number without them"]),
         ('a,b\n1.5,2\n"1,021",3\n',
-         [{"a": 1.5, "b": 2}, "line 3: its 'a' is 1,021, and other numbers of the file are written with '.'"]),
-        ("a,b\n1,2\nb,a\n3,4\n", [{"a": 1, "b": 2}, *(f"line {n}: line 3 has other names, or in another order: make it "
-                                                      "a file of its own" for n in (3, 4))]),
-        ("a,b\n1,2\n3\n", [{"a": 1, "b": 2}, "line 3: it has 1 values, and the line of names 2"]),
+         [{"a": 1.5, "b": 2}, "line 3: its 'a' is 1,021, but other numbers in the file are written with '.'"]),
+        ("a,b\n1,2\nb,a\n3,4\n", [{"a": 1, "b": 2}, *(f"line {n}: line 3 has other column names, or another order: begin a new "
+                                      "file with it" for n in (3, 4))]),
+        ("a,b\n1,2\n3\n", [{"a": 1, "b": 2}, "line 3: it has 1 values, but the line of names has 2"]),
         ("a,b\n1," + "x" * (LONGEST_FIELD + 1) + "\n3,4\n",
-         [f"line 2: its 'b' has {LONGEST_FIELD + 1} letters, and at most {LONGEST_FIELD} are read", {"a": 3, "b": 4}]),
+         [f"line 2: its 'b' has {LONGEST_FIELD + 1} characters, and at most {LONGEST_FIELD} are allowed", {"a": 3, "b": 4}]),
     ],
 )  # fmt: skip
 def test_what_is_refused_by_its_line(text: str, readings: list[Any]) -> None:
@@ -91,24 +95,24 @@ def test_what_is_refused_by_its_line(text: str, readings: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("a;b\n1,021;2\n", "the number 1,021 can be read with a decimal comma or without"),
+        ("a;b\n1,021;2\n", "the comma in 1,021 may be a decimal comma, or separate thousands"),
         ("a;b\n1,5;2\n1.5;3\n", "numbers are written in two ways, as 1.5 and as 1,5"),
         ("a;b\n1.021;2\n3;0,5\n", "numbers are written in two ways, as 1.021 and as 0,5"),
-        ("a;b,c\n1;2,3\n", "its values can be told apart with ';' and with ','"),
-        ("sep=x\naxb\n", "line 1 says 'sep=x', which is no separator that is read"),
-        ("a,b,\n1,2,\n", "line 1 names the columns, and the name of column 3 of 3 is empty"),
-        ("a,b,a\n1,2,3\n", "line 1 names the columns, and 'a' is there twice"),
+        ("a;b,c\n1;2,3\n", "its values may be separated by ';' or by ','"),
+        ("sep=x\naxb\n", "line 1 is 'sep=x', and this separator is not supported"),
+        ("a,b,\n1,2,\n", "line 1 names the columns, but the name of column 3 of 3 is empty"),
+        ("a,b,a\n1,2,3\n", "line 1 names the columns, and 'a' appears twice"),
         ("# x\n\na,a\n1,2\n", "line 3 names the columns"),
         ("21.5,40,cold\n22,41,cold\n", "line 1 has numbers such as 21.5 where the names of the columns are expected"),
-        ("Logger 5\na,b\n1,2\n3,4\n", r"line 1 has 1 names \('Logger 5'\), and each line after it 2 values"),
+        ("Logger 5\na,b\n1,2\n3,4\n", r"line 1 has 1 names \('Logger 5'\), but each line after it has 2 values"),
         ("a,b\n1,5,2\n2,5,3\n", "line 1 has 2 names"),
-        ("", "there is nothing in it"),
-        ("# only this\n\n", "there is nothing in it"),
-        ('"a\n', "line 1 has no names: line 1 opens a quote that nothing closes"),
+        ("", "it is empty"),
+        ("# only this\n\n", "it is empty"),
+        ('"a\n', "line 1 has no names: line 1 opens a quote that is never closed"),
         ("a,b\n1,2\n".encode("utf-16"), "it is UTF-16, and not text in UTF-8"),
-        ("a,b\n1,2\n".encode("utf-16-be"), "it is UTF-16, without its mark"),
+        ("a,b\n1,2\n".encode("utf-16-be"), "it is UTF-16 without a byte order mark"),
         ("a,b\n1,2\n".encode("utf-32"), "it is UTF-32, and not text in UTF-8"),
-        (b"a,b\n1,\x002\n", "it has bytes that are 0, so it is no text"),
+        (b"a,b\n1,\x002\n", "it contains zero bytes, so it is not text"),
         ("a (°C),b\n1,2\n".encode("latin-1"), "it is not UTF-8: line 1 has the byte 0xb0"),
         (b"PK\x03\x04rest", "it is a ZIP archive .as .xlsx is."),
         (b"\x1f\x8brest", "it is packed by gzip"),
@@ -126,7 +130,7 @@ def test_a_part_is_read_as_the_whole_file_is() -> None:
     assert whole.beginning == Beginning(b"# x\na;b\n", ",", ";")
     later = read_delimited(whole.beginning.head + b"1,021;2\n1.5;3\n", whole.beginning)
     assert later.found[0] == {"a": 1.021, "b": 2}
-    assert str(later.found[1]) == "its 'a' is 1.5, and other numbers of the file are written with ','"
+    assert str(later.found[1]) == "its 'a' is 1.5, but other numbers in the file are written with ','"
 
 
 @pytest.mark.parametrize(

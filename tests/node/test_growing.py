@@ -141,7 +141,7 @@ def test_a_followed_file_stays_and_each_line_is_taken_with_its_end(followed: Fol
     assert followed.look() == ["a.csv: 1 kept"]
     assert followed.watched.state.as_json()["waiting"]["files"] == 0
     followed.look()
-    assert followed.watched.state.waiting == {"a.csv": "its last line has no end"}
+    assert followed.watched.state.waiting == {"a.csv": "its last line has no line end"}
     followed.add("a.csv", "0\n3,0\n")
     followed.look()
     assert followed.kept == [1, 2, 3]
@@ -190,10 +190,10 @@ def test_a_quote_that_is_not_closed_yet_is_waited_for(followed: Folder) -> None:
 
 def test_a_followed_file_that_cannot_be_read_is_said_once(followed: Folder) -> None:
     followed.add("a.csv", "a,a\n1,2\n")
-    assert "is there twice" in followed.look()[0]
+    assert "appears twice" in followed.look()[0]
     followed.add("a.csv", "1,2\n")
     assert followed.look() == []
-    assert "is there twice" in followed.watched.state.waiting["a.csv"]
+    assert "appears twice" in followed.watched.state.waiting["a.csv"]
 
 
 def test_rows_of_a_followed_file_that_are_refused_are_there_with_the_reason(followed: Folder) -> None:
@@ -219,7 +219,7 @@ def test_what_waits_and_what_is_left_alone_is_in_the_state(moved: Folder) -> Non
     moved.look()
     state = moved.watched.state.as_json()
     assert state["waiting"]["first"] == {
-        "a.csv": f"it does not end as such a file does; after {PATIENCE_S:g} s it is taken as it is"
+        "a.csv": f"it does not end like a complete file; after {PATIENCE_S:g} s it is taken as it is"
     }
-    assert state["left_alone"] == {"files": 1, "first": {"b.xlsx": "files with such an ending are not read"}}
+    assert state["left_alone"] == {"files": 1, "first": {"b.xlsx": "files with this ending are not read"}}
     assert state["refused"] == 0

@@ -41,10 +41,10 @@ def zipped(members: dict[str, bytes]) -> bytes:
         ("climate celsius=21.5", {"measurement": "climate", "celsius": 21.5}),
         ('m,a\\ b=c\\,d on=true,say="x, \\"y\\" = z",n=-1e3 5',
          {"measurement": "m", "a b": "c,d", "on": True, "say": 'x, "y" = z', "n": -1000.0, "time": 5}),
-        ("m a=1,b=x", "its 'b' is x, and neither a number, a truth value nor a text in quotes"),
-        ("m,a=1 a=2", "two of its values have one name: give each its own"),
-        ("climate", "it is no line of InfluxDB's line protocol"),
-        ("m a=1 noon", "it is no line of InfluxDB's line protocol"),
+        ("m a=1,b=x", "its 'b' is x, which is not a number, a truth value or a text in quotes"),
+        ("m,a=1 a=2", "two of its values have the same name: give each its own"),
+        ("climate", "it is not a line of InfluxDB's line protocol"),
+        ("m a=1 noon", "it is not a line of InfluxDB's line protocol"),
     ],
 )  # fmt: skip
 def test_line_protocol(line: str, reading: Any) -> None:
@@ -79,9 +79,9 @@ def test_one_object_over_several_lines() -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b'[{"x": 1}, {"x": NaN}]', "no JSON document, and not a JSON object a line either; it holds NaN"),
-        (b'{\n"x": 1,\n}\n', "no JSON document"),
-        (b"[]", "there is no reading in it"),
+        (b'[{"x": 1}, {"x": NaN}]', "it is neither a JSON document nor one JSON object per line; it contains NaN"),
+        (b'{\n"x": 1,\n}\n', "neither a JSON document"),
+        (b"[]", "it contains no reading"),
         ('{"x": 1}\n'.encode("utf-16"), "it is UTF-16"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_document_that_is_none(body: bytes, why: str) -> None:
 def test_not_a_number_is_refused_alone() -> None:
     batch = read_file("a.jsonl", b'{"x": 1}\n{"x": NaN}\n{"x": null}\n')
     assert [batch.found[0], str(batch.found[1]), batch.found[2]] == [
-        {"x": 1}, "it holds NaN, which is no value of JSON: write null", {"x": None},
+        {"x": 1}, "it contains NaN, which is not a JSON value: write null", {"x": None},
     ]  # fmt: skip
     assert batch.where(1) == "line 2"
 
@@ -119,18 +119,19 @@ BOMB = packed(b"a\n" + b"1\n" * (MOST_TEXT // 2))
 @pytest.mark.parametrize(
     ("name", "body", "why"),
     [
-        ("a.csv.gz", BOMB, f"unpacked it has more than {amount(MOST_TEXT)}"),
-        ("a.csv.gz", packed(b"")[:10] + BOMB[10:] + BOMB, f"unpacked it has more than {amount(MOST_TEXT)}"),
+        ("a.csv.gz", BOMB, f"unpacked, it has more than {amount(MOST_TEXT)}"),
+        ("a.csv.gz", packed(b"")[:10] + BOMB[10:] + BOMB, f"unpacked, it has more than {amount(MOST_TEXT)}"),
         ("a.csv.gz", packed(TABLE)[:-4], "it is cut off"),
-        ("a.csv.gz", TABLE, "it is no .gz file"),
+        ("a.csv.gz", TABLE, "it is not a .gz file"),
         ("a.csv.gz", packed(packed(TABLE)), "it is packed by gzip"),
-        ("a.zip", zipped({"a.csv": b"x" * (MOST_BYTES + 1)}), f"1 file of at most 1,000, and {MOST_BYTES + 1:,} bytes"),
-        ("a.zip", zipped({f"{n}.csv": b"" for n in range(1001)}), "1,001 files of at most 1,000"),
-        ("a.zip", zipped({"a.zip": b""}), "within it is 'a.zip', which is no file of readings"),
-        ("a.zip", zipped({"readme.txt": b""}), "within it is 'readme.txt', which is no file of readings"),
+        ("a.zip", zipped({"a.csv": b"x" * (MOST_BYTES + 1)}), f"1 file, and at most 1,000 "
+         f"are allowed; unpacked, it has {MOST_BYTES + 1:,} bytes"),
+        ("a.zip", zipped({f"{n}.csv": b"" for n in range(1001)}), "1,001 files, and at most 1,000 are allowed"),
+        ("a.zip", zipped({"a.zip": b""}), "it contains 'a.zip', which is not a file of readings"),
+        ("a.zip", zipped({"readme.txt": b""}), "it contains 'readme.txt', which is not a file of readings"),
         ("a.zip", zipped({"a.csv": b"a,a\n"}), "a.csv: line 1 names the columns"),
         ("a.zip", zipped({}), "it has 0 readings"),
-        ("a.zip", b"nothing", "it is no .zip file"),
+        ("a.zip", b"nothing", "it is not a .zip file"),
     ],
 )  # fmt: skip
 def test_what_is_not_unpacked(name: str, body: bytes, why: str) -> None:
@@ -171,11 +172,11 @@ def test_a_picture_is_a_reading() -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b"", "no picture that can be read"),
-        (picture(np.zeros((8, 8), np.uint8))[:45], "no picture that can be read"),
-        (picture(np.zeros((8, 8), np.uint16)), "with more than 8 bits or partly clear"),
-        (picture(np.zeros((8, 8, 4), np.uint8)), "with more than 8 bits or partly clear"),
-        (picture(np.zeros((4097, 4097), bool)), f"4097 x 4097 points, and at most {MOST_POINTS} are read"),
+        (b"", "not a .jpg or .png picture that can be read"),
+        (picture(np.zeros((8, 8), np.uint8))[:45], "not a .jpg or .png picture that can be read"),
+        (picture(np.zeros((8, 8), np.uint16)), "with more than 8 bits or with transparency"),
+        (picture(np.zeros((8, 8, 4), np.uint8)), "with more than 8 bits or with transparency"),
+        (picture(np.zeros((4097, 4097), bool)), f"4097 x 4097 pixels, and at most {MOST_POINTS} are allowed"),
     ],
 )
 def test_what_is_no_picture(body: bytes, why: str) -> None:

@@ -235,7 +235,7 @@ def test_without_labels_it_takes_models_and_no_work(tmp_path: Path) -> None:
         assert {one.kinds for one in server.named("check_in")} == {()}
         assert server.named("report") == []
         node.label("a", [1.0])
-        with pytest.raises(BadReading, match="no reading under this key"):
+        with pytest.raises(BadReading, match="no reading has this key"):
             node.label("b", [1.0])
         assert until(node, lambda status: status.rounds and status.models).readings.labelled == 1
 
@@ -347,11 +347,11 @@ def test_threads_of_torch_are_given_back_by_the_last() -> None:
         (
             {"listen": "0.0.0.0:0"},
             UsageError,
-            "without TLS they can read the traffic: give --tls auto --tls-name HOSTNAME",
+            "without TLS the traffic can be read: give --tls auto --tls-name HOSTNAME",
         ),
         ({"listen": "0.0.0.0:0", "insecure": True}, UsageError, "give --access-file FILE"),
-        ({"access": "short"}, UsageError, "16 letters or more"),
-        ({"keep_days": -1}, UsageError, "it must be more than nothing"),
+        ({"access": "short"}, UsageError, "at least 16 ASCII characters"),
+        ({"keep_days": -1}, UsageError, "it must be greater than 0"),
         ({"tls": "mine"}, UsageError, "--tls takes `auto`"),
     ],
 )
@@ -364,18 +364,18 @@ def test_what_a_person_must_mend_is_said_at_the_start(given: Any, error: Any, wh
 def test_a_folder_is_one_nodes_and_nothing_elses(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "beach.jpg").touch()
-    with pytest.raises(ExperimentError, match="holds something else, and is no node's folder"):
+    with pytest.raises(ExperimentError, match="has other contents, and is not a node's folder"):
         a_node(tmp_path / "photos")
     first = a_node(tmp_path / "node")
-    with pytest.raises(ExperimentError, match="another process keeps readings"):
+    with pytest.raises(ExperimentError, match="another process uses the readings"):
         a_node(tmp_path / "node")
     first.close()
     with a_node(tmp_path / "node") as node:
         node.keep(reading(1))
         until(node, lambda status: status.rounds and status.models)
-    with pytest.raises(ExperimentError, match="this folder is a device of https://example.org"):
+    with pytest.raises(ExperimentError, match="this folder belongs to a device of https://example.org"):
         Node("https://example.net/#enrol=other", a_task(data=FORM), tmp_path / "node", listen=None)
-    with pytest.raises(ExperimentError, match=r"float32\[4\], and the task's are float32\[5\]"):
+    with pytest.raises(ExperimentError, match=r"float32\[4\], but the task's are float32\[5\]"):
         a_node(
             tmp_path / "node",
             task=a_task(model=lambda: nn.Linear(5, 1), data=sumus.Data((5,), "float32", (1,), "float32")),

@@ -112,8 +112,8 @@ def test_a_bad_reading_is_said_by_its_number() -> None:
     assert whats_wrong(lines)[3] == "a reading is a JSON object, with values by name"
     rows = read_file("a.csv", b"x,y\n1,2\n1\n1,2,3\n")
     assert whats_wrong(rows) == {
-        1: "it has 1 values, and the line of names 2",
-        2: "it has 3 values, and the line of names 2",
+        1: "it has 1 values, but the line of names has 2",
+        2: "it has 3 values, but the line of names has 2",
     }
 
 
@@ -130,35 +130,37 @@ class Pwned:
 @pytest.mark.parametrize(
     ("name", "body", "why"),
     [
-        ("a.npz", b"", "no .npz file"),
-        ("a.npz", b"PK\x03\x04" + b"\0" * 50, "no .npz file"),
-        ("a.npz", npz(x=np.arange(1000))[:-30], "no .npz file"),
-        ("a.npz", zipped({"x.npy": b"\0" * (MOST_BYTES + 1)}), f"1 array of at most 64, and {MOST_BYTES + 1:,} bytes, "),
-        ("a.npz", zipped({f"{n}.npy": b"\0" * 2**21 for n in range(40)}), "40 arrays of at most 64, and 83.9 MB, and at most"),
+        ("a.npz", b"", "not a .npz file"),
+        ("a.npz", b"PK\x03\x04" + b"\0" * 50, "not a .npz file"),
+        ("a.npz", npz(x=np.arange(1000))[:-30], "not a .npz file"),
+        ("a.npz", zipped({"x.npy": b"\0" * (MOST_BYTES + 1)}), f"1 array, and at most 64 "
+         f"are allowed; unpacked, it has {MOST_BYTES + 1:,} bytes, "),
+        ("a.npz", zipped({f"{n}.npy": b"\0" * 2**21 for n in range(40)}), "40 arrays, and at most 64 "
+         "are allowed; unpacked, it has 83.9 MB, and at most"),
         ("a.npz", zipped({f"{n}.npy": b"" for n in range(65)}), "65 arrays"),
-        ("a.npz", zipped({"x.npy": b"x"}, zipfile.ZIP_LZMA), "packed otherwise than numpy.savez packs"),
-        ("a.npz", zipped({"x.npy": pickle.dumps(Pwned())}), "'x.npy' is none|x.npy is none that numpy.save writes"),
-        ("a.npz", zipped({"x.npy": _saved(np.array([Pwned(), None]))}), "holds object, and neither numbers nor text"),
+        ("a.npz", zipped({"x.npy": b"x"}, zipfile.ZIP_LZMA), "its compression is not one that numpy.savez uses"),
+        ("a.npz", zipped({"x.npy": pickle.dumps(Pwned())}), "'x.npy' is none|x.npy was not written by numpy.save"),
+        ("a.npz", zipped({"x.npy": _saved(np.array([Pwned(), None]))}), "holds object, neither numbers nor text"),
         ("a.npz", zipped({"x.npy": _saved(np.zeros(2, [("a", "i4")]))}), "neither numbers nor text"),
         ("a.npz", zipped({"x.npy": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }")}),
-         r"says \(10000000000,\), and has 0 bytes"),
+         r"declares the shape \(10000000000,\), but has 0 bytes"),
         ("a.npz", zipped({"x.npy": npy("{'descr': '<U0', 'fortran_order': False, 'shape': (10000000000,), }")}),
-         r"says \(10000000000,\), and has 0 bytes"),
+         r"declares the shape \(10000000000,\), but has 0 bytes"),
         ("a.npz", zipped({"x.npy": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1), }", b"\0" * 4)}),
-         "says"),
+         "declares the shape"),
         ("a.npz", zipped({"x.npy": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'x': " + "(" * 3000)}),
-         "is none that numpy.save writes"),
-        ("a.npz", zipped({"x.npy": npy(" " * (LONGEST_HEADER + 1))}), "is none that numpy.save writes"),
-        ("a.npz", zipped({"x.npy": npy("{}", version=b"\x03\x00")}), "is none that numpy.save writes"),
-        ("a.npz", npz(x=np.zeros((0, 2))), "says"),
-        ("a.npz", npz(x=np.float32(1)), "do not have one row a reading each: {'x': -1}"),
-        ("a.npz", npz(x=np.zeros(2), y=np.zeros(3)), "do not have one row a reading each"),
+         "was not written by numpy.save"),
+        ("a.npz", zipped({"x.npy": npy(" " * (LONGEST_HEADER + 1))}), "was not written by numpy.save"),
+        ("a.npz", zipped({"x.npy": npy("{}", version=b"\x03\x00")}), "was not written by numpy.save"),
+        ("a.npz", npz(x=np.zeros((0, 2))), "declares the shape"),
+        ("a.npz", npz(x=np.float32(1)), "do not all have one row per reading: {'x': -1}"),
+        ("a.npz", npz(x=np.zeros(2), y=np.zeros(3)), "do not all have one row per reading"),
         ("a.npz", npz(x=np.zeros(MOST_READINGS + 1, np.uint8)), f"give 1 to {MOST_READINGS:,}"),
-        ("a.csv", b"", "there is nothing in it"),
-        ("a.csv", b"a, a\n1,2\n", "line 1 names the columns, and 'a' is there twice"),
+        ("a.csv", b"", "it is empty"),
+        ("a.csv", b"a, a\n1,2\n", "line 1 names the columns, and 'a' appears twice"),
         ("a.csv", b"a\n\xff\n", "it is not UTF-8: line 2 has the byte 0xff"),
         ("a.csv", b"a\n" + b"1\n" * (MOST_READINGS + 200), f"and {MOST_READINGS:,} readings, are read: split it"),
-        ("a.json", b" \n", "there is no reading in it"),
+        ("a.json", b" \n", "it contains no reading"),
         ("a.json", b" " * (MOST_TEXT + 1), f"at most {MOST_TEXT:,}"),
     ],
 )  # fmt: skip
@@ -272,13 +274,13 @@ def test_what_came_together_is_kept_once(readings: Readings) -> None:
     intake.label({"key": "one", "target": 5})
     assert intake.take([{"inputs": [0], "target": 0, "key": "own"}], "x").kept == 1
     assert intake.take([{"inputs": [0], "target": 0, "key": "own"}], "y").again == 1
-    assert intake.take([{"inputs": [0], "key": 7}]).refused == {0: "its key is no text"}
+    assert intake.take([{"inputs": [0], "key": 7}]).refused == {0: "its key is not a text"}
 
 
 @pytest.mark.parametrize(
     ("label", "why"),
     [
-        ({"key": "x", "target": 1}, "no reading under this key"),
+        ({"key": "x", "target": 1}, "no reading has this key"),
         ({"key": "x"}, "a label has a key and a target"),
         ({"target": 1}, "a label has a key and a target"),
         (BadReading("no object"), "no object"),
@@ -290,7 +292,7 @@ def test_a_label_is_for_a_reading(label: Any, why: str, readings: Readings) -> N
 
 
 def test_inputs_of_many_shapes_are_none(readings: Readings) -> None:
-    with pytest.raises(BadReading, match="reading 1: its input has another shape"):
+    with pytest.raises(BadReading, match="reading 1: its input does not have the shape"):
         Intake(readings).inputs([{"inputs": [1]}, {"inputs": [1, 2]}])
 
 
@@ -320,5 +322,5 @@ def test_archives_within_an_archive_are_bounded_by_what_they_hold() -> None:
     arrays = io.BytesIO()
     np.savez_compressed(arrays, x=np.zeros((2, 2**24), np.uint8))
     assert len(read_file("a.zip", zipped(".npz", 2, arrays.getvalue())).found) == 4
-    with pytest.raises(BadReading, match="268435456 bytes together: split it"):
+    with pytest.raises(BadReading, match="together, its arrays and pictures have more than 268435456 bytes: split it"):
         read_file("a.zip", zipped(".npz", 20, arrays.getvalue()))

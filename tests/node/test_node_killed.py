@@ -210,7 +210,7 @@ def test_a_file_of_a_node_needs_no_examples(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="defines no 'other': write other"):
         load_node(f"{file}:other")
     file.write_text(CLIENT + "\nprepare = 7\n")
-    with pytest.raises(ExperimentError, match="`prepare` in .* is a int: write a function of a reading"):
+    with pytest.raises(ExperimentError, match="`prepare` in .* is a int: write a function that takes a reading"):
         load_node(str(file))
     file.write_text("prepare = len\n")
     with pytest.raises(ExperimentError, match="defines no `task"):
@@ -222,9 +222,9 @@ def test_words_that_do_not_go_together(tmp_path: Path) -> None:
     file.write_text(CLIENT)
     words = ["node", NOWHERE, "--client", str(file), "--data", str(tmp_path / "data")]
     for more, why in (
-        (["--mqtt-topic", "a"], "of which broker"),
-        (["--mqtt", "mqtts://broker.lan"], "which topics"),
-        (["--listen", "0.0.0.0:0"], "without TLS they can read the traffic"),
+        (["--mqtt-topic", "a"], "these options need a broker"),
+        (["--mqtt", "mqtts://broker.lan"], "no topic is given"),
+        (["--listen", "0.0.0.0:0"], "without TLS the traffic can be read"),
     ):
         done = CliRunner().invoke(app, [*words, *more], env={"SUMUS_TOKEN": "token"})
         assert isinstance(done.exception, UsageError)

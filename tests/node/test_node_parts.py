@@ -111,7 +111,7 @@ def test_inputs_have_the_form_of_all_that_came(values: list[Any], dtype: str) ->
 def test_a_declared_form_is_not_widened() -> None:
     forms = ReadingForms({"input": Form((1,), "int64")})
     forms.declare()
-    with pytest.raises(BadReading, match="its input is no int64"):
+    with pytest.raises(BadReading, match="its input does not fit int64"):
         forms.fitted(Reading([1.5]))
     arrays, _ = forms.fitted(Reading([np.int32(7)]))
     assert forms.encoded("input", arrays["input"]) == np.int64(7).tobytes()

@@ -118,7 +118,7 @@ def test_something_else_under_a_key_that_is_here_is_refused(here: Here) -> None:
         kept = here.readings.kept.count
         status, said = here.post("/v1/readings", second, idempotency_key=key)
         assert status == 422
-        assert "its key is here already, with another" in said["refused"][-1]["why"]
+        assert "its key is already in use, with another" in said["refused"][-1]["why"]
         assert here.readings.kept.count == kept
     assert here.post("/v1/readings", {**ONE, "key": "own"}) == all_well(kept=1)
     assert here.post("/v1/readings", {**other, "key": "own"})[0] == 422
@@ -157,9 +157,9 @@ def test_the_bad_ones_are_named_and_the_others_kept(here: Here) -> None:
     status, said = here.post("/v1/readings", body, idempotency_key="a")
     assert (status, said["kept"]) == (422, 2)
     assert said["refused"] == [
-        {"reading": 1, "why": "its input is of shape [1], and here they are of [2]"},
+        {"reading": 1, "why": "its input has the shape [1], and here all have [2]"},
         {"reading": 2, "why": "a reading is a JSON object, with values by name"},
-        {"reading": 3, "why": "its input is no array of numbers: it has the dtype object"},
+        {"reading": 3, "why": "its input is not an array of numbers: it has the dtype object"},
     ]
     body[1:4] = [ONE, ONE, ONE]
     assert here.post("/v1/readings", body, idempotency_key="a") == all_well(kept=3, again=2), "mended, and sent again"
@@ -171,7 +171,7 @@ def test_labels_come_later(here: Here) -> None:
     status, said = here.post("/v1/labels", [{"key": "k2", "target": 0}, {"key": "gone", "target": 0}, {"key": "k0"}])
     assert (status, said["labelled"]) == (422, 1)
     assert said["refused"] == [
-        {"reading": 1, "why": "there is no reading under this key, or not any more"},
+        {"reading": 1, "why": "no reading has this key, or it was deleted"},
         {"reading": 2, "why": "a label has a key and a target"},
     ]
     assert here.readings.examples()[1].tolist() == [1, 0]
@@ -284,6 +284,6 @@ def test_a_defect_is_in_the_log_and_not_in_the_answer(here: Here, caplog: pytest
     here.intake.take = lambda raws, key=None: 1 // 0  # type: ignore[method-assign]
     assert here.post("/v1/readings", ONE) == (
         500,
-        {"error": "failed", "detail": "a defect of the node, which is in its log"},
+        {"error": "failed", "detail": "a defect of the node; its log has the details"},
     )
     assert "ZeroDivisionError" in caplog.text

@@ -84,7 +84,7 @@ def test_a_label_may_come_later_or_with_the_reading_again_or_be_corrected(tmp_pa
         assert not readings.label("c", 0)
         assert readings.examples()[1].tolist() == [0, 2]
         assert (readings.kept.count, readings.kept.labelled) == (3, 2)
-        with pytest.raises(BadReading, match="no class from 0 to 2"):
+        with pytest.raises(BadReading, match="not a class from 0 to 2"):
             readings.label("a", 3)
         before = readings.kept
     with Readings(tmp_path) as readings:
@@ -141,7 +141,7 @@ def test_a_reading_may_bring_its_own_time(tmp_path: Path) -> None:
         assert readings.kept.oldest == clock.now - 3000
         kept(readings, Reading([4], 4, at=clock.now + 5000.0))
         assert readings.examples()[1].tolist() == [2, 1, 4], "the oldest goes first"
-        with pytest.raises(BadReading, match="its time is 3.0 days ago, and readings of 2 days are kept"):
+        with pytest.raises(BadReading, match="its time is 3.0 days ago, and readings are kept for 2 days"):
             readings.fit(Reading([5], 5, at=clock.now - 3 * DAY))
         clock.now += 2 * DAY - 1500
         assert readings.examples()[1].tolist() == [1, 4], "the future is as old as now"
@@ -188,21 +188,21 @@ def test_the_first_reading_gives_the_form(value: Any, dtype: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("input", "target", "why"),
     [
-        ([1, 2, 3], 0, r"its input is of shape \[3\], and here they are of \[2\]"),
-        ([[1, 2]], 0, r"of shape \[1, 2\]"),
-        ([1, float("nan")], 0, r"its input holds a NaN or an infinity at \[1\]"),
-        ([1, 1e39], 0, "its input holds a NaN or an infinity"),
-        ([1, "2"], 0, "no array of numbers"),
-        ([1, None], 0, "no array of numbers: it has the dtype object"),
-        ([1, [2]], 0, "no array of numbers"),
-        ([1, 1j], 0, "no array of numbers: it has the dtype complex128"),
+        ([1, 2, 3], 0, r"its input has the shape \[3\], and here all have \[2\]"),
+        ([[1, 2]], 0, r"the shape \[1, 2\]"),
+        ([1, float("nan")], 0, r"its input contains a NaN or an infinity at \[1\]"),
+        ([1, 1e39], 0, "its input contains a NaN or an infinity"),
+        ([1, "2"], 0, "not an array of numbers"),
+        ([1, None], 0, "not an array of numbers: it has the dtype object"),
+        ([1, [2]], 0, "not an array of numbers"),
+        ([1, 1j], 0, "not an array of numbers: it has the dtype complex128"),
         (None, 0, "it has no input"),
-        ([1, 2], 0.5, "its target is no int64"),
-        ([1, 2], float("nan"), "its target is no int64"),
-        ([1, 2], 3, "no class from 0 to 2"),
-        ([1, 2], 2**70, "no array of numbers"),
-        ([1, 2], 2**63, "its target is no"),
-        ([1, 2], [0], r"its target is of shape \[1\]"),
+        ([1, 2], 0.5, "its target does not fit int64"),
+        ([1, 2], float("nan"), "its target does not fit int64"),
+        ([1, 2], 3, "not a class from 0 to 2"),
+        ([1, 2], 2**70, "not an array of numbers"),
+        ([1, 2], 2**63, "its target does not fit"),
+        ([1, 2], [0], r"its target has the shape \[1\]"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_says_why(input: Any, target: Any, why: str, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_refused_reading_gives_no_form(tmp_path: Path) -> None:
 def test_another_task_is_told_so(tmp_path: Path) -> None:
     with Readings(tmp_path, PAIR) as readings:
         kept(readings, reading(1))
-    with pytest.raises(ExperimentError, match=r"float32\[2\], and the task's are float32\[3\]: give a new folder"):
+    with pytest.raises(ExperimentError, match=r"float32\[2\], but the task's are float32\[3\]: give a new folder"):
         Readings(tmp_path, Data((3,), "float32", (), "int64"))
     Readings(tmp_path, Data((2,), "bfloat16", (), "int64")).close()
 
@@ -279,7 +279,7 @@ def test_by_bytes_and_the_file_stays_small(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"days": 0.0}, {"count": -1}, {"bytes": 0}, {"days": float("nan")}])
 def test_nothing_is_no_retention(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="it must be more than nothing"):
+    with pytest.raises(UsageError, match="it must be greater than 0"):
         Retention(**wrong)
 
 
@@ -301,7 +301,7 @@ def test_it_is_its_owners_alone_and_one_process_has_it(tmp_path: Path) -> None:
         kept(readings, reading(1))
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-        with pytest.raises(ExperimentError, match="another process keeps readings"):
+        with pytest.raises(ExperimentError, match="another process uses the readings"):
             Readings(folder)
     Readings(folder).close()
 
@@ -320,7 +320,7 @@ def test_a_full_disk_keeps_nothing_of_a_batch_and_harms_nothing(tmp_path: Path) 
         pages = database.execute("PRAGMA page_count").fetchone()[0]
         database.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(
-            ExperimentError, match="database or disk is full; see to the disk. What was there is as it was"
+            ExperimentError, match="database or disk is full; check the disk. The stored data are unchanged"
         ):
             kept(readings, *(reading(number, 0, f"b{number}") for number in range(5000)))
         assert readings.kept == before

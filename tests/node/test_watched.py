@@ -104,7 +104,7 @@ def test_one_that_never_ends_is_taken_as_it_is(folder: Folder) -> None:
     folder.put("a.jsonl", LINES[:-1])
     folder.put("b.npz", b"PK\x03\x04")
     assert folder.look() == folder.look(PATIENCE_S - 0.1) == []
-    assert folder.look(0.2) == ["a.jsonl: 2 kept", "b.npz: refused, it is no .npz file: File is not a zip file"]
+    assert folder.look(0.2) == ["a.jsonl: 2 kept", "b.npz: refused, it is not a .npz file: File is not a zip file"]
 
 
 def test_what_is_refused_lies_there_with_the_reason_and_can_be_put_back(folder: Folder) -> None:
@@ -113,7 +113,7 @@ def test_what_is_refused_lies_there_with_the_reason_and_can_be_put_back(folder: 
     refused = folder.path / "refused"
     assert (refused / "a.jsonl").read_bytes() == b'{"inputs": [5, null]}\n{"x": 1}\n'
     assert (refused / "a.jsonl.reason").read_text() == (
-        "line 3: its input is no array of numbers: it has the dtype object\n"
+        "line 3: its input is not an array of numbers: it has the dtype object\n"
         "line 5: it has no 'inputs', but 'x': send inputs, or define `prepare(reading)`\n"
     )
     assert folder.files("done") == ["a.jsonl"]
@@ -129,11 +129,11 @@ def test_what_is_refused_lies_there_with_the_reason_and_can_be_put_back(folder: 
 def test_a_file_that_is_none_is_refused_whole(folder: Folder) -> None:
     folder.put("a.csv", b"a,a\n1,2\n")
     assert folder.taken() == [
-        "a.csv: refused, line 1 names the columns, and 'a' is there twice: give each column its own name"
+        "a.csv: refused, line 1 names the columns, and 'a' appears twice: give each column its own name"
     ]
     assert (folder.path / "refused" / "a.csv").read_bytes() == b"a,a\n1,2\n"
     assert (
-        (folder.path / "refused" / "a.csv.reason").read_text().startswith("line 1 names the columns, and 'a' is there")
+        (folder.path / "refused" / "a.csv.reason").read_text().startswith("line 1 names the columns, and 'a' appears")
     )
 
 
@@ -183,7 +183,7 @@ def test_where_nothing_can_be_kept_the_file_stays(folder: Folder) -> None:
     database.execute("PRAGMA query_only = ON")
     folder.begin()
     folder.look()
-    with pytest.raises(ExperimentError, match="nothing can be kept in"):
+    with pytest.raises(ExperimentError, match="nothing can be stored in"):
         folder.look(SETTLED_S)
     assert folder.files("done") == []
     database.execute("PRAGMA query_only = OFF")

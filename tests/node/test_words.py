@@ -39,12 +39,12 @@ def test_labels_come_and_answers_go_in_words(tmp_path: Path) -> None:
     with a_node(tmp_path, Patient(releases=True), **given) as node:
         assert node.keep({**reading(1), "target": "warm"}, {**reading(2), "target": None, "key": "k"}).kept == 2
         taken = node.keep({**reading(3), "target": "lukewarm"})
-        assert taken.refused == {0: "label: it knows no 'lukewarm'"}
+        assert taken.refused == {0: "label: it has no entry for 'lukewarm'"}
         node.label("k", "cold")
         assert node.readings.examples()[1].tolist() == [[1.0], [0.0]]
         assert posted(f"{node.url}/v1/labels", {"key": "k", "target": "warm"}) == (200, {"labelled": 1, "refused": []})
         status, said = posted(f"{node.url}/v1/labels", {"key": "k", "target": 1.0})
-        assert (status, said["refused"][0]["why"]) == (422, "label: it knows no 1.0")
+        assert (status, said["refused"][0]["why"]) == (422, "label: it has no entry for 1.0")
         until(node, lambda status: status.models)
         status, said = posted(f"{node.url}/predict", [reading(5), reading(6)])
         assert status == 200
@@ -80,8 +80,8 @@ def test_an_answer_that_fails_is_said_to_and_the_node_goes_on(tmp_path: Path, an
     ("label", "value", "why"),
     [
         (lambda value: int(value), "a", "label: ValueError: invalid literal"),
-        (lambda value: None, "a", "label: it gives no target for 'a'"),
-        (lambda value: "word", "a", "its target is no array of numbers"),
+        (lambda value: None, "a", "label: it returns no target for 'a'"),
+        (lambda value: "word", "a", "its target is not an array of numbers"),
     ],
 )
 def test_a_label_that_means_nothing_is_refused_by_its_value(tmp_path: Path, label: Any, value: str, why: str) -> None:
@@ -102,7 +102,7 @@ def test_a_file_defines_them_as_functions(tmp_path: Path) -> None:
     assert found["prepare"] is None
     for name in ("label", "answer", "prepare"):
         file.write_text(f"{text}{name} = 'warm'\n")
-        with pytest.raises(ExperimentError, match=f"`{name}` in .*mine.py is a str: write a function of"):
+        with pytest.raises(ExperimentError, match=f"`{name}` in .*mine.py is a str: write a function that takes"):
             load_node(str(file))
 
 

@@ -9,7 +9,10 @@ import pytest
 
 from sumus.errors import ExperimentError
 from sumus.operations.backup import back_up, restore
-from sumus.operations.service import ServerPolicy, Service, Storage, open_service, reconcile
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.published import reconcile
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.transport.inprocess import InProcess
 from sumus.wire.messages import Assignment, Refused
 from tests.server.devices import ScriptedDevice, tiny, train_round, update_of
@@ -138,7 +141,7 @@ def test_a_restore_disturbs_nothing(tmp_path: Path, grown: tuple[list[ScriptedDe
             restore(backup, Storage(data))
         with pytest.raises(ExperimentError, match="another server runs"):
             reconcile(Storage(data))
-    with pytest.raises(ExperimentError, match="is no whole backup"):
+    with pytest.raises(ExperimentError, match="is not a complete backup"):
         restore(tmp_path, Storage(tmp_path / "other"))
     with pytest.raises(ExperimentError, match="give the backup a new folder"):
         back_up(Storage(data), backup)

@@ -74,10 +74,10 @@ def test_a_device_whose_clock_is_too_wrong_for_the_certificate_is_told_its_time(
         for moment, said in (
             (
                 "1970-01-05 00:00:00",
-                "is not valid yet, and here it is 1970-01-05 00:00 UTC: is this machine's clock late?",
+                "is not valid yet, and the time here is 1970-01-05 00:00 UTC: is this machine's clock slow?",
             ),
             ("-40h", "is not valid yet"),
-            ("+800d", "is past its end, and here it is "),
+            ("+800d", "has expired, and the time here is "),
         ):
             assert said in taking_part(links[0], tmp_path, 0, at_another_time(moment))["said"]
 

@@ -17,9 +17,10 @@ from sumus.cli import app
 from sumus.errors import ExperimentError
 from sumus.http.listening import Listening
 from sumus.operations import commands
+from sumus.operations.policy import ServerPolicy
 from sumus.operations.progress import ServerOpened
 from sumus.operations.serve import Startup, run
-from sumus.operations.service import ServerPolicy, Storage
+from sumus.operations.stores import Storage
 from sumus.text import amount
 from sumus.transport.http import HttpTransport
 from tests.server.devices import ScriptedDevice, tiny, train_round
@@ -79,26 +80,26 @@ def test_logging_in_looking_and_changing(operator: Operator, tmp_path: Path, mon
     assert json.loads(types("status", url, "--json"))["tasks"][0]["name"] == "tiny"
     assert types("admin", "pause", url, "tiny") == "tiny is paused\n"
     assert "paused by an admin" in types("status", url)
-    assert types("admin", "resume", url, "tiny") == "tiny goes on\n"
+    assert types("admin", "resume", url, "tiny") == "tiny continues\n"
     operator.round()
     versions: list[Any] = []
     while len(versions) < 2:
         versions = json.loads(types("admin", "models", url, "tiny", "--json"))["models"]
     assert "released" in types("admin", "models", url, "tiny")
-    assert types("admin", "promote", url, "tiny", "0") == "devices answer with version 0 of tiny\n"
-    assert "devices answer with version 0" in types("status", url)
+    assert types("admin", "promote", url, "tiny", "0") == "devices now predict with version 0 of tiny\n"
+    assert "devices predict with version 0" in types("status", url)
     link = tmp_path / "link"
     types("admin", "token", url, "--uses", "2", "-o", str(link))
     assert link.read_text().startswith(f"{operator.opened.url}/#enrol=")
     assert link.stat().st_mode & 0o777 == 0o600
     assert types("admin", "devices", url).count("enrolled") == 6
-    assert "round 1 of tiny is ended" in types("admin", "cancel", url, "tiny")
+    assert "round 1 of tiny has ended" in types("admin", "cancel", url, "tiny")
     types("admin", "logout", url)
     with monkeypatch.context() as patch:
         patch.setenv("SUMUS_LOGIN", types("admin", "link", "--data", str(operator.data)).splitlines()[0])
         assert "3 devices enrolled" in types("status", url)
     types("admin", "revoke", url, operator.devices[2].id)
-    assert types("admin", "rollback", url, "tiny", "0") == "tiny goes on from version 0, which is version 2 now\n"
+    assert types("admin", "rollback", url, "tiny", "0") == "tiny continues from version 0, which is now version 2\n"
     operator.thread.join(60)
 
 
@@ -123,7 +124,7 @@ def test_a_model_comes_out_bit_for_bit_by_the_plan_s_names(operator: Operator, t
     for there in (old, tmp_path / "dangling"):
         if there is not old:
             there.symlink_to(tmp_path / "nowhere")
-        with pytest.raises(ExperimentError, match="is there already, and stays as it is"):
+        with pytest.raises(ExperimentError, match="exists already, and is not overwritten"):
             types("admin", "export", url, "tiny", "-o", str(there), code=2)
     assert old.read_text() == "mine"
     missing = tmp_path / "missing" / "model"

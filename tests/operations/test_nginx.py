@@ -16,7 +16,8 @@ import urllib3
 
 from sumus.http.listening import Listening, opened_at
 from sumus.http.tls import Certificates, issue
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.transport.http import HttpTransport
 from tests.server.devices import ScriptedDevice, tiny, together, train_round, update_of
 from tests.services import nginx

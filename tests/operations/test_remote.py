@@ -52,10 +52,10 @@ def plane(body: bytes, announced: int | None, folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("body", "announced", "why"),
     [
-        (BODY[:-1], len(BODY), "was cut off, or is not what it announced"),
-        (BODY, None, "was cut off, or is not what it announced"),
-        (BODY[:-1] + b"!", len(BODY), "has not the SHA-256 that the server lists"),
-        (b"", 0, "has not the SHA-256 that the server lists"),
+        (BODY[:-1], len(BODY), "was cut off, or announced no length"),
+        (BODY, None, "was cut off, or announced no length"),
+        (BODY[:-1] + b"!", len(BODY), "does not have the SHA-256 that the server lists"),
+        (b"", 0, "does not have the SHA-256 that the server lists"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_not_written(
@@ -74,7 +74,7 @@ def test_a_file_system_without_links_gets_the_file_too(tmp_path: Path, monkeypat
     with plane(BODY, len(BODY), tmp_path) as remote:
         assert remote.fetch("/", SHA256, tmp_path / "model") == len(BODY)
         assert (tmp_path / "model").read_bytes() == BODY
-        with pytest.raises(ExperimentError, match="is there already"):
+        with pytest.raises(ExperimentError, match="exists already"):
             remote.fetch("/", SHA256, tmp_path / "model")
 
 

@@ -26,11 +26,13 @@ from sumus.http.listening import Listening, Planes, opened_at
 from sumus.operations import serve as serving_module
 from sumus.operations.commands import is_file_of_code
 from sumus.operations.options import priorities_of, without_secret
+from sumus.operations.policy import ServerPolicy
 from sumus.operations.progress import ServerOpened
 from sumus.operations.remote import Remote
 from sumus.operations.serve import Startup, bundles_of, run
 from sumus.operations.serve import _read as read_bundle  # pyright: ignore[reportPrivateUsage]
-from sumus.operations.service import ServerPolicy, Storage, open_service
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.operations.upkeep import EXIT_STUCK, keep_house, keys_turned, watch
 from sumus.server.access import Logins
 from sumus.transport.http import HttpTransport
@@ -192,10 +194,10 @@ def test_it_makes_its_own_certificate_and_the_link_says_which(tmp_path: Path) ->
 
 
 def test_a_public_address_wants_tls_or_to_be_asked_for_without(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="others reach 0.0.0.0.*--tls auto"):
+    with pytest.raises(UsageError, match="other machines can reach 0.0.0.0.*--tls auto"):
         with opened_at(Listening(host="0.0.0.0", port=0, admin_port=0), tmp_path):
             pass
-    with pytest.raises(UsageError, match="others reach ::"):
+    with pytest.raises(UsageError, match="other machines can reach ::"):
         with opened_at(Listening(port=0, admin_host="::", admin_port=0), tmp_path):
             pass
     with pytest.raises(UsageError, match="give --name HOSTNAME"):
@@ -211,10 +213,10 @@ def test_what_cannot_be_listened_on_is_said(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ExperimentError, match="Address already in use; give another with --port"):
+        with pytest.raises(ExperimentError, match="Address already in use; give another port or address with --port"):
             with opened_at(Listening(port=taken.getsockname()[1], admin_port=0), tmp_path):
                 pass
-    with pytest.raises(ExperimentError, match="give another with --admin-port"):
+    with pytest.raises(ExperimentError, match="give another port or address with --admin-port"):
         with opened_at(Listening(port=0, admin_host="192.0.2.1", admin_port=0), tmp_path):
             pass
     (tmp_path / "no.pem").write_text("no certificate")
@@ -381,7 +383,7 @@ def test_whoever_asks_the_wrong_place_is_told_which_it_is(tmp_path: Path) -> Non
     logins = Logins(tmp_path / "config")
     with pytest.raises(ExperimentError, match="not logged in .*sumus admin login"):
         Remote(running.opened.admin_url, logins).ask("GET", "/v1/admin/status")
-    with pytest.raises(ExperimentError, match="not the admin's address"):
+    with pytest.raises(ExperimentError, match="not the admin address"):
         Remote(running.opened.url, logins).ask("GET", "/v1/admin/status")
     with pytest.raises(UsageError, match="a login link is a secret"):
         Remote(running.opened.login, logins)
@@ -390,9 +392,9 @@ def test_whoever_asks_the_wrong_place_is_told_which_it_is(tmp_path: Path) -> Non
     remote = Remote(running.opened.admin_url, logins)
     remote.log_in(running.opened.login)
     assert remote.ask("GET", "/v1/admin/status")["population"] == "default"
-    with pytest.raises(ExperimentError, match="says no: tiny has no version 9 yet: its newest is 0"):
+    with pytest.raises(ExperimentError, match="refused the request: tiny has no version 9 yet: its newest is 0"):
         remote.ask("POST", "/v1/admin/models/tiny/promote", {"version": 9})
-    with pytest.raises(ExperimentError, match="used, or its time is over"):
+    with pytest.raises(ExperimentError, match="used before, or has expired"):
         remote.log_in(running.opened.login)
     remote.log_out()
     assert not remote.logged_in

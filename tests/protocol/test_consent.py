@@ -27,7 +27,7 @@ def test_a_plan_within_what_devices_consent_to_has_no_hurdle() -> None:
 def test_few_contributors_are_refused_by_devices_that_were_told_nothing() -> None:
     (only,) = said(min_contributors=3)
     assert only.startswith(
-        "devices consent to sums of 10 contributors and more, and min_contributors is 3: they refuse"
+        "devices consent to sums of at least 10 contributors, and min_contributors is 3: they refuse"
     )
     assert "--floor contributors=3" in only
     assert hurdles(replace(PLAN, min_contributors=3), floor=Floor(contributors=3)) == []
@@ -50,7 +50,10 @@ def test_what_a_round_takes_is_held_against_what_devices_give(given: Any, words:
 @pytest.mark.parametrize(
     ("pacing", "words"),
     [
-        (Pacing(20), "one that is in each has had its day's rounds at once; Pacing(every=3600) leaves time"),
+        (
+            Pacing(20),
+            "a device that is in every round has used them up at once; Pacing(every=3600) leaves time between rounds",
+        ),
         (Pacing(20, every=60.0), "a round may begin every 60 s, and a device consents to 24 a day: "),
         (Pacing(20, every=60.0), "within 24 min"),
     ],
@@ -63,7 +66,7 @@ def test_a_day_s_rounds_that_are_gone_at_once_are_foretold(pacing: Pacing, words
 def test_conditions_that_machines_cannot_tell_are_named() -> None:
     asked = sumus.Conditions(charging=True, idle=True)
     (only,) = said(pacing=Pacing(20, every=3600.0, requires=asked))
-    assert only.startswith("devices take part only where charging, idle are met")
+    assert only.startswith("devices take part only if charging, idle are met")
     assert "--always" in only
 
 
@@ -74,7 +77,7 @@ def test_conditions_that_machines_cannot_tell_are_named() -> None:
         (9, "there are 9 clients here, and a sum needs 10"),
         (
             12,
-            "there are 12 clients here, and a round waits for 20: with no more devices, each lasts until its deadline",
+            "there are 12 clients here, and a round waits for 20: without more devices, each round lasts until its deadline",
         ),
     ],
 )

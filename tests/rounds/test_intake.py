@@ -175,8 +175,8 @@ def changed(value: float = 0.0, **changes: Any) -> Update:
         (changed(np.nan), "is not finite"),
         (changed(np.inf), "is not finite"),
         (changed(1e6), "beyond the plan's bound"),
-        (changed(examples=0), "of 0 examples"),
-        (changed(metrics={"loss": (0.0, 0)}), "tells its loss"),
+        (changed(examples=0), "trained on 0 examples"),
+        (changed(metrics={"loss": (0.0, 0)}), "must contain its loss"),
         (changed(metrics={"loss": (np.nan, 3)}), "finite"),
         (changed(metrics={"other": (1.0, 3)}), "does not measure"),
         (Update("1", {"params": {"w": np.zeros(3, np.float32)}}, 1, {"loss": (1.0, 1)}), "shape"),
@@ -197,7 +197,7 @@ def test_a_sum_that_cannot_be_counted_becomes_no_value(tmp_path: Path) -> None:
     good = total.total
     silent = replace(good, metrics={"loss": np.zeros(2, np.int64)})
     for bad, said in (
-        (replace(good, count=np.array(3)), "its sum is of 3 reports, and it names 2"),
+        (replace(good, count=np.array(3)), "its sum counts 3 reports, but it names 2"),
         (replace(good, weights={"params": np.array(1)}), "weighs 1"),
         (replace(good, weights={"params": np.array(10**6)}), "weighs more"),
         (silent, "its loss counts fewer predictions than"),

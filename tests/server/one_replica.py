@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sumus.operations.service import ServerPolicy, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.rng import key
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import MOST, PATIENCE, Answer

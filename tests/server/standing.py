@@ -9,7 +9,8 @@ from pathlib import Path
 from benchmarks.kills.audit import Found, Ledger, left_behind
 from benchmarks.kills.fleet import Book, Scripted
 from benchmarks.kills.served import COHORT, QUIET, TASK, bundle
-from sumus.operations.service import Service, Storage, open_service
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Transport
 from sumus.wire.messages import Assignment

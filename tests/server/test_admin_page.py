@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from sumus.operations.service import ServerPolicy, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.server.access import Access
 from sumus.server.admin_plane import admin_app
 from sumus.server.status import AboveStatus, in_short
@@ -21,7 +23,7 @@ from tests.services import missing
 from tests.transport.echoing import listening
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-AWAY = "http://198.51.100.7:8080 cannot be reached: no network leads there; what was added is kept, and sent later"
+AWAY = "http://198.51.100.7:8080 cannot be reached: no network leads there; the sums are kept, and sent later"
 
 
 def seen(url: str, home: Path) -> str:
@@ -60,7 +62,7 @@ def test_what_it_waits_for_who_took_no_part_and_a_lost_server_above_are_shown(
         service.server.counts.bytes_in = 1_400_000
         said = page()
     assert "2 devices enrolled, 1.4 MB in" in said
-    assert "0 of 3 reports; 2 devices took no part of late" in said
+    assert "0 of 3 reports; 2 devices took no part recently" in said
     assert "<li>tiny train: 2 devices: already took part in as many rounds today as the owner consents to (24" in said
     assert re.search(r'<p id="above" hidden', said)
     above[0] = AboveStatus("http://198.51.100.7:8080", AWAY, 0, 0, 1, in_short(AWAY, "http://198.51.100.7:8080"))

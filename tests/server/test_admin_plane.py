@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from sumus.operations.service import ServerPolicy, Service, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.server.access import CODE_S, SESSION_S, Access
 from sumus.server.admin_plane import admin_app
 from sumus.transport.inprocess import InProcess

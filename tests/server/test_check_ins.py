@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.rounds.run import DeviceCheckIn
 from sumus.server.committer import PendingRequest
 from sumus.server.evaluation import Evaluating

@@ -13,7 +13,8 @@ import pytest
 from sumus.aggregate import Update
 from sumus.http import bodies
 from sumus.http.limits import Limits, Rate
-from sumus.operations.service import ServerPolicy, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
 from sumus.server.openapi import openapi
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer
@@ -250,7 +251,7 @@ def test_who_leaves_is_forgotten_and_may_come_again(running: Running, device: Sc
         device.work(BUNDLE.plan)
     with running.server.tasks[0].training.store.transaction() as rows:
         assert rows.device(device.id) is None
-    with pytest.raises(Refused, match="makes a new one"):
+    with pytest.raises(Refused, match="make a new key"):
         device.enrol(running.server.roll.new_token("default", running.server.clock()))
     assert running.device(77).work(BUNDLE.plan) is not None
 

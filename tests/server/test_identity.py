@@ -163,7 +163,7 @@ def test_a_token_for_nobody_or_for_ever_is_not_made(roll: DeviceRegister, uses: 
 
 
 def test_a_token_for_no_population_is_not_made(roll: DeviceRegister) -> None:
-    with pytest.raises(ExperimentError, match="no population 'phone' here: give one of edges, phones"):
+    with pytest.raises(ExperimentError, match="has no population 'phone': give one of edges, phones"):
         roll.new_token("phone", NOW)
 
 

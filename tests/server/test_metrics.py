@@ -4,7 +4,8 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sumus.operations.service import ServerPolicy, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
 from sumus.server.evaluation import Evaluating
 from sumus.server.metrics import exposition
 from sumus.server.status import look

@@ -15,7 +15,8 @@ from benchmarks.kills.served import QUIET
 from sumus import Bundle, Pacing, Plan, scaffold, sgd
 from sumus.aggregate import Update
 from sumus.device.requests import Requests, may_be_repeated
-from sumus.operations.service import Service, Storage, open_service
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.protocol import session as device
 from sumus.protocol.round import State
 from sumus.rng import generator

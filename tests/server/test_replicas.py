@@ -17,7 +17,10 @@ from benchmarks.kills.__main__ import database
 from benchmarks.kills.replicas import crowd, harassed
 from benchmarks.kills.served import Life
 from sumus.errors import ExperimentError
-from sumus.operations.service import ServerPolicy, Service, Storage, open_service, reconcile
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.published import reconcile
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.operations.upkeep import turn_keys
 from sumus.protocol.round import State
 from sumus.server.access import Access

@@ -12,7 +12,9 @@ import sumus
 from benchmarks.kills.__main__ import database
 from sumus.device.training import Training
 from sumus.experiment import Experiment
-from sumus.operations.service import ServerPolicy, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.simulator.processes.share import public_seed
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore

@@ -15,7 +15,9 @@ import pytest
 import sumus
 from sumus.errors import ExperimentError
 from sumus.evaluation import evaluation_report
-from sumus.operations.service import ServerPolicy, Service, Storage, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.plan import Plan
 from sumus.rounds.run import cancel_newest
 from sumus.rounds.stages import ClearReport
@@ -528,7 +530,7 @@ def test_a_name_that_looks_like_a_version_is_refused(start: Start) -> None:
 def test_a_start_that_fails_uses_up_no_version(start: Start) -> None:
     running = start({"tiny": tiny(2, least=2)})
     running.service.close()
-    with pytest.raises(ExperimentError, match="no metric of fewer"):
+    with pytest.raises(ExperimentError, match="publishes only metrics of at least"):
         start({"tiny": tiny(2, size=9)}, evaluate=Evaluating(1))
     again = start({"tiny": tiny(2, size=11)})
     assert [task.name for task in again.server.tasks] == ["tiny.2"]
@@ -585,7 +587,7 @@ def test_a_sum_that_is_missing_stops_its_task_alone_until_it_is_back_or_given_up
     assert run.task == "broken"
     given = [device.work(broken.plan) for device in devices]
     together(lambda: devices[0].report(given[0], update_of(broken.plan, 0)))  # pyright: ignore[reportArgumentType]
-    real, lost = run.sums.total, ExperimentError("blob 00 is missing: put it back from a backup")
+    real, lost = run.sums.total, ExperimentError("blob 00 is missing: restore it from a backup")
 
     def missing(number: int) -> Any:
         raise lost
@@ -697,7 +699,7 @@ def without_its_sums(running: Running, patch: pytest.MonkeyPatch) -> Any:
     run = running.server.tasks[0].training
 
     def missing(number: int) -> Any:
-        raise ExperimentError("blob 00 is missing: put it back from a backup")
+        raise ExperimentError("blob 00 is missing: restore it from a backup")
 
     patch.setattr(run.sums, "total", missing)
     return run

@@ -14,7 +14,8 @@ import sumus
 from sumus.device.words import WAITS
 from sumus.evaluation import evaluation_report
 from sumus.operations.display import shown
-from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.operations.policy import ServerPolicy
+from sumus.operations.service import Service, open_service
 from sumus.server.evaluation import Evaluating
 from sumus.server.refusals import WORDS, Refusals
 from sumus.server.status import CLEAR_MODE, ServerStatus, look
@@ -114,7 +115,7 @@ def test_what_devices_measured_stands_beside_the_model_that_they_measured() -> N
         assert measured is not None
         assert (measured.version, measured.evaluate["means"], measured.evaluate["devices"]) == (0, {"loss": 0.5}, 2)
         assert sum(measured.evaluate["histograms"]["loss"]) == 2
-        assert it.waiting(1) == "every model that is to be measured has been"
+        assert it.waiting(1) == "all models that should be measured have been measured"
 
 
 def test_it_counts_what_happened_and_names_no_device() -> None:
@@ -190,15 +191,21 @@ def test_what_devices_refused_is_said_in_words_and_counts_each_device_once(
         )
         assert {other.why for other in others} <= {"resting"}
         text = printed(it.now(), capsys)
-        assert "in the last 10 minutes took no part:\n    tiny train: 2 devices: already took part in" in text
+        assert (
+            "devices that took no part in the last 10 minutes:\n    tiny train: 2 devices: already took part in" in text
+        )
 
 
 @pytest.mark.parametrize(
     ("pacing", "asked", "said"),
     [
-        ({"requires": sumus.Conditions(charging=True)}, {}, "1 device: not charging, and the plan asks for that"),
-        ({"requires": sumus.Conditions(idle=True)}, {}, "1 device: in use, and the plan asks for an idle one"),
-        ({"requires": sumus.Conditions(version=7)}, {}, "1 device: an older version of its program than the plan asks"),
+        ({"requires": sumus.Conditions(charging=True)}, {}, "1 device: not charging, and the plan requires it"),
+        ({"requires": sumus.Conditions(idle=True)}, {}, "1 device: in use, and the plan requires an idle device"),
+        (
+            {"requires": sumus.Conditions(version=7)},
+            {},
+            "1 device: an older version of its program than the plan requires",
+        ),
         ({}, {"kinds": ("evaluate",)}, "1 device: measures models, and does not train"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event
 
 from benchmarks.kills.fleet import Scripted
-from sumus.operations.service import Storage
+from sumus.operations.stores import Storage
 from sumus.wire.messages import Refused
 from tests.server.standing import Standing, in_process, standing
 from tests.services import postgresql, restart_postgresql

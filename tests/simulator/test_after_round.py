@@ -107,7 +107,7 @@ def test_what_it_draws_goes_on_from_round_to_round(experiment: Make) -> None:
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (lambda outcome: True, "after_round gave True after round 1: give 'stop' to end the run, or nothing"),
+        (lambda outcome: True, "after_round returned True after round 1: return 'stop' to end the run, or None"),
         (lambda outcome: "halt", "after_round gave 'halt'"),
         (lambda outcome: 1 / 0, "after_round of round 1 failed: ZeroDivisionError"),
         (lambda: None, "after_round of round 1 failed: TypeError"),
@@ -237,7 +237,7 @@ def test_a_best_that_is_not_measured_is_refused(experiment: Make, tmp_path: Path
     with pytest.raises(sumus.ExperimentError, match=r"best= names 'acuracy', .* there is loss, accuracy"):
         sumus.run(experiment(best="acuracy"))
     sumus.run(experiment(rounds=2, best="loss"), out=tmp_path)
-    with pytest.raises(sumus.ExperimentError, match=r"keeps the best model by 'loss', and not by 'accuracy'"):
+    with pytest.raises(sumus.ExperimentError, match=r"keeps the best model by 'loss', not by 'accuracy'"):
         sumus.run(experiment(rounds=3, best="accuracy"), out=tmp_path)
     assert sumus.run(experiment(rounds=3), out=tmp_path).best is None
     late = sumus.run(experiment(rounds=4, best="accuracy"), out=tmp_path)

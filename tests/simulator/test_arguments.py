@@ -85,8 +85,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "device=None": (lambda _: go(device=None), "device 'None' is not known"),
     "workers=2.5": (lambda _: go(workers=np.float64(2.5)), "workers=2.5"),
     "evaluate=True": (lambda _: go(evaluate=True), "evaluate= takes an? Evaluation"),
-    "a surrogate as id": (lambda _: go({"\udc80": PEOPLE[0]}), "no text that UTF-8 holds"),
-    "an id that is no key": (lambda _: sumus.Population([[1], [2]], load=print), "cannot be a key"),
+    "a surrogate as id": (lambda _: go({"\udc80": PEOPLE[0]}), "cannot be encoded as UTF-8"),
+    "an id that is no key": (lambda _: sumus.Population([[1], [2]], load=print), "cannot be hashed"),
     "pairs that are none": (lambda _: sumus.Population.from_pairs([1, 2]), "from_pairs takes"),  # pyright: ignore
     "torch's sparse inputs": (
         lambda _: go({0: (torch.eye(6).to_sparse(), LABELS)}),

@@ -82,7 +82,7 @@ def test_the_share_and_the_seed_choose_the_attackers() -> None:
 
 @pytest.mark.parametrize("share", [1.0, -0.5, float("nan"), "0.2"])
 def test_a_share_that_is_none_is_refused(share: Any) -> None:
-    with pytest.raises(sumus.ExperimentError, match="share of clients that attack is a number from 0 to below 1"):
+    with pytest.raises(sumus.ExperimentError, match="share of clients that attack, a number from 0 to below 1"):
         attacks.sign_flip(PEOPLE, share=share)
 
 

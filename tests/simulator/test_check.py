@@ -79,7 +79,7 @@ def test_it_says_when_one_device_can_take_the_smallest_variance(bound: float | N
     assert 0.01 < updates.variance < 4.0
     assert updates.variance_move == pytest.approx((bound or proposed(made)["clip_buffers"]) / 10)
     assert (updates.variance_move > updates.variance) is small
-    assert ("one device that lies can move a variance by" in updates.proposal()) is small
+    assert ("one dishonest device can change a variance by" in updates.proposal()) is small
 
 
 def test_a_model_without_variances_is_told_nothing_of_them() -> None:
@@ -88,4 +88,6 @@ def test_a_model_without_variances_is_told_nothing_of_them() -> None:
 
 def test_a_part_of_ones_own_is_proposed_as_a_bound_of_its_part() -> None:
     said = Updates((1.0,), (5,), {"slope": (0.5, 3.0)}).proposal()
-    assert "the largest number in `slope` is 0.5 to 3: Part('slope', bound=6) leaves 2 times that as it is" in said
+    assert (
+        "the largest number in `slope` is 0.5 to 3: Part('slope', bound=6) leaves up to 2 times that unchanged" in said
+    )

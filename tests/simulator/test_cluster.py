@@ -186,7 +186,7 @@ found["same"] = is_same("fedavg", workers={address!r}, insecure=True)
 """
         found = said(code, **OPEN)
     assert found["refused"] == (
-        f"the Ray cluster at {address} lets everyone in: start it with RAY_AUTH_MODE=token, or give insecure=True where its "
+        f"the Ray cluster at {address} accepts anyone: start it with RAY_AUTH_MODE=token, or give insecure=True if its "
         "network is closed"
     )
     assert found["same"] is True

@@ -189,7 +189,7 @@ def test_columns_of_a_data_set_are_named_with_the_row() -> None:
     )
     for columns, said in (
         ("x", "its column 'x' cannot be read: row 1 holds nothing"),
-        ("ragged", r"its column 'ragged' cannot be read: row 1 is of shape \(2,\)"),
+        ("ragged", r"its column 'ragged' cannot be read: row 1 has shape \(2,\)"),
         (["real", "text"], "column 'text' is text .*, and column 'real' is a number"),
         (["big", "real"], f"column 'big', entry 0 is {BIG}, which float64 rounds"),
     ):
@@ -220,7 +220,7 @@ HEAD = "seconds,down,up,clock,online\n"
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("1_000,1,1,1,\n", "line 2: column 'seconds' holds '1_000', which is no number"),
+        ("1_000,1,1,1,\n", "line 2: column 'seconds' holds '1_000', which is not a number"),
         ("5,٣,1,1,\n", "column 'down' holds '٣'"),
         ("5,1,inf,1,\n", "column 'up' holds 'inf'"),
         ("5,1,1,nan,\n", "column 'clock' holds 'nan'"),

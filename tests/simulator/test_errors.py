@@ -67,8 +67,8 @@ def test_good_examples_run() -> None:
             "client 'bob': the label 7 of example 1 is out of range: the model has 2 classes",
         ),
         ((np.ones((2, 3)), np.array([0, -1])), "client 'bob': the label -1 of example 1 is out of range"),
-        ((np.ones((2, 4)), np.array([0, 1])), r"client 'bob': its inputs are float32 of shape (4,) an example"),
-        ((np.ones((2, 3)), np.array([0, 1, 1])), "do not have one row an example"),
+        ((np.ones((2, 4)), np.array([0, 1])), r"client 'bob': its inputs are float32 of shape (4,) per example"),
+        ((np.ones((2, 3)), np.array([0, 1, 1])), "do not have one row per example"),
         ((np.ones((2, 3)), np.array([0.5, 1])), "client 'bob': its targets are float32"),
         ((np.array(["a", "b"]), np.array([0, 1])), "client 'bob': its inputs cannot be read: row 0 holds text"),
         (42, "client 'bob': its examples are a int; give (inputs, targets), or a torch Dataset"),
@@ -91,7 +91,7 @@ def test_a_label_out_of_range_at_the_very_first_client_is_found_too() -> None:
     [
         (
             {"loss": nn.CrossEntropyLoss()},
-            r"loss `CrossEntropyLoss` gave () for a batch of 2 and must give one value an",
+            r"loss `CrossEntropyLoss` gave () for a batch of 2 and must give one value per",
         ),
         ({"loss": lambda outputs, targets: outputs}, "gave (2, 2) for a batch of 2"),
         (
@@ -164,14 +164,14 @@ WORDS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "one-hot labels": (
         (ROWS, np.eye(2, dtype="float32")[[0, 1, 0, 1]]),
         {},
-        "its targets are float32 of shape (2,) an example.*targets.argmax(1)",
+        "its targets are float32 of shape (2,) per example.*targets.argmax(1)",
     ),
     "soft labels of another width": (
         (ROWS, np.full((4, 5), 0.2, "float32")),
         {},
-        "its targets are float32 of shape (5,) an example.*whole numbers from 0 to 1",
+        "its targets are float32 of shape (5,) per example.*whole numbers from 0 to 1",
     ),
-    "real labels": ((ROWS, np.full(4, 2.5)), {}, "its targets are float32 of shape () an example (the first is 2.5)"),
+    "real labels": ((ROWS, np.full(4, 2.5)), {}, "its targets are float32 of shape () per example (the first is 2.5)"),
     "a column of truth values": ((TABLE.assign(sick=True), GOOD[1]), {}, "a table whose column 'sick' is bool"),
     "a column of text": (
         (TABLE.assign(name="Ann"), GOOD[1]),
@@ -182,7 +182,7 @@ WORDS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "labels as text": (
         (ROWS, np.array(["cat", "dog", "cat", "dog"])),
         {},
-        "its targets cannot be read: row 0 holds text ('cat'), which is no number",
+        "its targets cannot be read: row 0 holds text ('cat'), which is not a number",
     ),
     "several inputs": (({"ids": ROWS, "mask": ROWS}, GOOD[1]), {}, "its inputs are a dict of 'ids', 'mask'"),
     "rows as dicts": (

@@ -151,7 +151,7 @@ def test_attackers_beside_it() -> None:
 
 def test_a_round_of_failures_alone_is_an_error() -> None:
     with pytest.raises(
-        sumus.ExperimentError, match=r"all 4 clients of round 1 failed.*the first of them.*lower the learning rate"
+        sumus.ExperimentError, match=r"all 4 clients of round 1 failed.*the first failure.*lower the learning rate"
     ):
         skipped(people(wild, *range(8)))
     with pytest.raises(sumus.DataError, match="the disk is gone"):

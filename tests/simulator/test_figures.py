@@ -85,7 +85,7 @@ def counting(sums: Callable[[torch.Tensor], torch.Tensor], counts: Callable[[tor
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
-        (counting(torch.ones_like, lambda t: 0.2 + 0.5 * t), r"metric 'own' counts 0\.\d predictions of an example"),
+        (counting(torch.ones_like, lambda t: 0.2 + 0.5 * t), r"metric 'own' counts 0\.\d predictions for an example"),
         (counting(torch.ones_like, lambda t: -torch.ones_like(t)), "counts -1 predictions"),
         (counting(torch.ones_like, lambda t: t + math.nan), "counts nan predictions"),
         (counting(torch.ones_like, lambda t: t + math.inf), "counts inf predictions"),

@@ -65,9 +65,9 @@ def test_a_population_reads_no_one_until_a_client_is_picked() -> None:
 
 @pytest.mark.parametrize("ids", [["a", "b", "a"], [1, 2, "1"]])
 def test_ids_given_twice_are_refused(ids: list[object]) -> None:
-    with pytest.raises(sumus.ExperimentError, match="client id .* is given twice"):
+    with pytest.raises(sumus.ExperimentError, match="client id .* appears twice"):
         sumus.Population(ids, lambda client: None)
-    with pytest.raises(sumus.ExperimentError, match="is given twice"):
+    with pytest.raises(sumus.ExperimentError, match="appears twice"):
         sumus.Population.from_pairs([(client, None) for client in ids])
 
 
@@ -80,9 +80,11 @@ def test_arrays_split_by_a_key_and_keep_their_order() -> None:
 
 
 def test_columns_of_different_lengths_are_refused() -> None:
-    with pytest.raises(sumus.ExperimentError, match="2 inputs and 3 targets: they must be equally many"):
+    with pytest.raises(sumus.ExperimentError, match="2 inputs and 3 targets: give one target per input"):
         sumus.Population.from_arrays(np.zeros((2, 1)), np.zeros(3), by=[1, 2])
-    with pytest.raises(sumus.ExperimentError, match=r"by= has shape \(3,\) for 2 examples: give one client an example"):
+    with pytest.raises(
+        sumus.ExperimentError, match=r"by= has shape \(3,\) for 2 examples: give one client per example"
+    ):
         sumus.Population.from_arrays(np.zeros((2, 1)), np.zeros(2), by=[1, 2, 3])
     with pytest.raises(sumus.ExperimentError, match=r"by= has shape \(6, 1\) for 6 examples"):
         sumus.Population.from_dataset(Items(), by=np.zeros((6, 1)))
@@ -111,7 +113,9 @@ def test_an_example_of_nobody_is_refused(by: Any, message: str) -> None:
 
 def test_ids_that_do_not_compare_are_refused() -> None:
     by = np.array([1, "a", 2], dtype=object)
-    with pytest.raises(sumus.ExperimentError, match="by= holds values that do not compare .*: give ids of one kind"):
+    with pytest.raises(
+        sumus.ExperimentError, match="by= holds values that cannot be compared .*: give ids of one type"
+    ):
         sumus.Population.from_arrays(np.zeros(3), np.zeros(3), by)
 
 
@@ -310,10 +314,10 @@ class Streamed:
 EMPTY: dict[str, tuple[Any, str]] = {
     "arrays": (lambda: sumus.Population.from_arrays(np.zeros((0, 4)), np.zeros(0), by=[]), "no examples"),
     "lists": (lambda: sumus.Population.from_arrays([], [], by=[]), "no examples"),
-    "one number": (lambda: sumus.Population.from_arrays(3.0, 1, by=[]), "one row an example"),
+    "one number": (lambda: sumus.Population.from_arrays(3.0, 1, by=[]), "one row per example"),
     "a generator": (
         lambda: sumus.Population.from_arrays((row for row in "ab"), [0, 1], by=[0, 1]),
-        "one row an example",
+        "one row per example",
     ),
     "a torch data set": (
         lambda: sumus.Population.from_dataset(TensorDataset(torch.zeros(0, 4), torch.zeros(0)), by=[]),

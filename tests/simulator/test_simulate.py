@@ -312,7 +312,7 @@ def test_an_attackers_report_that_cannot_be_counted_is_left_out_alone(
     assert len(attacked.attackers) == 3
     assert [(record.clients, record.reports.dropped) for record in history.rounds] == [(9, 3), (9, 3)]
     (note,) = history.notes
-    assert "some attackers' reports were refused: not finite, or beyond the plan's bound" in note
+    assert "some attackers' reports were refused: they were not finite, or exceeded the plan's bound" in note
     assert {client for client in people if states.get(str(client))} == set(people) - attacked.attackers
     honest = sumus.simulate(personal, algorithm, people.without(attacked.attackers), rounds=2)
     assert history.model_sha256 == honest.model_sha256

@@ -114,11 +114,11 @@ def test_sites_that_cannot_be_are_refused(experiment: Make, change: dict[str, An
 def test_a_plan_with_sites_and_none_there_is_refused(experiment: Make) -> None:
     made = experiment()
     with pytest.raises(
-        ExperimentError, match=r"2 rounds of their own, and there are none: give edge_groups= \(--edge-groups\)"
+        ExperimentError, match=r"2 rounds of their own, but there are no edges: give edge_groups= \(--edge-groups\)"
     ):
         replace(made, plan=replace(made.plan, edges=sumus.Edges(2)))
 
 
 def test_through_the_wire_there_are_no_sites(experiment: Make) -> None:
-    with pytest.raises(ExperimentError, match="this plan's edges do rounds of their own"):
+    with pytest.raises(ExperimentError, match="this plan's edges run rounds of their own"):
         sumus.run(behind(experiment(), rounds=2), compute=sumus.Compute(through="wire"))

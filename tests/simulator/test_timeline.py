@@ -115,7 +115,7 @@ def test_caps_hold_and_a_run_that_can_never_end_says_so() -> None:
     run = timeline(Pacing(5, most_rounds=2), MINUTES, 10)
     counts = Counter(position for number in range(4) for position in positions(run.ended(number)))
     assert set(counts.values()) == {2}
-    with pytest.raises(sumus.ExperimentError, match="round 5 never ends: .* nobody else may come"):
+    with pytest.raises(sumus.ExperimentError, match="round 5 never ends: .* no other device may come"):
         run.ended(4)
 
 
@@ -271,7 +271,7 @@ def test_over_selection_shows_whom_it_leaves_out() -> None:
 
 
 def test_a_rehearsal_of_nothing_is_refused() -> None:
-    with pytest.raises(sumus.ExperimentError, match="no time goes by"):
+    with pytest.raises(sumus.ExperimentError, match="simulated time would not advance"):
         sumus.rehearse(Pacing(5), Fleet(), 10)
 
 
@@ -283,7 +283,7 @@ def test_a_rehearsal_of_nothing_is_refused() -> None:
         ({"devices": "20"}, "devices= takes an int"),
         ({"days": np.inf}, "days=inf: it must be a number"),
         ({"down": -1}, "down=-1: it must be"),
-        ({"outages": [5]}, r"give \(from, to\) for each"),
+        ({"outages": [5]}, r"give a pair \(from, to\) for each"),
     ],
 )
 def test_what_cannot_be_rehearsed_is_one_line(given: dict[str, Any], said: str) -> None:
@@ -414,10 +414,10 @@ def test_a_trace_is_read_and_its_lines_are_used_again(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("seconds\n1\n", "the columns seconds, down, up, clock, online"),
-        ("seconds,down,up,clock,online\n-1,,,,\n", "line 2: seconds, down, up and clock are positive"),
+        ("seconds,down,up,clock,online\n-1,,,,\n", "line 2: seconds, down, up and clock must be positive"),
         ("seconds,down,up,clock,online\n1,,,,5-\n", "line 2: column 'online' holds ''"),
         ("seconds,down,up,clock,online\n\n1,,,,\n\ninf,,,,\n", "line 5: column 'seconds' holds 'inf'"),
-        ("seconds,down,up,clock,online\n1,,,,5-99999\n", "no interval of a day"),
+        ("seconds,down,up,clock,online\n1,,,,5-99999\n", "not an interval of a day"),
     ],
 )
 def test_a_trace_that_cannot_be_read_names_the_line(tmp_path: Path, text: str, said: str) -> None:

@@ -80,7 +80,7 @@ def test_what_only_a_virtual_clock_can_play_is_refused(pacing: sumus.Pacing, fle
 def test_a_plan_that_no_server_takes_is_refused() -> None:
     task = sumus.Task(net, sumus.losses.cross_entropy)
     krum = sumus.fedavg(SGD, aggregator=sumus.robust.krum(attackers=1))
-    with pytest.raises(sumus.PlanError, match="needs every update apart"):
+    with pytest.raises(sumus.PlanError, match="needs each update separately"):
         sumus.run(
             Experiment(sumus.Plan(task, krum, sumus.Pacing(6), 2), PEOPLE, 2), compute=sumus.Compute(through="wire")
         )

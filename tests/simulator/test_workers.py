@@ -133,14 +133,14 @@ def test_attackers_and_a_travelling_model_train_in_one_process(anywhere: Make, t
     attacked = anywhere("fedavg")
     attacked = dataclasses.replace(attacked, population=attacks.sign_flip(attacked.population, share=0.3))
     history = sumus.run(attacked, compute=sumus.Compute(workers=2))
-    assert history.notes == (f"{ALONE}attackers know of each other",)
+    assert history.notes == (f"{ALONE}attackers cooperate",)
     assert told(history) == told(sumus.run(attacked))
     cyclic = anywhere("fedavg")
     cyclic = dataclasses.replace(
         cyclic, plan=dataclasses.replace(cyclic.plan, algorithm=sumus.cyclic(sumus.sgd(lr=0.1)))
     )
     assert sumus.run(cyclic, compute=sumus.Compute(workers=2)).notes == (
-        f"{ALONE}each goes on from where the one before left the model",
+        f"{ALONE}each client trains the model that the previous client has trained",
     )
 
 
@@ -262,14 +262,14 @@ def test_a_model_that_another_process_makes_otherwise_trains_here_and_it_is_said
     plan = dataclasses.replace(experiment.plan, task=task)
     history = sumus.run(dataclasses.replace(experiment, plan=plan), compute=sumus.Compute(workers=2))
     (note,) = history.notes
-    assert note.startswith(f"{ALONE}another process computes something else")
+    assert note.startswith(f"{ALONE}another process computes different results")
 
 
 def test_what_is_found_here_alone_trains_here_and_it_is_said(anywhere: Make) -> None:
     experiment = anywhere("fedavg")
     people = sumus.Population(experiment.population, Here(experiment.population, os.getpid()))
     history = sumus.run(dataclasses.replace(experiment, population=people), compute=sumus.Compute(workers=2))
-    assert history.notes == (f"{ALONE}it failed there (RuntimeError: only at home)",)
+    assert history.notes == (f"{ALONE}it failed in the other process (RuntimeError: only at home)",)
 
 
 class Here:
@@ -294,7 +294,9 @@ def test_a_number_of_workers_that_is_none_is_refused(anywhere: Make, workers: An
 
 
 def test_a_gpu_is_not_shared(anywhere: Make) -> None:
-    with pytest.raises(sumus.ExperimentError, match="workers=2 with device='cuda': processes share no GPU; leave"):
+    with pytest.raises(
+        sumus.ExperimentError, match="workers=2 with device='cuda': processes cannot share a GPU; leave"
+    ):
         sumus.run(anywhere("fedavg"), compute=sumus.Compute(workers=2, device="cuda"))
 
 

@@ -45,7 +45,7 @@ def test_putting_it_again_changes_nothing(blobs: Blobs) -> None:
 
 
 def test_what_is_not_there_is_said_so(blobs: Blobs) -> None:
-    with pytest.raises(ExperimentError, match=f"blob {ABSENT} is missing: put it back from a backup"):
+    with pytest.raises(ExperimentError, match=f"blob {ABSENT} is missing: restore it from a backup"):
         blobs.get(ABSENT)
     assert (blobs.size(ABSENT), blobs.path(ABSENT), list(blobs)) == (None, None, [])
     blobs.delete(ABSENT)
@@ -62,7 +62,7 @@ def test_what_is_deleted_is_gone_and_may_be_put_again(blobs: Blobs) -> None:
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", NAME.upper(), NAME[:-1], f"{NAME}\n", f"{NAME[:62]}/x"])
 def test_a_name_from_a_request_is_a_hash_or_names_nothing(blobs: Blobs, name: str) -> None:
     for verb in (blobs.get, blobs.size, blobs.path, blobs.delete):
-        with pytest.raises(UsageError, match="names no blob"):
+        with pytest.raises(UsageError, match="is not the name of a blob"):
             verb(name)
 
 
@@ -136,7 +136,7 @@ def test_a_put_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "nowhere" / "blobs"):
-        with pytest.raises(ExperimentError, match="blobs cannot lie in .*; give a folder below one that exists"):
+        with pytest.raises(ExperimentError, match="blobs cannot be kept in .*; give a folder whose parent exists"):
             open_blobs(folder)
     blobs = open_blobs(str(tmp_path / "blobs"))
     assert isinstance(blobs, DirectoryBlobs)
@@ -165,7 +165,7 @@ def test_a_server_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     blobs = open_blobs("s3://bucket/prefix")
     for verb in (lambda: blobs.put(BODY), lambda: blobs.get(NAME), lambda: blobs.size(NAME), lambda: list(blobs)):
-        with pytest.raises(ExperimentError, match="the object store .*: is it there") as refused:
+        with pytest.raises(ExperimentError, match="the object store .*: check that it is running") as refused:
             verb()
         assert "127.0.0.1:9" in str(refused.value)
         assert "retries" in str(refused.value)

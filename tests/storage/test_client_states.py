@@ -329,7 +329,7 @@ def test_a_state_that_is_gone_is_said_to_be_and_nothing_is_cleared_away(tmp_path
     trained(store, 1)
     (tmp_path / lost).unlink()
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(sumus.ExperimentError, match=f"{lost}, a client's state, is gone: put the folder back"):
+    with pytest.raises(sumus.ExperimentError, match=f"{lost}, a client's state, is missing: restore the folder"):
         sumus.DirectoryClientStates(tmp_path).restore(snapshot)
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -348,7 +348,9 @@ def test_a_damaged_state_names_its_client_and_its_file(tmp_path: Path, damage: b
 def test_a_place_that_is_no_folder_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(sumus.ExperimentError, match=f"client states cannot lie in {place}: .*give a folder"):
+        with pytest.raises(
+            sumus.ExperimentError, match=f"client states cannot be kept in {place}: .*give another folder"
+        ):
             sumus.DirectoryClientStates(place)
 
 
@@ -370,7 +372,7 @@ def no_file_longer_than(size: int) -> Iterator[None]:
 def test_a_file_is_the_old_one_or_the_new_one_and_whole(tmp_path: Path, lasting: bool) -> None:
     path = tmp_path / "file"
     write_whole(path, b"old", lasting)
-    said = f"{path} cannot be written: File too large; what was there is as it was"
+    said = f"{path} cannot be written: File too large; its old content is unchanged"
     with no_file_longer_than(1000), pytest.raises(sumus.ExperimentError, match=said):
         write_whole(path, b"new" * 1000, lasting)
     assert path.read_bytes() == b"old"

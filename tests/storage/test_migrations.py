@@ -87,14 +87,18 @@ def test_opening_again_changes_nothing(empty: str, engine: Engine) -> None:
 def test_a_newer_database_is_refused_as_it_is(empty: str, engine: Engine) -> None:
     SqlStore.open(empty).close()
     say(engine, f"UPDATE {VERSION_TABLE} SET version_num = '9999'", "ALTER TABLE run ADD COLUMN later INTEGER")
-    with pytest.raises(ExperimentError, match=r"written by a newer sumus \(its form is 9999, and .* is the last"):
+    with pytest.raises(
+        ExperimentError, match=r"written by a newer sumus \(its form is 9999, and this version knows forms up to"
+    ):
         SqlStore.open(empty)
     assert "later" in [column["name"] for column in inspect(engine).get_columns("run")]
 
 
 def test_tables_of_another_program_are_left_alone(empty: str, engine: Engine) -> None:
     say(engine, "CREATE TABLE session (cookie VARCHAR(9))", "CREATE TABLE alembic_version (version_num VARCHAR(32))")
-    with pytest.raises(ExperimentError, match=r"holds tables of something else \(session\): give sumus one of its own"):
+    with pytest.raises(
+        ExperimentError, match=r"holds tables of another program \(session\): give sumus a database of its own"
+    ):
         SqlStore.open(empty)
     assert sorted(inspect(engine).get_table_names()) == ["alembic_version", "session"]
     say(engine, "DROP TABLE session")

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, text
 
 from benchmarks.kills.__main__ import database
 from sumus.errors import ExperimentError
-from sumus.operations.service import Storage
+from sumus.operations.stores import Storage
 from sumus.protocol.rows import changed
 from sumus.storage.sql import SqlStore
 from tests.server.devices import tiny

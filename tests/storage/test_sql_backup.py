@@ -91,10 +91,10 @@ def test_an_open_transaction_does_not_hold_it_up_and_is_not_in_it(store: SqlStor
 
 def test_what_is_there_stays(store: SqlStore, tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("dear")
-    with pytest.raises(ExperimentError, match="is there already: give the backup a name of its own"):
+    with pytest.raises(ExperimentError, match="already exists: give the backup another name"):
         store.backup(tmp_path / "letter")
     assert (tmp_path / "letter").read_text() == "dear"
-    with pytest.raises(ExperimentError, match="the backup cannot be written .*: see to the folder and its disk"):
+    with pytest.raises(ExperimentError, match="the backup cannot be written .*: check the folder and its disk"):
         store.backup(tmp_path / "nowhere" / "backup.db")
 
 

@@ -9,7 +9,8 @@ from sumus.errors import ExperimentError
 from sumus.node.reading import Reading
 from sumus.node.readings import Readings
 from sumus.operations.backup import back_up, restore
-from sumus.operations.service import Storage, open_service
+from sumus.operations.service import open_service
+from sumus.operations.stores import Storage
 from sumus.protocol.rows import changed
 from sumus.storage.files import network_disk
 from sumus.storage.sql import SqlStore
@@ -114,8 +115,8 @@ def test_what_follows_sqlite_in_an_address_is_a_path(
         ("sqlite:///:memory:", "names no file"),
         ("sqlite://run.db", "names no file"),
         ("sqlite+pysqlite:///:memory:", "names no file"),
-        ("sqlite:///lab?/run.db", "after which options stand"),
-        ("sqlite:///file:run.db?mode=memory&uri=true", "after which options stand"),
+        ("sqlite:///lab?/run.db", "which begins options"),
+        ("sqlite:///file:run.db?mode=memory&uri=true", "which begins options"),
         ("run.db", "is not understood"),
     ],
 )

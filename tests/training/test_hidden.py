@@ -289,7 +289,7 @@ def test_what_does_not_show_where_it_stands_is_refused_at_once() -> None:
     begun = growing()
     next(begun)
     for iterator in (begun, map(abs, begun)):
-        with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+, and nothing shows where it stands"):
+        with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+, and its position cannot be read"):
             HiddenState({"loss": [iterator]}).restore()
 
 
@@ -598,7 +598,7 @@ UNTRAINED: dict[str, tuple[Any, Any, str]] = {
 @pytest.mark.parametrize("what", UNTRAINED)
 def test_a_parameter_that_nobody_sends_is_refused(what: str) -> None:
     net, loss, path = UNTRAINED[what]
-    with pytest.raises(sumus.TaskError, match=rf"`\S*{path}.* is no leaf of the model: no step trains it.*__init__"):
+    with pytest.raises(sumus.TaskError, match=rf"`\S*{path}.* is not a leaf of the model: no step trains it.*__init__"):
         run(net, loss)
 
 

@@ -13,7 +13,8 @@ from sumus.device.options import ServerConnection
 from sumus.edge.edge import open_edge
 from sumus.errors import UsageError
 from sumus.http.tls import Certificates, enrolment_link, issue
-from sumus.operations.service import Service, Storage, open_service
+from sumus.operations.service import Service, open_service
+from sumus.operations.stores import Storage
 from sumus.transport.http import HttpTransport
 from sumus.transport.outbound import proxy_to
 from sumus.transport.transport import Unreachable
@@ -130,7 +131,7 @@ def test_a_proxy_that_does_not_lead_there_is_named_without_its_password(
         refused = reach()
     gone = reach()
     for said in (refused, gone):
-        assert f"by way of the proxy http://127.0.0.1:{proxy.port} (HTTPS_PROXY of the environment)" in said
+        assert f"through the proxy http://127.0.0.1:{proxy.port} (HTTPS_PROXY of the environment)" in said
         assert "wrong" not in said
     assert "407" in refused
     assert "nothing listens there" in gone
@@ -165,7 +166,7 @@ def test_a_device_and_an_edge_trust_the_authority_that_they_are_given_and_rememb
             return found
 
         link = enrolment_link(url, server.roll.new_token("default", server.clock()))
-        with pytest.raises(Unreachable, match="name that with --authority FILE"):
+        with pytest.raises(Unreachable, match="give --authority FILE"):
             device(link=link).enrol()
         asking = device(mine.authority, link)
         known = asking.enrol()

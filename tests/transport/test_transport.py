@@ -116,10 +116,10 @@ def test_a_certificate_must_come_from_the_authority_that_is_named_and_from_no_ot
             assert transport.request("GET", "/").status == 200
             transport.close()
         for authority, said in (
-            (other.authority.read_text(), f"has made a new one, or it is another server. .* {url}/#pin=HEX"),
+            (other.authority.read_text(), f"has made a new one, or this is another server. .* {url}/#pin=HEX"),
             (
                 None,
-                f"from nobody that this machine trusts: .*--tls auto.*, give its link, or its pin .* {url}/#pin=HEX",
+                f"not from an authority that this machine trusts: .*--tls auto.*, give its link, or its pin .* {url}/#pin=HEX",
             ),
         ):
             with pytest.raises(Unreachable, match=said):
@@ -132,7 +132,7 @@ def test_a_certificate_must_come_from_the_authority_that_is_named_and_from_no_ot
 def test_a_certificate_must_be_for_the_name_that_is_asked(tmp_path: Path) -> None:
     elsewhere = issue(tmp_path, ["fl.example"], NOW())
     with listening(Echo(), **shown(elsewhere)) as port:
-        with pytest.raises(Unreachable, match="is for other names: give the address that stands in the link"):
+        with pytest.raises(Unreachable, match="is for other names: use the address in the link"):
             HttpTransport(f"https://127.0.0.1:{port}", authority=elsewhere.authority.read_text()).request("GET", "/")
         with pytest.raises(Unreachable, match="/v1/authority answers 207: is this a sumus server"):
             unverified(f"https://127.0.0.1:{port}", "/v1/authority")
@@ -141,8 +141,8 @@ def test_a_certificate_must_be_for_the_name_that_is_asked(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("days", "said"),
     [
-        (-500, "is past its end, and here it is .*if this machine's clock is right"),
-        (500, "is not valid yet, and here it is"),
+        (-500, "has expired, and the time here is .*if this machine's clock is right"),
+        (500, "is not valid yet, and the time here is"),
     ],
 )
 def test_a_certificate_of_another_time_is_said_to_be(tmp_path: Path, days: int, said: str) -> None:
@@ -152,7 +152,7 @@ def test_a_certificate_of_another_time_is_said_to_be(tmp_path: Path, days: int, 
 
 
 def test_an_authority_that_is_none_is_said_to_be() -> None:
-    with pytest.raises(ExperimentError, match="no certificate in PEM"):
+    with pytest.raises(ExperimentError, match="not a certificate in PEM"):
         HttpTransport("https://127.0.0.1:1", authority="nonsense")
 
 

@@ -153,7 +153,7 @@ def test_momentum_at_one_worker_is_that_of_plain_torch(hook: sy.TorchHook, make:
 def test_momentum_that_is_elsewhere_is_said_and_not_mixed_up(hook: sy.TorchHook) -> None:
     bob, alice = (sy.VirtualWorker(hook, id=name) for name in ("bob", "alice"))
     sets: Any = [(DATA.send(w), TARGET.send(w)) for w in (bob, alice)]  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(PointerError, match="one tensor is at 'bob' and the other at 'alice'|is at"):
+    with pytest.raises(PointerError, match="one tensor is at 'bob' and another at 'alice'|is at"):
         losses_of(there, lambda parameters: optim.SGD(parameters, lr=0.1, momentum=0.9), sets)
 
 
@@ -209,16 +209,16 @@ def test_tensors_are_sent_moved_and_fetched(hook: sy.TorchHook) -> None:
 @pytest.mark.parametrize(
     ("do", "said"),
     [
-        (lambda x, bob: x.get(), "is here already"),
-        (lambda x, bob: x.move(bob), "is here already"),
-        (lambda x, bob: x.location, "at no worker"),
+        (lambda x, bob: x.get(), "is already in this process"),
+        (lambda x, bob: x.move(bob), "is already in this process"),
+        (lambda x, bob: x.location, "not at a worker"),
         (lambda x, bob: x.send(bob).send(bob), "is at 'bob' already"),
         (lambda x, bob: x.send(bob, bob), "one worker, not 2"),
-        (lambda x, bob: x.send("bob"), "is no worker"),
-        (lambda x, bob: nn.Linear(1, 1).get(), "is here already"),  # pyright: ignore[reportCallIssue]
-        (lambda x, bob: nn.Linear(1, 1).move(bob), "is here already"),  # pyright: ignore[reportCallIssue]
-        (lambda x, bob: nn.Linear(1, 1).send(bob).send(bob), "at a worker already"),  # pyright: ignore[reportCallIssue]
-        (lambda x, bob: nn.Linear(1, 1).send("bob"), "is no worker"),  # pyright: ignore[reportCallIssue]
+        (lambda x, bob: x.send("bob"), "is not a worker"),
+        (lambda x, bob: nn.Linear(1, 1).get(), "is already in this process"),  # pyright: ignore[reportCallIssue]
+        (lambda x, bob: nn.Linear(1, 1).move(bob), "is already in this process"),  # pyright: ignore[reportCallIssue]
+        (lambda x, bob: nn.Linear(1, 1).send(bob).send(bob), "already at a worker"),  # pyright: ignore[reportCallIssue]
+        (lambda x, bob: nn.Linear(1, 1).send("bob"), "is not a worker"),  # pyright: ignore[reportCallIssue]
         (lambda x, bob: nn.Tanh().location, "no parameters"),
     ],
     ids=range(11),

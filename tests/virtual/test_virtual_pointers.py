@@ -83,7 +83,7 @@ def test_its_text_says_that_it_learns(alice: VirtualWorker) -> None:
     ],
 )
 def test_numbers_are_fetched_first(alice: VirtualWorker, ask: Any) -> None:
-    with pytest.raises(PointerError, match=r"the numbers are at 'alice'.*\.get\(\)"):
+    with pytest.raises(PointerError, match=r"needs numbers, and they are at 'alice'.*\.get\(\)"):
         ask(send(torch.tensor(1), alice))
 
 
@@ -97,14 +97,15 @@ def test_a_tensor_that_is_here_is_sent_first(alice: VirtualWorker) -> None:
         lambda: x.backward(torch.ones(2)),
     ):
         with pytest.raises(
-            PointerError, match=r"is here meets one that is at 'alice': send it first, with sumus\.virtual\.send"
+            PointerError,
+            match=r"is in this process, and another is at 'alice': send it first, with sumus\.virtual\.send",
         ):
             mixed()
 
 
 def test_tensors_of_two_workers_are_brought_together_first(alice: VirtualWorker, bob: VirtualWorker) -> None:
     x, y = send(torch.ones(2), alice), send(torch.ones(2), bob)
-    with pytest.raises(PointerError, match=r"one tensor is at 'alice' and the other at 'bob'.*sumus\.virtual\.move"):
+    with pytest.raises(PointerError, match=r"one tensor is at 'alice' and another at 'bob'.*sumus\.virtual\.move"):
         x + y
     assert (x + move(y, alice)).get().tolist() == [2.0, 2.0]
 
@@ -119,13 +120,13 @@ def test_what_no_worker_can_do_is_refused_here(alice: VirtualWorker, monkeypatch
             unknown(x)
     with pytest.raises(PointerError, match="does not take"):
         torch.add(x, x, out=x)
-    with pytest.raises(PointerError, match="does not travel"):
+    with pytest.raises(PointerError, match="cannot be sent"):
         nn.functional.softmax(x, dim=object())  # type: ignore[arg-type]
     with pytest.raises(PointerError, match="a worker computes on its CPU"):
         x.to("cuda")
-    with pytest.raises(PointerError, match="are not exchanged"):
+    with pytest.raises(PointerError, match="cannot be replaced"):
         x.data = x
-    with pytest.raises(PointerError, match="worth nothing in a file"):
+    with pytest.raises(PointerError, match="cannot be used from a file"):
         pickle.dumps(x)
     assert not sent
 
@@ -142,7 +143,7 @@ def test_what_torch_cannot_do_is_said_in_its_words(alice: VirtualWorker) -> None
             lambda: x[send(torch.tensor([True, False]), alice)],
             "shape of the result would depend on numbers in a tensor",
         ),
-        (lambda: x.sum(send(torch.tensor(0), alice)), "`dim` of sum is a number here, and not a tensor"),
+        (lambda: x.sum(send(torch.tensor(0), alice)), "`dim` of sum must be a number here, not a tensor"),
     ):
         with pytest.raises(WorkerRefused, match=why):
             wrong()
@@ -158,23 +159,23 @@ def test_a_leaf_is_not_changed_while_it_learns(alice: VirtualWorker) -> None:
 
 def test_who_is_no_worker_is_told_how_to_make_one(alice: VirtualWorker) -> None:
     for worker in ("bob", None, VirtualWorker):
-        with pytest.raises(PointerError, match=r"is no worker: make one with sumus\.virtual\.VirtualWorker\(name\)"):
+        with pytest.raises(PointerError, match=r"is not a worker: make one with sumus\.virtual\.VirtualWorker\(name\)"):
             send(torch.ones(2), worker)  # type: ignore[call-overload]
     with pytest.raises(PointerError, match="a list cannot be sent"):
         send([1.0], alice)  # type: ignore[call-overload]
-    with pytest.raises(PointerError, match="this Tensor is here already"):
+    with pytest.raises(PointerError, match="this Tensor is already in this process"):
         get(torch.ones(2))
     with pytest.raises(PointerError, match=r"is at 'alice' already: use sumus\.virtual\.move"):
         send(send(torch.ones(2), alice), alice)
-    with pytest.raises(PointerError, match="is at a worker already"):
+    with pytest.raises(PointerError, match="is already at a worker"):
         send(send(nn.Linear(1, 1), alice), alice)
-    with pytest.raises(PointerError, match="is here already"):
+    with pytest.raises(PointerError, match="is already in this process"):
         get(nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64])
 def test_what_does_not_travel_is_refused(alice: VirtualWorker, dtype: torch.dtype) -> None:
-    with pytest.raises(PointerError, match="does not travel: use one of float64"):
+    with pytest.raises(PointerError, match="cannot be sent: use one of float64"):
         send(torch.ones(2, dtype=dtype), alice)
 
 
@@ -251,7 +252,7 @@ def test_a_view_counts_as_the_memory_that_it_keeps(alice: VirtualWorker) -> None
 def test_pointers_that_outlive_their_worker_say_so(alice: VirtualWorker) -> None:
     x = send(torch.ones(2), alice)
     alice.close()
-    with pytest.raises(PointerError, match="worker 'alice' is closed, and what it held is gone"):
+    with pytest.raises(PointerError, match="worker 'alice' is closed, and its tensors are deleted"):
         x + 1
     del x
     gc.collect()
@@ -279,7 +280,10 @@ def test_refusals_are_errors_of_ours(alice: VirtualWorker) -> None:
     with pytest.raises(WorkerRefused) as caught:
         alice["inputs"]
     assert (caught.value.worker, caught.value.code) == ("alice", "unknown_name")
-    assert str(caught.value) == "worker 'alice' refuses: its owner offers no tensor 'inputs'; there is: none"
+    assert (
+        str(caught.value)
+        == "worker 'alice' refuses: the owner offers no tensor 'inputs'; the tensors on offer are: none"
+    )
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), str(again), again.code) == (WorkerRefused, str(caught.value), "unknown_name")
     assert isinstance(again, SumusError)

@@ -147,9 +147,9 @@ def test_exactly_what_is_expected_is_let_in() -> None:
         "b": good | {"b": ("float32", (4,))},
         "c": good | {"c": ("float32", (1,))},
     }.items():
-        with pytest.raises(ParticipantError, match=f"leaf `{leaf}` .*expected.*not of this plan"):
+        with pytest.raises(ParticipantError, match=f"leaf `{leaf}` .*this plan expects"):
             decode_tree(body, wrong)
-    with pytest.raises(ParticipantError, match="leaf `b` .*expected None"):
+    with pytest.raises(ParticipantError, match="leaf `b` .*this plan expects None"):
         decode_tree(body, {"w": good["w"]})
 
 
@@ -218,29 +218,37 @@ def slots(**changes: Any) -> dict[str, Array]:
 @pytest.mark.parametrize(
     ("what", "said", "bad"),
     [
-        ("no count", "the sum has no count", slots(count=None)),
-        ("a count that is a vector", "the sum has no count", slots(count=[1])),
+        ("no count", "the slot `count` is missing or not a single number", slots(count=None)),
+        ("a count that is a vector", "the slot `count` is missing or not a single number", slots(count=[1])),
         ("a negative count", "`count` is -1", slots(count=-1)),
-        ("a part without weight", "it weighs [] and sums ['params']", slots(**{"weight/params": None})),
-        ("a weight without part", "`weight/other` is none of a sum's", slots(**{"weight/other": 1})),
+        (
+            "a part without weight",
+            "the weights are of [], and the sums of ['params']",
+            slots(**{"weight/params": None}),
+        ),
+        ("a weight without part", "`weight/other` does not belong in a sum", slots(**{"weight/other": 1})),
         ("a weight that is a vector", "`weight/params` has the shape (1,)", slots(**{"weight/params": [3]})),
         ("a negative weight", "`weight/params` is -3", slots(**{"weight/params": -3})),
         ("a metric without its count", "`metric/loss` has the shape ()", slots(**{"metric/loss": 5})),
         ("a metric of three", "`metric/loss` has the shape (3,)", slots(**{"metric/loss": [5, 6, 7]})),
-        ("people without a sum", "it weighs [] and sums []", {"count": np.array(1)}),
-        ("a slot of another name", "`other` is none of a sum's", slots(other=1)),
-        ("a sum without a leaf", "`sum` is none of a sum's", slots(sum=1)),
-        ("a sum without a part", "`sum//w` is none of a sum's", slots(**{"sum//w": 1})),
-        ("floats", "slots of dtypes ['float64', 'int64']", slots() | {"sum/params/w": np.zeros(2)}),
-        ("two dtypes", "slots of dtypes ['int64', 'uint32']", slots() | {"sum/params/w": np.zeros(2, np.uint32)}),
+        ("people without a sum", "the weights are of [], and the sums of []", {"count": np.array(1)}),
+        ("a slot of another name", "`other` does not belong in a sum", slots(other=1)),
+        ("a sum without a leaf", "`sum` does not belong in a sum", slots(sum=1)),
+        ("a sum without a part", "`sum//w` does not belong in a sum", slots(**{"sum//w": 1})),
+        ("floats", "the slots have the dtypes ['float64', 'int64']", slots() | {"sum/params/w": np.zeros(2)}),
+        (
+            "two dtypes",
+            "the slots have the dtypes ['int64', 'uint32']",
+            slots() | {"sum/params/w": np.zeros(2, np.uint32)},
+        ),
         (
             "narrow integers",
-            "slots of dtypes ['int32']",
+            "the slots have the dtypes ['int32']",
             {name: slot.astype(np.int32) for name, slot in slots().items()},
         ),
         (
             "unsigned integers",
-            "slots of dtypes ['uint32']",
+            "the slots have the dtypes ['uint32']",
             {name: slot.astype(np.uint32) for name, slot in slots().items()},
         ),
     ],

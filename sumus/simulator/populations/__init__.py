@@ -1,1 +1,1 @@
-"""Populations: clients and their examples, which of them take part, how data is split among them, and attackers."""
+"""Populations: clients and their examples, their participation, the splits of data among them, and attackers."""

@@ -1,9 +1,10 @@
-"""Dishonest clients, to test a defence with: populations in which a share of the clients attacks.
+"""Attacks, for tests of a defence: populations in which a share of the clients is dishonest.
 
     population = attacks.sign_flip(population, share=0.2)
 
 The same share and seed choose the same clients, so attacks can be stacked: `scaled(label_flip(people, classes=10))` sends ten
-times the update learned from wrong labels. All other clients stay honest; measure on honest clients (`Evaluation(unseen=)`).
+times the update that was learned from wrong labels. All other clients stay honest. Measure the model on honest clients
+(`Evaluation(unseen=)`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,12 @@ Collusion = Callable[["Sequence[Trained]", int], "Iterable[Trained]"]
 
 
 class AttackedPopulation(Population):
-    """A population whose `attackers` hold changed examples, or send changed updates."""
+    """A population whose `attackers` hold changed examples, or send changed updates.
+
+    Attributes:
+        attackers: The clients that attack.
+        share: The share of the clients that are to attack; `attackers` is empty if this share is no whole client.
+    """
 
     def __init__(
         self,
@@ -39,6 +45,7 @@ class AttackedPopulation(Population):
         examples: Callable[[Any, Examples], Examples],
         collude: Collusion,
         described: str,
+        share: float,
     ) -> None:
         super().__init__(
             people.ids, lambda client: examples(client, people[client]) if client in attackers else people[client]
@@ -49,6 +56,7 @@ class AttackedPopulation(Population):
         self._examples = examples
         self._collude = collude
         self._described = described
+        self.share = share
 
     @property
     def described(self) -> str:
@@ -57,12 +65,12 @@ class AttackedPopulation(Population):
 
     def _only(self, clients: list[Any]) -> Population:
         part, mine = self._people.subset(clients), self.attackers & frozenset(clients)
-        some = AttackedPopulation(part, mine, self._examples, self._collude, self._described)
+        some = AttackedPopulation(part, mine, self._examples, self._collude, self._described, self.share)
         some.participation = self.participation.of(frozenset(clients))
         return some
 
     def sent(self, results: "Iterator[Trained]") -> "Iterator[Trained]":
-        """Yield honest reports as they come, then those of the attackers, who cooperate."""
+        """Yield the reports of honest clients as they arrive, then those of the attackers, who cooperate."""
         mine: list[Trained] = []
         count = 0
         for trained in self._people.sent(results):
@@ -79,25 +87,31 @@ def label_flip(
 ) -> AttackedPopulation:
     """Return a population whose attackers train on wrong labels: class c becomes classes − 1 − c.
 
+    Args:
+        population: The clients.
+        classes: The number of classes.
+        share: The share of clients that attack.
+        seed: The seed that chooses the attackers.
+
     [Tolpegin et al. 2020, arXiv:2007.08432, the form of Fang et al. 2020, arXiv:1911.11815]
     """
 
     if classes < 2:
-        raise ExperimentError(f"label_flip(classes={classes}): there must be at least two classes to flip")
+        raise ExperimentError(f"label_flip(classes={classes}): give at least two classes")
 
     def flipped(client: Any, examples: Examples) -> Examples:
-        from sumus.training.examples import as_pair  # brings torch
+        from sumus.training.examples import as_pair  # imports torch
 
         inputs, targets = as_pair(client, examples)
         labels = array_of(targets)
         largest = labels.max(initial=0)
         if labels.dtype.kind not in "iu" or largest >= classes:
             raise ExperimentError(
-                f"label_flip(classes={classes}): client {client!r} holds targets {labels.dtype} up to {largest}; labels are "
-                "whole numbers below classes="
+                f"label_flip(classes={classes}): client {client!r} holds targets of type {labels.dtype} up to {largest}; labels "
+                "must be whole numbers below classes="
             )
         labels = labels.astype(np.int64)
-        return inputs, labels + (classes - 1 - 2 * labels) * (labels >= 0)  # padding stays padding
+        return inputs, labels + (classes - 1 - 2 * labels) * (labels >= 0)  # negative labels are padding, and stay
 
     return _attacked(population, f"label_flip({classes})", share, seed, examples=flipped)
 
@@ -105,7 +119,13 @@ def label_flip(
 def sign_flip(
     population: Mapping[Any, Examples], share: float = 0.2, factor: float = 1.0, seed: int = 0
 ) -> AttackedPopulation:
-    """Return a population whose attackers send −factor times their update, which increases the loss.
+    """Return a population whose attackers send −`factor` times their update, which increases the loss.
+
+    Args:
+        population: The clients.
+        share: The share of clients that attack.
+        factor: The size of what they send, as a multiple of their update.
+        seed: The seed that chooses the attackers.
 
     [Li et al. 2019, arXiv:1811.03761, section 4]
     """
@@ -115,7 +135,13 @@ def sign_flip(
 def scaled(
     population: Mapping[Any, Examples], share: float = 0.2, factor: float = 10.0, seed: int = 0
 ) -> AttackedPopulation:
-    """Return a population whose attackers send factor times their update, to outweigh all others.
+    """Return a population whose attackers send `factor` times their update, to outweigh all other clients.
+
+    Args:
+        population: The clients.
+        share: The share of clients that attack.
+        factor: The number by which they multiply their update.
+        seed: The seed that chooses the attackers.
 
     [Bagdasaryan et al. 2020, arXiv:1807.00459, model replacement]
     """
@@ -125,15 +151,16 @@ def scaled(
 def a_little_is_enough(
     population: Mapping[Any, Examples], share: float = 0.2, z: float | None = None, seed: int = 0
 ) -> AttackedPopulation:
-    """Return a population whose attackers all send μ − zσ of their updates, entry by entry.
+    """Return a population whose attackers all send the same update: μ − zσ of their own updates, entry by entry.
 
-    That is far enough to harm, and near enough to pass as honest.
+    This update is far enough from the mean to do harm, and close enough to it to look honest.
 
     Args:
         population: The clients.
         share: The share of clients that attack.
-        z: By default the paper's largest, Φ⁻¹((n − m − s) / (n − m)) with s = ⌊n/2 + 1⌋ − m, for n reports of which m come from
-            attackers. With 20 % attackers it is small, and larger values are worth a try.
+        z: The distance from the mean, in standard deviations. None for the paper's largest value,
+            Φ⁻¹((n − m − s) / (n − m)) with s = ⌊n/2 + 1⌋ − m, for n reports of which m come from attackers. With 20 % attackers
+            this value is small; try larger ones too.
         seed: The seed that chooses the attackers.
 
     [Baruch et al. 2019, arXiv:1902.06156, Algorithm 3]
@@ -154,9 +181,10 @@ def a_little_is_enough(
 
 
 def largest_z(count: int, attackers: int) -> float:
-    """Return the paper's z for `count` reports, `attackers` of them from attackers; 0 if they cannot hide among the others.
+    """Return the paper's z for `count` reports, `attackers` of which are attackers'; 0 if no z lets them look honest.
 
-    Attackers who are the majority need no honest supporter; z is then computed as if they needed one.
+    The paper's s is the number of honest reports that the attackers need on their side for a majority. Attackers who already
+    are the majority need none; z is then computed for s = 1.
     """
     honest, needed = count - attackers, max(1, count // 2 + 1 - attackers)
     if honest <= needed:
@@ -185,17 +213,17 @@ def _attacked(
     described = f"{attack} by {share} of them, seed {seed}"
     chosen = generator(seed, "attackers").permutation(len(people))[: round(share * len(people))]
     return AttackedPopulation(
-        people, frozenset(people.pick(int(index)) for index in chosen), examples, collude, described
+        people, frozenset(people.pick(int(index)) for index in chosen), examples, collude, described, share
     )
 
 
 def _check_share(share: object) -> None:
     if not isinstance(share, int | float) or not 0 <= share < 1:
-        raise ExperimentError(f"share={share!r}: the share of clients that attack is a number from 0 to below 1")
+        raise ExperimentError(f"share={share!r}: give the share of clients that attack, a number from 0 to below 1")
 
 
 def _multiplied(factor: float) -> Collusion:
-    """Return a function by which every attacker sends factor times its update."""
+    """Return a collusion in which every attacker sends `factor` times its update."""
 
     def scale(part: str, tree: Tree) -> Tree:
         return tree_map(lambda leaf: leaf * leaf.dtype.type(factor), tree)
@@ -207,7 +235,7 @@ def _multiplied(factor: float) -> Collusion:
 
 
 def _with_leaves(trained: "Trained", change: Callable[[str, Tree], Tree]) -> "Trained":
-    """Return the same report with changed trees; numbers (steps, shares) and running statistics stay honest."""
+    """Return a report with changed trees; its single numbers (steps, shares) and running statistics stay honest."""
     parts = {
         part: tree if part == BUFFERS or set(tree) == {""} else change(part, tree)
         for part, tree in trained.parts.items()

@@ -1,14 +1,14 @@
 """Participation: which clients of a population take part, in which order, from which round on, and with what weight.
 
-people.in_passes()                       no client twice before all had a turn; a new order each pass
+people.in_passes()                       all clients take part once (a pass) before any takes part again; each pass is shuffled
 people.joining({"eve": 5})               Eve takes part from round 5 on
-people.weighed({"ada": 3, "bob": 1})     whole numbers in place of the numbers of examples
+people.weighed({"ada": 3, "bob": 1})     whole numbers as weights, instead of the numbers of examples
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from sumus.experiment import Experiment
 from sumus.rng import generator
 from sumus.spec import canonical_json
 from sumus.types import Array, plain_number
-
-if TYPE_CHECKING:
-    from sumus.simulator.populations.population import Population
 
 PerClient = Mapping[Any, int] | Callable[[Any], int]
 """A whole number for each client: by id, or as a function of the id."""
@@ -31,7 +28,7 @@ class Participation:
     """The participation of clients: order, first round and weight.
 
     Attributes:
-        in_passes: Whether each client is drawn once before any is drawn twice.
+        in_passes: Whether every client is drawn once before any client is drawn again.
         joins: The first round, counted from 1, of each client; 1 for clients that a mapping does not name.
         weights: The weight of each client; None for its number of examples.
     """
@@ -52,15 +49,15 @@ class Participation:
         Args:
             client: The client's id.
             examples: The number of its examples.
-            most: The largest weight that the plan counts.
+            most: The largest weight that the plan allows.
         """
         if self.weights is None:
             return examples
         weight = self._number("weighed", self.weights, client, None)
         if weight > most:
             raise UsageError(
-                f"client {client!r}: it weighs {weight}, and the plan counts {most} at most: give smaller weights, or raise "
-                "cap= of the algorithm"
+                f"client {client!r} has a weight of {weight}, and the plan allows at most {most}: give smaller weights, or "
+                "raise cap= of the algorithm"
             )
         return weight
 
@@ -82,7 +79,7 @@ class Participation:
 
     @property
     def described(self) -> str:
-        """Return the values that must be equal to continue a run; a function is not compared."""
+        """The values that must be equal to continue a run, as text; functions are not compared."""
         if self == Participation():
             return ""
         said = [_described("joining", self.joins), _described("weighed", self.weights)]
@@ -96,11 +93,11 @@ class Participation:
                 number = named.get(client, otherwise)
             else:
                 assert callable(given)
-                with own_code("the function", f"{what}()", "it must give a whole number from 1 for every client"):
+                with own_code("the function", f"{what}()", "it must return a whole number from 1 for every client"):
                     number = given(client)
             number = plain_number(number)
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                missing = ": it is not named, and every client needs a weight" if number is None else ""
+                missing = ": this client is not named, and every client needs a weight" if number is None else ""
                 raise UsageError(
                     f"{what}() gives {number!r:.80}{missing}; give a whole number from 1 (to weigh by shares, give hundredths; "
                     "to leave a client out, take population.without([...]))"
@@ -117,15 +114,15 @@ class Passes:
         self._left: Array = np.zeros(0, np.int64)
 
     def draw(self, wanted: int, present: Array, may_come: Callable[[Array], Array]) -> list[int]:
-        """Draw clients that may come now. The others keep their place; the next pass begins when all of a pass were drawn.
+        """Draw clients that may come now. The others keep their turn in the pass; the next pass begins when all were drawn.
 
         Args:
             wanted: The largest number to draw.
             present: Positions of all clients that have joined, int64.
-            may_come: Function that tells which positions may be given work now.
+            may_come: Function from positions to booleans: whether each client may be given work now.
         """
         drawn: list[int] = []
-        for _ in range(2):  # what is left of a pass, and the next one; more than two would hold a client twice
+        for _ in range(2):  # the rest of this pass, then the next one; a third would repeat clients
             if not len(self._left):
                 self._begun += 1
                 self._left = generator(self._seed, "pass", self._begun).permutation(present)
@@ -135,8 +132,9 @@ class Passes:
         return drawn
 
     def _taken(self, wanted: int, drawn: list[int], may_come: Callable[[Array], Array]) -> list[int]:
-        """Return the first `wanted` clients of this pass that may come and are not drawn yet; look at one section of it at a
-        time.
+        """Return the first `wanted` clients of this pass that may come and are not drawn yet.
+
+        The pass is searched section by section, since a million clients may be left in it.
         """
         places: list[int] = []
         for start in range(0, len(self._left), size := max(64, 4 * wanted)):
@@ -150,30 +148,36 @@ class Passes:
         return taken
 
 
-def joined_of(population: "Population", experiment: Experiment) -> Array | None:
+def joined_of(who: Participation, clients: Sequence[Any], experiment: Experiment) -> Array | None:
     """Return the first round of each client (`Participation.joined`).
 
-    Raises ExperimentError for participation that the experiment does not support.
+    Args:
+        who: The participation of the clients.
+        clients: The ids of all clients of the population, in order.
+        experiment: The experiment in which they take part.
+
+    Raises:
+        ExperimentError: The experiment does not support this participation.
     """
-    who, plan, fleet = population.participation, experiment.plan, experiment.fleet
+    plan, fleet = experiment.plan, experiment.fleet
     if (who.in_passes or who.joins is not None) and not fleet.waits:
         raise ExperimentError(
-            "in_passes() and joining() say who is asked, and with Fleet(waits=False) devices come by themselves: leave one of "
-            "them out"
+            "in_passes() and joining() choose the clients, but with Fleet(waits=False) devices come by themselves: leave one "
+            "of them out"
         )
     if who.weights is not None and all(part.weight != "examples" for part in plan.algorithm.aggregator.parts):
         raise ExperimentError(
-            f"{plan.algorithm.aggregator!r} weighs all clients alike, so that weighed() would do nothing: leave it out, or "
-            "weigh by examples"
+            f"{plan.algorithm.aggregator!r} weighs all clients alike, so that weighed() would have no effect: leave it out, "
+            "or weigh by examples"
         )
-    if (named := by_id(who.weights)) is not None and len(named) < len(population):
-        missing = next(client for client in population if client not in named)
+    if (named := by_id(who.weights)) is not None and len(named) < len(clients):
+        missing = next(client for client in clients if client not in named)
         raise ExperimentError(f"weighed() does not name client {missing!r}: give every client a weight")
-    joined = who.joined(population.ids)
-    there = len(present_at(joined, 0, len(population)))
+    joined = who.joined(clients)
+    there = len(present_at(joined, 0, len(clients)))
     if there < plan.pacing.cohort:
         raise ExperimentError(
-            f"a cohort of {plan.pacing.cohort} is larger than the {there} clients that are there in round 1: lower "
+            f"a cohort of {plan.pacing.cohort} is larger than the {there} clients that take part in round 1: lower "
             "Pacing(cohort=), or let more of them join in round 1"
         )
     return joined

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class Population(Mapping[Any, Examples]):
-    """Clients by id, loaded one at a time: a million clients cost nothing until they are picked.
+    """Clients by id. The examples of a client are loaded only when the client is picked, so a million clients cost nothing.
 
         Population(range(1_000_000), load=lambda client: read(client))
 
     Args:
-        ids: The clients' ids, each once, also as text: `1` and `"1"` are the same client.
-        load: id → examples. It is called whenever a picked client is not in the cache.
+        ids: The clients' ids, which must be different, also when they are written as text: `1` and `"1"` are the same client.
+        load: Function from an id to the client's examples. It is called whenever a picked client is not in the cache.
     """
 
     attackers: frozenset[Any] = frozenset()
-    """The dishonest clients; none here (see `sumus.attacks`)."""
+    """The dishonest clients: none in a plain population (see `sumus.attacks`)."""
     participation = Participation()
-    """Which clients take part when, and with what weight: all alike, unless `in_passes`, `joining` or `weighed` is called."""
+    """When each client takes part, and its weight: the same for all, unless set by `in_passes`, `joining` or `weighed`."""
     _by_text: dict[str, Any] | None = None
 
     def __init__(self, ids: Iterable[Any], load: Callable[[Any], Examples]) -> None:
@@ -47,11 +47,13 @@ class Population(Mapping[Any, Examples]):
         try:
             self._known = frozenset(self._ids)
         except TypeError as error:
-            raise ExperimentError(f"ids hold a value that cannot be a key ({error}): give numbers or text") from error
+            raise ExperimentError(
+                f"ids hold a value that cannot be hashed ({error}): give numbers or strings"
+            ) from error
         if min(len(set(texts)), len(self._known)) < len(self._ids):
             seen: set[Any] = set()
             twice = next(c for c in self._ids if {c, str(c)} & seen or seen.update({c, str(c)}))
-            raise ExperimentError(f"client id {twice!r} is given twice: every client needs an id of its own")
+            raise ExperimentError(f"client id {twice!r} appears twice: give each client an id of its own")
 
     @staticmethod
     def from_arrays(inputs: Any, targets: Any, by: Any) -> "Population":
@@ -64,7 +66,9 @@ class Population(Mapping[Any, Examples]):
         """
         inputs, targets = _column("inputs", inputs), _column("targets", targets)
         if len(inputs) != len(targets):
-            raise ExperimentError(f"{len(inputs)} inputs and {len(targets)} targets: they must be equally many")
+            raise ExperimentError(
+                f"there are {len(inputs)} inputs and {len(targets)} targets: give one target per input"
+            )
         rows = _rows_by_client(by, len(inputs))
         return Population(list(rows), lambda client: (inputs[rows[client]], targets[rows[client]]))
 
@@ -87,9 +91,9 @@ class Population(Mapping[Any, Examples]):
 
         Args:
             dataset: The data set.
-            inputs: A column, or several columns of numbers, which become the last axis.
-            targets: A column.
-            by: A column's name, or one client per row.
+            inputs: The name of a column, or of several columns of numbers, which are stacked along a new last axis.
+            targets: The name of a column.
+            by: The name of the column that holds each row's client; or a sequence with the client of each row.
         """
         if isinstance(dataset, Mapping):
             raise ExperimentError(
@@ -98,7 +102,7 @@ class Population(Mapping[Any, Examples]):
             )
         if not hasattr(dataset, "__len__"):
             raise ExperimentError(
-                f"a streamed data set ({type(dataset).__name__}) has no length and no rows by number: load it without "
+                f"a streamed data set ({type(dataset).__name__}) has no length, and its rows have no numbers: load it without "
                 "streaming=True, or give sumus.Population(ids, load)"
             )
         columns = [inputs] if isinstance(inputs, str) else list(inputs)
@@ -121,7 +125,7 @@ class Population(Mapping[Any, Examples]):
                     targets
                 ]
             except ValueError as error:
-                raise DataError(client, f"its columns do not go together: {error}") from error
+                raise DataError(client, f"its columns cannot be stacked: {error}") from error
 
         return Population(list(rows), load)
 
@@ -132,7 +136,7 @@ class Population(Mapping[Any, Examples]):
             pairs = [(client, examples) for client, examples in pairs]
             examples = dict(pairs)
         except (TypeError, ValueError) as error:
-            raise ExperimentError(f"from_pairs takes (id, examples) pairs, each id a key: {error}") from error
+            raise ExperimentError(f"from_pairs takes (id, examples) pairs with hashable ids: {error}") from error
         return Population([client for client, _ in pairs], examples.__getitem__)
 
     def subset(self, clients: Iterable[Any]) -> "Population":
@@ -145,9 +149,9 @@ class Population(Mapping[Any, Examples]):
         return self._only([client for client in self if client not in gone])
 
     def in_passes(self) -> "Population":
-        """Return the same clients, drawn in passes: each takes part once before any takes part twice, in a new order each pass.
+        """Return the same clients, drawn in passes: all take part once before any takes part again. Each pass is shuffled.
 
-        A client that is drawn and does not finish has had its turn. A client that cannot come keeps its place in the pass.
+        A client that is drawn and does not finish has had its turn. A client that cannot come keeps its turn in the pass.
         """
         return self._taking_part(replace(self.participation, in_passes=True))
 
@@ -155,16 +159,16 @@ class Population(Mapping[Any, Examples]):
         """Return the same clients, some of which take part only from a later round on.
 
         Args:
-            since: The first round of each client, counted from 1: by id, where clients that are not named take part from the
-                start; or as a function of the id.
+            since: The first round of each client, counted from 1: a mapping by id, in which clients that take part from the
+                start can be left out; or a function of the id.
         """
         return self._taking_part(replace(self.participation, joins=_per_client("joining", since)))
 
     def weighed(self, weights: PerClient) -> "Population":
-        """Return the same clients with weights of your own, in place of the number of examples. In simulations only.
+        """Return the same clients with your own weights instead of their numbers of examples, for simulations only.
 
         Args:
-            weights: A whole number from 1: by id, for every client; or as a function of the id.
+            weights: The weight of each client, a whole number from 1: a mapping that names every client, or a function of the id.
         """
         return self._taking_part(replace(self.participation, weights=_per_client("weighed", weights)))
 
@@ -208,7 +212,8 @@ class Population(Mapping[Any, Examples]):
     def plot(self, path: str | Path, clients: int = 40) -> Path:
         """Draw a bar for each of the first `clients` clients, coloured by class (needs matplotlib).
 
-        Classes are shown if targets are whole numbers of at most twenty kinds; otherwise only sizes. Reads these clients.
+        Classes are shown if targets are whole numbers with at most twenty different values; otherwise only sizes are shown. The
+        method reads the examples of these clients.
         """
         shown = [self.pick(index) for index in range(min(clients, len(self)))]
         held = [_targets_of(client, self[client]) for client in shown]
@@ -236,7 +241,7 @@ class Population(Mapping[Any, Examples]):
 
     @property
     def described(self) -> str:
-        """Return the values of a population that must be equal to continue a run."""
+        """The values of a population that must be equal to continue a run, as text."""
         return f"{len(self)} clients{self.participation.described}"
 
     @property
@@ -252,11 +257,11 @@ class Population(Mapping[Any, Examples]):
         return [client for client in self._ids if client in chosen]
 
     def sent(self, results: "Iterator[Trained]") -> "Iterator[Trained]":
-        """Yield the reports that clients send: honest clients send their results unchanged (others: `sumus.attacks`)."""
+        """Yield the reports that clients send. Honest clients send their results unchanged; attackers are in `sumus.attacks`."""
         return results
 
     def key_of(self, text: str) -> Any:
-        """Return the id that equals this text when written as text; the text itself, if there is no such id."""
+        """Return the id that, written as text, equals this text; the text itself if there is no such id."""
         if isinstance(self._ids, range):
             number = whole_number(text.removeprefix("-"))
             signed = number if number is None or not text.startswith("-") else -number
@@ -271,7 +276,7 @@ class Population(Mapping[Any, Examples]):
 
 
 def _per_client(what: str, given: Any) -> Any:
-    """Return a number for each client, by id or by a function."""
+    """Check that `given` is a mapping or a function, and return it; a mapping is copied to a dict."""
     if not isinstance(given, Mapping) and not callable(given):
         raise ExperimentError(
             f"{what}({given!r:.80}): give a mapping from a client's id to a number, or a function of the id"
@@ -285,7 +290,7 @@ def _text_of(client: Any) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ExperimentError(f"client id {client!a} is no text that UTF-8 holds: give the client another id") from None
+        raise ExperimentError(f"client id {client!a} cannot be encoded as UTF-8: give the client another id") from None
     return text
 
 
@@ -304,7 +309,7 @@ class _Items:
 
 
 def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
-    """Return each client's rows, in their order; clients are sorted."""
+    """Return the row numbers of each client in ascending order; clients are sorted."""
     if not examples:
         raise ExperimentError("there are no examples: a population needs at least one")
     try:
@@ -313,7 +318,7 @@ def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
         raise ExperimentError(str(error)) from error
     shape = ids.shape if isinstance(ids, np.ndarray) else (len(ids),)
     if shape != (examples,):
-        raise ExperimentError(f"by= has shape {shape} for {examples} examples: give one client an example")
+        raise ExperimentError(f"by= has shape {shape} for {examples} examples: give one client per example")
     if isinstance(ids, np.ndarray):
         order = np.argsort(ids, kind="stable")
         names, starts = np.unique(ids[order], return_index=True)
@@ -324,7 +329,7 @@ def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
             rows.setdefault(client, []).append(row)
         return {client: np.array(rows[client]) for client in sorted(rows)}
     except TypeError as error:
-        raise ExperimentError(f"by= holds values that do not compare ({error}): give ids of one kind") from error
+        raise ExperimentError(f"by= holds values that cannot be compared ({error}): give ids of one type") from error
 
 
 def _column(name: str, values: Any) -> Any:
@@ -335,7 +340,7 @@ def _column(name: str, values: Any) -> Any:
     except ValueError as error:
         raise ExperimentError(f"{name} cannot be read: {error}") from error
     if not getattr(column, "ndim", 1):
-        raise ExperimentError(f"{name}= is a {type(column.item()).__name__}: give an array with one row an example")
+        raise ExperimentError(f"{name}= is a {type(column.item()).__name__}: give an array with one row per example")
     return column
 
 
@@ -344,14 +349,14 @@ def _read(client: Any, name: str, values: Sequence[Any]) -> Array:
     try:
         column = array_of(values)
         if column.dtype.kind == "O":
-            numbers_of(column)  # says which row is none, and what it is
+            numbers_of(column)  # its error names the first row that is not a number
         return column
     except ValueError as error:
         raise DataError(client, f"its column {name!r} cannot be read: {error}") from error
 
 
 def _targets_of(client: Any, examples: Examples) -> Array:
-    from sumus.training.examples import as_pair  # brings torch
+    from sumus.training.examples import as_pair  # imports torch
 
     return array_of(as_pair(client, examples)[1])
 
@@ -365,6 +370,13 @@ def as_population(population: Mapping[Any, Examples]) -> Population:
 
 
 def sample(population: Population, count: int, rng: np.random.Generator, among: Array | None = None) -> list[Any]:
-    """Draw `count` different clients uniformly, in random order. Costs O(count), not O(population). among: positions."""
+    """Draw `count` different clients uniformly, in random order.
+
+    Args:
+        population: The clients.
+        count: The number of clients to draw.
+        rng: The generator of the draw.
+        among: The positions to draw from; None for all.
+    """
     picked: Array = rng.choice(len(population) if among is None else among, size=count, replace=False)
     return [population.pick(int(index)) for index in picked]

@@ -1,10 +1,10 @@
-"""Splits: which client holds which example, for data that names no people.
+"""Splits: which client holds which example, for data sets without a client of each example.
 
     by = splits.dirichlet(labels, clients=100, alpha=0.3)
     population = Population.from_arrays(images, labels, by=by)
 
-A split is an array: `by[i]` is the client of example i, int64 of shape `(examples,)`, with clients counted from 0. It can be
-looked at, saved, or combined with a key of the data. The same arguments give the same split on any machine.
+A split is an array: `by[i]` is the client of example i, int64 of shape `(examples,)`, with clients counted from 0. You can
+inspect it, save it, or combine it with a column of the data. The same arguments give the same split on any machine.
 """
 
 from collections.abc import Iterable
@@ -25,9 +25,10 @@ def iid(examples: int, clients: int, seed: int = 0) -> Array:
 
 
 def quantity(examples: int, clients: int, alpha: float = 0.5, seed: int = 0, at_least: int = 1) -> Array:
-    """Return a split into random shares of unequal size: proportions come from Dirichlet(α); the smaller α, the more unequal.
+    """Return a split into random shares of unequal size.
 
-    Each client holds at least `at_least` examples. [Li et al. 2022, arXiv:2102.02079, section 3.3, quantity skew]
+    The proportions are drawn from Dirichlet(α): the smaller α is, the more the sizes differ. Each client holds at least
+    `at_least` examples. [Li et al. 2022, arXiv:2102.02079, section 3.3, quantity skew]
     """
     _check(examples, clients, at_least)
     rng = generator(seed, "split", "quantity")
@@ -38,17 +39,17 @@ def quantity(examples: int, clients: int, alpha: float = 0.5, seed: int = 0, at_
 def dirichlet(labels: Iterable[int], clients: int, alpha: float, seed: int = 0, at_least: int = 1) -> Array:
     """Return a split with label skew: the examples of each class are divided in proportions from Dirichlet(α).
 
-    Sizes differ too.
+    The clients' numbers of examples differ too.
 
     Args:
         labels: Labels of shape `(examples,)`.
         clients: The number of clients.
-        alpha: 0.1 leaves most clients a few classes; 100 is nearly IID.
+        alpha: The Dirichlet parameter α: with 0.1, most clients hold only a few classes; with 100, the split is nearly IID.
         seed: The seed of the draws.
-        at_least: Clients with fewer examples take some from the largest client, drawn at random.
+        at_least: The smallest number of examples of a client. A client with fewer gets random examples of the largest client.
 
-    [Yurochkin et al. 2019, arXiv:1905.12022, section 4. Hsu et al. 2019, arXiv:1909.06335, draw a mix of classes for each
-    client instead: their α is not comparable, and skews more.]
+    [Yurochkin et al. 2019, arXiv:1905.12022, section 4. Hsu et al. 2019, arXiv:1909.06335, draw the class proportions of
+    each client instead: their α is not comparable, and the same value gives more skew.]
     """
     classes = _labels(labels)
     _check(len(classes), clients, at_least)
@@ -73,16 +74,16 @@ def dirichlet(labels: Iterable[int], clients: int, alpha: float, seed: int = 0, 
 def shards(labels: Iterable[int], clients: int, per_client: int = 2, seed: int = 0) -> Array:
     """Return a split with pathological label skew.
 
-    Examples are sorted by label and cut into clients · per_client shards, which are dealt at random. With two shards each, most
-    clients see two classes. [McMahan et al. 2017, arXiv:1602.05629, section 3]
+    Examples are sorted by label and cut into clients · per_client shards, which are dealt to clients at random. With two shards
+    per client, most clients hold two classes. [McMahan et al. 2017, arXiv:1602.05629, section 3]
     """
     classes = _labels(labels)
     _check_whole("per_client", per_client)
     if per_client < 1:
-        raise ExperimentError(f"per_client={per_client}: deal at least one shard to a client")
+        raise ExperimentError(f"per_client={per_client}: give at least one shard per client")
     _check(len(classes), clients, per_client)
     rng = generator(seed, "split", "shards")
-    shuffled = rng.permutation(len(classes))  # which examples of a class share a shard is drawn too
+    shuffled = rng.permutation(len(classes))  # so the examples of a class are divided into shards at random
     order = shuffled[np.argsort(classes[shuffled], kind="stable")]
     owners = rng.permutation(np.arange(clients * per_client) % clients)
     by = np.empty(len(classes), np.int64)
@@ -122,7 +123,7 @@ def _labels(labels: Iterable[int]) -> Array:
         classes = classes.astype(np.int64)
     if classes.ndim != 1 or classes.dtype.kind in "fOc":
         raise ExperimentError(
-            f"labels are {classes.dtype} of shape {classes.shape}; a split by label takes one class an example, "
+            f"labels are {classes.dtype} of shape {classes.shape}; a split by label takes one class per example, "
             "shape (examples,): for other targets use iid() or quantity(), or labels of your own"
         )
     return classes
@@ -136,7 +137,7 @@ def _positive(alpha: float, clients: int) -> Array:
 def _check_alpha(alpha: object) -> None:
     if not isinstance(alpha, int | float | np.number) or not 0 < alpha < np.inf:
         raise ExperimentError(
-            f"alpha={alpha!r}: it must be positive and finite; large values make alike, small ones skew"
+            f"alpha={alpha!r}: give a positive, finite number; large values give similar clients, small ones skew"
         )
 
 

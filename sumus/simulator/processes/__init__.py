@@ -1,1 +1,1 @@
-"""Processes: shares of a round's clients train in this process, in other processes, or on a cluster."""
+"""Processes: the clients of a round are divided among this process, other processes, or a cluster."""

@@ -1,10 +1,10 @@
 """Ray: the clients of a round train on a cluster, in one actor for each of its CPUs.
 
-Shares are the same as without a cluster. Actors add up their sums in pairs, and then the pairs' sums, so that this process
-receives only one. On machines that compute alike (one kind of CPU, one version of torch) the result is the same, bit for bit.
+Clients train as without a cluster. Actors add up their sums in pairs, and then the sums of the pairs, so that this process
+receives only one sum. On machines of the same kind (CPU type, torch version) the result is the same, bit for bit.
 
-Anyone who reaches a Ray cluster can run code on it. So a cluster that is started here listens to this machine only and requires
-a token, and a cluster elsewhere is used only if it requires one too, or if `insecure` accepts the risk.
+Anyone who can connect to a Ray cluster can run code on it. So a cluster that is started here listens to this machine only and
+requires a token. A cluster elsewhere is used only if it requires a token too, or if `insecure` accepts the risk.
 """
 
 import functools
@@ -40,9 +40,10 @@ REACHED_WITHIN = 30.0
 
 
 class Cluster:
-    """A `Crew` on Ray. Raises CannotTravel if the run cannot be sent there.
+    """A `Crew` on Ray. Raises CannotTravel if the run cannot be sent to the cluster.
 
     Args:
+        trainer: The trainer of this process, whose results the actors must reproduce.
         setting: The setting of the run.
         address: "ray" for a cluster of this machine's CPUs that ends with the run; or HOST:PORT of a running cluster.
         insecure: Whether to accept a cluster without access control.
@@ -61,7 +62,7 @@ class Cluster:
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
     ) -> Iterator[ClientResult]:
-        """Deal groups to the actors, one ahead; then let the actors add up their sums."""
+        """Deal groups to the actors, one more than each trains at a time; then let the actors add up their sums."""
         waiting, owed = iter(groups), dict[Any, Any]()
         sent = self._ray.put(dumps((public, broadcast)))
         self._told([actor.begin.remote(number, sent) for actor in self._actors])
@@ -87,7 +88,7 @@ class Cluster:
         return [found[client] for client in clients]
 
     def look_again(self) -> list[str]:
-        """Train the first client of every actor again; return the findings of all. Empty if an actor is lost."""
+        """Train the first client of every actor again; return the findings of all, or nothing if an actor was lost."""
         with suppress(ExperimentError):
             return list(chain.from_iterable(self._told([actor.look_again.remote() for actor in self._actors])))
         return []
@@ -101,7 +102,7 @@ class Cluster:
             self._ending.close()
 
     def _start(self, setting: RunSetting, made: str) -> None:
-        """Start one actor per CPU, each with the model that the seed makes."""
+        """Start one actor per CPU, and check that each builds the same initial model from the seed."""
         arrays: list[Array] = []
         try:
             rest = dumps(setting, lambda buffer: arrays.append(np.frombuffer(buffer.raw(), np.uint8)))
@@ -118,23 +119,23 @@ class Cluster:
         try:
             models = self._told([actor.made.remote() for actor in self._actors])
         except Exception as error:
-            raise CannotTravel(f"it failed there ({type(error).__name__}: {error})") from error
+            raise CannotTravel(f"it failed on the cluster ({type(error).__name__}: {error})") from error
         if set(models) != {made}:
             raise CannotTravel(ELSEWHERE)
 
     def _deal(self, actor: Any, waiting: Iterator[Group], owed: dict[Any, Any]) -> None:
-        """Give an actor another group, if there is one. owed: the actor of each pending answer."""
+        """Give an actor another group, if there is one. owed: the actor of each pending result."""
         if (group := next(waiting, None)) is not None:
             owed[actor.train.remote(dumps(group))] = actor
 
     def _told(self, references: Sequence[Any]) -> list[Any]:
-        """Return the answers; raise the errors that occurred on the actors."""
+        """Return the actors' results; raise the errors that occurred on the actors."""
         try:
             answers = self._ray.get(list(references))
         except self._ray.exceptions.RayError as error:
             raise ExperimentError(
                 f"the Ray cluster lost a worker ({str(error).strip().splitlines()[0]}): if a machine ran out of memory, give "
-                "it fewer CPUs, and then run the same again"
+                "it fewer CPUs, and start the run again"
             ) from error
         told = [pickle.loads(answer) if isinstance(answer, bytes) else answer for answer in answers]
         for answer in told:
@@ -144,7 +145,7 @@ class Cluster:
 
 
 def _answering(method: Callable[..., Any]) -> Callable[..., bytes]:
-    """Return the method on one thread: its result as bytes, and an error unchanged, since Ray would wrap it."""
+    """Return a method that runs on one thread, and returns its result or its error as bytes: Ray would wrap an error."""
 
     @functools.wraps(method)
     def answer(self: "_Actor", *arguments: Any) -> bytes:
@@ -202,7 +203,7 @@ class _Actor:
 
 @contextmanager
 def _connected(address: str, insecure: bool) -> Generator[Any, None, None]:
-    """Return a context in which Ray is connected; a cluster of its own is started and stopped, all else is left as it was."""
+    """Return a context in which Ray is connected. For the address "ray", it starts a cluster and stops it at its end."""
     own = address == "ray"
     where: dict[str, Any] = {"address": address}
     with ExitStack() as before:
@@ -212,7 +213,9 @@ def _connected(address: str, insecure: bool) -> Generator[Any, None, None]:
             where = {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False, "_temp_dir": folder}
         ray: Any = importlib.import_module("ray")
         if ray.is_initialized():
-            raise ExperimentError("Ray is in use in this process: end that first (ray.shutdown()), or give its address")
+            raise ExperimentError(
+                "Ray is in use in this process: shut it down first (ray.shutdown()), or give the address of its cluster"
+            )
         if not own and not insecure:
             _check_closed(address)
         try:
@@ -225,7 +228,7 @@ def _connected(address: str, insecure: bool) -> Generator[Any, None, None]:
                 reached = str(ray.get_runtime_context().gcs_address)
                 if not reached.startswith(f"{LOOPBACK}:"):
                     raise ExperimentError(
-                        f"Ray listens at {reached}, not to this machine alone: it was imported before the run; import it later"
+                        f"Ray listens at {reached}, which others may reach: it was imported before the run; import it later"
                     )
                 _check_closed(reached)
             yield ray
@@ -234,9 +237,9 @@ def _connected(address: str, insecure: bool) -> Generator[Any, None, None]:
 
 
 def _settings() -> dict[str, str]:
-    """Return the environment of a cluster of one's own: a token, no usage reports, and no interface but loopback.
+    """Return the environment variables of a cluster that is started here: a token, no usage reports, only loopback.
 
-    On Linux, Ray accepts the last only if it is told that there are no clusters.
+    On Linux, Ray listens on loopback only if `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER` is 0.
     """
     return {
         "RAY_AUTH_MODE": "token",
@@ -248,7 +251,7 @@ def _settings() -> dict[str, str]:
 
 @functools.cache
 def _token() -> str:
-    """Return the token of this process, always the same one, since Ray reads it only once."""
+    """Return the token of this process: always the same token, since Ray reads it only once."""
     return secrets.token_hex(32)
 
 
@@ -267,7 +270,7 @@ def _environment(settings: dict[str, str]) -> Generator[None, None, None]:
 
 @contextmanager
 def _same_sigterm() -> Generator[None, None, None]:
-    """Return a context that keeps the handler of SIGTERM: Ray's would end the program without saving anything."""
+    """Return a context that keeps the handler of SIGTERM: Ray's own handler would end the program without a checkpoint."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -288,8 +291,8 @@ def _check_closed(address: str) -> None:
         raise ExperimentError(f"the Ray cluster at {address} cannot be reached: no answer") from error
     if asked.returncode == 0:
         raise ExperimentError(
-            f"the Ray cluster at {address} lets everyone in: start it with RAY_AUTH_MODE=token, or give insecure=True where "
-            "its network is closed"
+            f"the Ray cluster at {address} accepts anyone: start it with RAY_AUTH_MODE=token, or give insecure=True if its "
+            "network is closed"
         )
     if "AuthenticationError" not in asked.stderr:
         said = asked.stderr.strip().splitlines()[-1:] or ["no answer"]

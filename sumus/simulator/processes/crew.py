@@ -15,7 +15,7 @@ def crew_of(trainer: Trainer, setting: RunSetting, workers: int | str, insecure:
         insecure: Whether to accept a Ray cluster without access control.
 
     Returns:
-        The crew, and the reason if it is only this process though more were wanted; else None.
+        The crew, and the reason why it is only this process although more were wanted; None if the crew is as wanted.
     """
     if workers == 1:
         return trainer, None
@@ -44,9 +44,9 @@ def described(workers: int | str) -> str:
 
 
 def _together(setting: RunSetting) -> str | None:
-    """Return why one process has to train all clients; None if it need not."""
+    """Return the reason why one process must train all clients; None if several may."""
     if setting.plan.algorithm.aggregator.one_by_one:
-        return "each goes on from where the one before left the model"
+        return "each client trains the model that the previous client has trained"
     if type(setting.population).sent is not Population.sent:
-        return "attackers know of each other"
+        return "attackers cooperate"
     return None

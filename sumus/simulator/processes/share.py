@@ -1,11 +1,13 @@
-"""A share of a round: some of its clients train, and their reports are added to sums.
+"""A share of a round: some of the round's clients train, and their reports are added to sums.
 
     trainer = Trainer(setting, program)
     sums = Sums()
     for result in trainer.train(number, public, broadcast, groups, sums): ...
 
-It works the same in the simulator's own process, in another process and on a cluster. Sums are integers, and everything random
-is keyed by seed, round and client, so the result does not depend on where and in which order clients train.
+A `Trainer` works the same in the simulator's own process, in another process and on a cluster. Sums are integers, and
+everything random is keyed by seed, round and client. So the result does not depend on where and in which order clients train.
+
+A `Crew` is all trainers of a run. A *group* of clients trains together, in one call of the executor.
 """
 
 from collections import defaultdict
@@ -21,16 +23,18 @@ from sumus.executors.witness import Witness
 from sumus.plan import Plan
 from sumus.rng import generator_of, key
 from sumus.simulator.populations.population import Population
+from sumus.simulator.surprises import clip_to_measure
 from sumus.training.program import Program
 from sumus.tree import sha256
 from sumus.types import Broadcast
+from sumus.update.clip import global_norm
 from sumus.work import ClientState, ClientWork
 
 ELSEWHERE = (
-    "another process computes something else: does the code keep state that sumus does not see, or settings that only this "
-    "process has made, outside the task?"
+    "another process computes different results: does the code keep state that sumus does not see, or use settings that "
+    "only this process has made, outside the task?"
 )
-"""Explanation if proofs differ: module variables set by a script, torch's settings, or a model= that is not seeded."""
+"""The message if proofs differ. Causes: module variables set by a script, torch's settings, a model= that is not seeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,10 @@ class ClientJob:
     Attributes:
         client: The client's id.
         state: The state that the client kept from earlier rounds.
-        again: The number of times that the client had work in this round before.
+        again: The number of times that the client had trained in this round before.
         most_steps: The number of local steps that the client has time for; None for all.
-        into: The number of the sum that the report goes into.
-        staleness: The number of versions that the report is late.
+        into: The number of the sum to which the report is added.
+        staleness: The number of models published since the model on which the client trains.
     """
 
     client: Any
@@ -66,18 +70,18 @@ class Sums(defaultdict[int, RunningSum]):
 
     @property
     def totals(self) -> dict[int, Aggregate]:
-        """Return the totals of the sums, to send them elsewhere."""
+        """The totals of all sums, by number, as another process can receive them."""
         return {number: running.total for number, running in self.items()}
 
     def add(self, totals: Mapping[int, Aggregate]) -> None:
-        """Add totals that were summed elsewhere."""
+        """Add the totals of sums from another process."""
         for number, total in totals.items():
             self[number].add(total)
 
 
 @dataclass(frozen=True)
 class RunSetting:
-    """The setting in which shares of a run's rounds are trained: the same in every process.
+    """The values with which a process trains its share of a run's rounds. They are the same in every process.
 
     Attributes:
         plan: The plan, with its data declared, and its task with its code.
@@ -86,7 +90,7 @@ class RunSetting:
         executor: Function that creates an executor from a program and the clients' work.
         skips: Whether a client that fails in a round is left out of that round.
         first: The position of the client whose examples show the format of the data.
-        clients: The number of client trainings that each process is likely to do; 0 if unknown.
+        clients: The expected number of client trainings in each process; 0 if unknown.
     """
 
     plan: Plan
@@ -113,6 +117,7 @@ class ClientResult:
         alone: The report as an aggregate of one, if the aggregator needs each update; else the report is in the share's sum.
         why: The reason of a failure.
         moved: `Program.moved` of the process in which the client was trained.
+        length: The L2 norm of the update as the chain's clip gets it, measured in round 1; None if it was not measured.
     """
 
     client: Any
@@ -125,15 +130,16 @@ class ClientResult:
     alone: Aggregate | None = None
     why: str = ""
     moved: tuple[str, ...] = ()
+    length: float | None = None
 
     @property
     def settled(self) -> "ClientResult":
-        """Return the result without the state, which is kept elsewhere."""
+        """The result without the client's state, which `ClientStates` keeps."""
         return replace(self, state={}) if self.state else self
 
 
 class CannotTravel(Exception):
-    """Another process cannot take up the run; the message says why."""
+    """The run cannot be sent to another process, or computes something else there; the message gives the reason."""
 
 
 class Crew(Protocol):
@@ -148,8 +154,8 @@ class Crew(Protocol):
             number: The round, from 0.
             public: The seed that all reports of the round share (`public_seed`).
             broadcast: The broadcast of the server.
-            groups: The groups that train together. They are taken one by one, as there is room for them; no client is in two of
-                them.
+            groups: The groups that train together. A group is taken from the iterable when a trainer is free. No client is in
+                two groups.
             sums: The sums to which reports are added. They are complete when the iterator ends.
 
         Yields:
@@ -178,8 +184,9 @@ class Crew(Protocol):
 
 
 def public_seed(plan: Plan, seed: int, number: int) -> bytes:
-    """Return the seed shared by all reports into one sum: that of the round, or of the run if a sum takes reports of several
-    models.
+    """Return the seed that all reports of one sum share.
+
+    It is the round's seed. In asynchronous rounds a sum holds reports on several models, and the seed is that of the run.
     """
     return key(seed, "round", 0 if plan.pacing.buffered else number, "public")
 
@@ -191,7 +198,7 @@ def _failed(errand: ClientJob, error: SumusError, examples: int = 0) -> ClientRe
 
 
 def _without_failed(results: Iterable[Trained | ClientResult], failed: list[ClientResult]) -> Iterator[Trained]:
-    """Yield the results of clients that trained; those that failed are put aside."""
+    """Yield the results of clients that trained; append those that failed to `failed`."""
     for one in results:
         if isinstance(one, ClientResult):
             failed.append(one)
@@ -224,7 +231,7 @@ class Trainer:
     ) -> Iterator[ClientResult]:
         """Train clients, and yield their results.
 
-        A group is one call of the executor. If groups do not matter to the executor, all of them together are one call.
+        Each group is one call of the executor. If the executor does not use groups, all groups together are one call.
         """
         errands: dict[Any, ClientJob] = {}
         trained: Iterator[Trained | ClientResult]
@@ -236,9 +243,7 @@ class Trainer:
                 self._run(broadcast, number, self._assignments(number, run, errands)) for run in runs
             )
         failed: list[ClientResult] = []
-        if (
-            type(self._setting.population).sent is not Population.sent
-        ):  # attackers, who know of each other in this process
+        if type(self._setting.population).sent is not Population.sent:  # attackers, who cooperate in this process
             trained = self._setting.population.sent(_without_failed(trained, failed))
         for one in trained:
             yield (
@@ -288,7 +293,7 @@ class Trainer:
             return _failed(errand, error, one.examples)
 
     def sizes(self, clients: Sequence[Any]) -> list[int]:
-        """Return the number of examples of each of these clients, which it reads; 0 if that fails and failures are skipped."""
+        """Read these clients, and return the number of examples of each; 0 if that fails and failures are skipped."""
         return [self._size(client) for client in clients]
 
     def _size(self, client: Any) -> int:
@@ -297,15 +302,15 @@ class Trainer:
         except SumusError:
             if not self._setting.skips:
                 raise
-            return 0  # it is said when the client trains
+            return 0  # the error is reported when the client trains
 
     def proof(self, step: bool = True) -> str:
-        """Hash the initial model, other state that the task's code can see, the first client's examples, and its first step.
+        """Hash the initial model, other state that the task's code can read, the first client's examples, and its first step.
 
-        Two processes that compute the same have the same hash.
+        Two processes that compute the same results have the same hash.
 
         Args:
-            step: Whether the first step is included; leave it out for machines that may round differently.
+            step: Whether to include the first step; False for machines that may round differently.
         """
         setting, program = self._setting, self.program
         client = setting.population.pick(setting.first)
@@ -325,7 +330,7 @@ class Trainer:
     def _assignments(
         self, number: int, group: Iterable[ClientJob], errands: dict[Any, ClientJob]
     ) -> Iterator[ClientAssignment]:
-        """Yield each client's work. errands: filled in with the jobs that were begun, by client."""
+        """Yield each client's work. The method adds the jobs that were begun to `errands`, by client."""
         for errand in group:
             errands[errand.client] = errand
             inputs, targets = self.program.reader.read(self._setting.population, errand.client)
@@ -333,12 +338,12 @@ class Trainer:
             yield ClientAssignment(errand.client, inputs, targets, errand.state, own_key, errand.most_steps)
 
     def _key(self, number: int, errand: ClientJob, purpose: str) -> bytes:
-        """Return the key of a job's randomness: a different one each time a client repeats the same round's work."""
+        """Return the key from which a job's random numbers are drawn; it differs each time a client repeats a round's work."""
         again = [errand.again] if errand.again else []
         return key(self._setting.seed, "round", number, "client", errand.client, purpose, *again)
 
     def _counted(self, one: Trained, number: int, public: bytes, errand: ClientJob, total: RunningSum) -> ClientResult:
-        """Make a report of a training result, and add it to a sum."""
+        """Turn a training result into a report, and add the report to a sum."""
         setting, algorithm = self._setting, self._setting.plan.algorithm
         alone, size = None, 0
         became: Literal["counted", "refused"] = "counted"
@@ -357,7 +362,14 @@ class Trainer:
             if one.client not in setting.population.attackers:
                 raise
             became = "refused"
-        moved = tuple(self.program.moved)
+        moved, length = tuple(self.program.moved), self._length(one, weight) if number == 0 else None
         return ClientResult(
-            one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, moved=moved
+            one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, "", moved, length
         )
+
+    def _length(self, one: Trained, weight: int) -> float | None:
+        """Return the L2 norm of an update as the chain's clip gets it; None if there is no clip."""
+        update, params = self._setting.plan.algorithm.update, one.parts.get("params")
+        if params is None or clip_to_measure(update) is None:
+            return None
+        return global_norm(params) * min(weight, update.weight_cap or 1)

@@ -1,7 +1,7 @@
-"""The messages between processes, as bytes: they include code from scripts and notebooks, and large arrays only once.
+"""The messages between processes, as bytes. They may hold code from scripts and notebooks; large arrays are sent only once.
 
     file, spans = packed(setting)      # in this process
-    setting = unpacked(fd, spans)      # in each other one: all of them share the memory of its arrays
+    setting = unpacked(fd, spans)      # in each other process: all of them share the memory of the arrays
 
 Code of `__main__`, and of modules that another process cannot import, is sent by value.
 """
@@ -23,12 +23,12 @@ import numpy as np
 from sumus.types import Array
 
 SMALLEST = 1024
-"""Size in bytes; smaller arrays stay within the pickle."""
+"""The smallest size in bytes of an array that is written apart from the pickle."""
 _ALIGNED = 64
 _registry: Any = cloudpickle
 
 Spans = Sequence[tuple[int, int]]
-"""(start, stop) of each large array in a file, and finally of the pickle."""
+"""(start, stop) of each large array in a file, and last those of the pickle."""
 
 
 def dumps(value: object, apart: Callable[[pickle.PickleBuffer], object] | None = None) -> bytes:
@@ -36,7 +36,7 @@ def dumps(value: object, apart: Callable[[pickle.PickleBuffer], object] | None =
 
     Args:
         value: The value.
-        apart: Function that takes the memory of large arrays, which is then not in the bytes.
+        apart: Function that takes the memory of large arrays. It returns a false value for memory to leave out of the bytes.
     """
     written = io.BytesIO()
     with _by_value() as met:
@@ -46,7 +46,13 @@ def dumps(value: object, apart: Callable[[pickle.PickleBuffer], object] | None =
 
 
 def packed(value: object) -> tuple[IO[bytes], Spans]:
-    """Write a value to an unnamed temporary file, which disappears when no process has it open or mapped."""
+    """Write a value to an unnamed temporary file.
+
+    The file disappears when no process has it open or mapped.
+
+    Returns:
+        The file, and where each part is in it.
+    """
     arrays: list[memoryview] = []
 
     def apart(buffer: pickle.PickleBuffer) -> bool:
@@ -72,14 +78,20 @@ def packed(value: object) -> tuple[IO[bytes], Spans]:
 
 
 def unpacked(descriptor: int, spans: Spans) -> Any:
-    """Read a value. Its large arrays share memory until a process writes to one; that process then has its own copy."""
+    """Read a value from a file of `packed`. Processes share the memory of large arrays until one of them writes to it.
+
+    The process that writes then has its own copy.
+    """
     memory = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
     *arrays, rest = (memory[start:stop] for start, stop in spans)
     return pickle.loads(rest, buffers=arrays)
 
 
 class _Pickler(cloudpickle.Pickler):
-    """The pickler of cloudpickle, for three more kinds of objects. met: the modules that were checked."""
+    """cloudpickle's pickler, extended for three kinds of objects: code of modules, arrays in files, and tensors.
+
+    `met` maps each module that was checked to whether another process finds it.
+    """
 
     def __init__(
         self, file: IO[bytes], met: dict[str, bool], apart: Callable[[pickle.PickleBuffer], object] | None
@@ -107,7 +119,7 @@ class _Pickler(cloudpickle.Pickler):
 
 @contextmanager
 def _by_value() -> Generator[dict[str, bool], None, None]:
-    """Return a context with a record of whether another process finds each module; registrations are undone at its end."""
+    """Return a context with a dict of whether another process finds each module; it undoes registrations at its end."""
     met: dict[str, bool] = {}
     before: set[str] = _registry.list_registry_pickle_by_value()
     try:
@@ -127,7 +139,7 @@ def _is_found(module: str) -> bool:
 
 
 def _in_file(array: Array) -> Any:
-    """Return how to map an array of a file once more, such as one from `np.load(mmap_mode=)`; None for other arrays."""
+    """Return the function and arguments that map an array in a file again (`np.load(mmap_mode=)`); None for other arrays."""
     origin: Any = None
     base: Any = array
     while base is not None:
@@ -135,7 +147,7 @@ def _in_file(array: Array) -> Any:
             origin = cast(Any, base)
         base = getattr(cast(Any, base), "base", None)
     if origin is None or origin.mode == "c" or not array.flags.c_contiguous:
-        return None  # a copy on write may have been written to, and the file does not know
+        return None  # the process may have changed a copy-on-write array, which does not change the file
     start = origin.offset + array.__array_interface__["data"][0] - origin.__array_interface__["data"][0]
     return np.memmap, (origin.filename, array.dtype, "r" if origin.mode == "r" else "c", start, array.shape)
 

@@ -1,11 +1,11 @@
-"""A worker process: it trains the clients that it is given, until its parent process is gone.
+"""A worker process: it trains the clients that its parent process sends, until the parent ends.
 
-It receives `Message`s in order, and gives one answer to each but `RoundStart`: to `ClientBatch` the results of those clients,
-to `RoundEnd` the sum over the round's clients, to `Sizes` the clients' numbers of examples, to `WitnessRequest` the list
-`Program.moved`. Its first answer is a proof that it computes the same bits as its parent. If it cannot answer, it sends a
-`Failure` instead, and then nothing more.
+The worker receives `Message`s in order, and sends one response to each except `RoundStart`: to `ClientBatch` the results of
+its clients, to `RoundEnd` the sum over the round's clients, to `Sizes` the clients' numbers of examples, to `WitnessRequest`
+the list `Program.moved`. The first response is a proof that the worker computes the same bits as its parent. If an error
+occurs, the worker sends a `Failure` instead, and then nothing more.
 
-Reading and writing have threads of their own, so that neither side waits for the other while it trains.
+Reading and writing have threads of their own, so that neither process waits for the other while it trains.
 """
 
 import os
@@ -25,7 +25,7 @@ from sumus.training.program import Program, one_thread, seeded
 from sumus.types import Broadcast
 
 LOOK_EVERY = 2.0
-"""Seconds between checks that the parent lives, in case another process keeps the connection to it open."""
+"""Seconds between checks that the parent lives: another process may keep the parent's connection open after its end."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class RoundEnd:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A request for the numbers of examples of clients, which are read for it."""
+    """A request to read clients, and to return the number of examples of each."""
 
     clients: Sequence[Any]
 
 
 @dataclass(frozen=True)
 class WitnessRequest:
-    """The end of all rounds: the first client is to be trained again."""
+    """The end of all rounds: a request to train the first client again."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ Message: TypeAlias = RoundStart | ClientBatch | RoundEnd | Sizes | WitnessReques
 
 
 def main(line: int, memory: int) -> None:
-    """Answer messages on a connection.
+    """Respond to messages on a connection.
 
     Args:
         line: The descriptor of the connection.
@@ -104,7 +104,7 @@ def trainer_of(setting: RunSetting) -> Trainer:
 
 
 def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]) -> None:
-    """Answer messages without end."""
+    """Respond to messages in an endless loop."""
     while True:
         message = inbox.get()
         if isinstance(message, Sizes):
@@ -117,7 +117,7 @@ def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]
 
         def dealt(results: list[ClientResult] = results) -> Iterator[Group]:
             while isinstance(message := inbox.get(), ClientBatch):
-                yield message.group  # and when the next one is wanted, this one is through
+                yield message.group  # the trainer takes the next group only when this one has trained
                 outbox.put(dumps(results))
                 results.clear()
 
@@ -127,7 +127,7 @@ def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]
 
 
 def _read(connection: Connection, inbox: SimpleQueue[Any], parent: int) -> None:
-    """Read messages into the inbox. End this process when the parent or the connection is gone."""
+    """Read messages into the inbox. End this process when the parent has ended or the connection is closed."""
     try:
         while True:
             while not connection.poll(LOOK_EVERY):
@@ -151,5 +151,5 @@ def _as_bytes(failure: Failure) -> bytes:
         again = dumps(failure)
         pickle.loads(again)
         return again
-    except Exception:  # an error of the user's own that pickle cannot take
+    except Exception:  # an exception class of the user that cannot be pickled
         return dumps(Failure(RuntimeError(f"{type(failure.error).__name__}: {failure.error}"), failure.where))

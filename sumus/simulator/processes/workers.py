@@ -1,8 +1,8 @@
 """Worker processes on this machine: one round's clients train in several processes at once, including this one.
 
-They are new processes, not forks, and do not run the user's script again: their data is sent once (`travel`). They last for
-a run. Groups of clients are dealt one at a time, plus one ahead, to each process that has finished its last one; each process
-has one set of sums for the round, and sends them at the end.
+The workers are new processes, not forks, and do not run the user's script again: their data is sent once (`travel`). They live
+as long as the run. Each worker has at most two groups of clients at a time: the group that it trains, and the next one. Each
+process adds up its reports, and sends its sums at the end of the round.
 """
 
 import os
@@ -24,7 +24,7 @@ from sumus.simulator.processes.worker import ClientBatch, Failure, Message, Roun
 from sumus.types import Broadcast
 
 AHEAD = 2
-"""The most groups that a worker has: the one that it trains, and one more."""
+"""The largest number of groups that a worker has: the group that it trains, and one more."""
 _START = (
     "import sys; line, memory, *sys.path = sys.argv[1:]; "
     "from sumus.simulator.processes.worker import main; main(int(line), int(memory))"
@@ -32,7 +32,7 @@ _START = (
 
 
 class Workers:
-    """A `Crew` of processes: this one, and `count` − 1 that it starts. Raises CannotTravel if they cannot be started."""
+    """A `Crew` of processes: this process, and `count` − 1 workers. Raises CannotTravel if they cannot be started."""
 
     def __init__(self, trainer: Trainer, setting: RunSetting, count: int) -> None:
         self._trainer = trainer
@@ -53,7 +53,7 @@ class Workers:
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
     ) -> Iterator[ClientResult]:
-        """Deal groups to the workers, and train the groups that this process has time for."""
+        """Deal groups to the workers, and train the remaining groups in this process meanwhile."""
         waiting, heard = iter(groups), list[ClientResult]()
         begin = dumps(RoundStart(number, public, broadcast))
         for child in self._children:
@@ -82,7 +82,7 @@ class Workers:
         return [found[client] for client in clients]
 
     def look_again(self) -> list[str]:
-        """Train the first client of every process again; return the findings of all. A lost process has none."""
+        """Train the first client of every process again; return the findings of all processes that still run."""
         with suppress(ExperimentError):
             for child in self._children:
                 child.send(WitnessRequest())
@@ -93,13 +93,13 @@ class Workers:
         return found
 
     def close(self) -> None:
-        """Stop the workers at once; no work of theirs needs to be kept."""
+        """Stop the workers at once; nothing that they hold is needed any more."""
         with undisturbed():
             for child in self._children:
                 child.end()
 
     def _own(self, waiting: Iterator[Group], heard: list[ClientResult]) -> Iterator[Group]:
-        """Yield the groups that this process trains; in between, receive the others' results and deal more groups."""
+        """Yield the groups that this process trains; in between, receive the workers' results and deal more groups."""
         self._deal(waiting, 1)
         while (group := next(waiting, None)) is not None:
             self._deal(waiting, AHEAD)
@@ -115,7 +115,7 @@ class Workers:
                 child.owes += 1
 
     def _hear(self, timeout: float | None, heard: list[ClientResult]) -> None:
-        """Receive the answers that have arrived; without a timeout, wait for one."""
+        """Receive the results that have arrived; if `timeout` is None, wait for at least one."""
         owing = {child.line: child for child in self._children if child.owes}
         for line in wait(list(owing), timeout):
             child = owing[line]  # pyright: ignore[reportArgumentType]
@@ -124,7 +124,7 @@ class Workers:
 
 
 class _Child:
-    """One worker process, and the connection to it. owes: the number of groups that it has not answered."""
+    """One worker process, and the connection to it. `owes` is the number of groups whose results are pending."""
 
     def __init__(self, number: int, memory: int, spans: Spans) -> None:
         self._number = number
@@ -146,14 +146,14 @@ class _Child:
         self.send(spans)
 
     def check_ready(self, proof: str) -> None:
-        """Wait until it is ready; raise CannotTravel if it cannot take up the run, or computes other results."""
+        """Wait until the worker is ready; raise CannotTravel if it cannot start, or computes different results."""
         try:
             if self.receive() != proof:
                 raise CannotTravel(ELSEWHERE)
         except CannotTravel:
             raise
         except Exception as error:
-            raise CannotTravel(f"it failed there ({type(error).__name__}: {error})") from error
+            raise CannotTravel(f"it failed in the other process ({type(error).__name__}: {error})") from error
 
     def send(self, message: Message | Spans) -> None:
         self.send_bytes(dumps(message))
@@ -166,7 +166,7 @@ class _Child:
             raise self._gone() from error
 
     def receive(self) -> Any:
-        """Return the next answer; raise the error of the worker if it failed."""
+        """Return the worker's next response; if the worker failed, raise its error."""
         try:
             answer = pickle.loads(self.line.recv_bytes())
         except (EOFError, OSError) as error:
@@ -189,12 +189,12 @@ class _Child:
         else:
             how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return ExperimentError(
-            f"worker {self._number} {how}: if the machine ran out of memory, give fewer workers=, and then run the same again"
+            f"worker {self._number} {how}: if the machine ran out of memory, give fewer workers=, and start the run again"
         )
 
 
 class WorkerTraceback(Exception):
-    """The place where a worker failed: shown as the cause of the error that it sent."""
+    """The traceback of a worker that failed. It is shown as the cause of the error that the worker sent."""
 
     def __str__(self) -> str:
         return "\n" + str(self.args[0])

@@ -1,1 +1,1 @@
-"""Virtual time: a fleet's devices and a server on a clock that costs nothing to wait for."""
+"""Virtual time: a fleet's devices and a server on a simulated clock, on which waiting takes no real time."""

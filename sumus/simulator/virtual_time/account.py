@@ -1,4 +1,4 @@
-"""The account of a timeline: the sum of each report, the outcome of all other work, and the cost of each round."""
+"""The account of a timeline: the sum that holds each report, the outcome of all other work, and the cost of each round."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -16,9 +16,9 @@ class CountedReport:
 
     Attributes:
         position: The client's place in the population.
-        again: The number of times that the client had work on this model before.
+        again: The number of times that the client had trained on this model before.
         into: The number of the round in which the report is counted.
-        staleness: The number of models published since the one with which the client began.
+        staleness: The number of models published since the model with which the client began.
         most_steps: The number of local steps that the client had time for; None for all.
         seconds: The duration of the client's work, in simulated seconds.
     """
@@ -51,9 +51,9 @@ class ServerLoad:
     """The load of a server.
 
     Attributes:
-        planned: Check-ins per second for which the plan is made.
-        checkins: Check-ins in each minute, of devices that come by themselves.
-        staged: The largest number of reports that waited for one commit.
+        planned: The number of check-ins per second that the plan expects.
+        checkins: The number of check-ins in each minute, by devices that are not waiting at the server.
+        staged: The largest number of reports that waited for the same commit.
         waited: The longest wait of a report for its commit, in seconds.
     """
 
@@ -63,7 +63,7 @@ class ServerLoad:
     waited: float = 0.0
 
     def checked_in(self, moments: Floats) -> None:
-        """Count check-ins at these moments, which are in order."""
+        """Count check-ins at these moments, which are in ascending order."""
         first, last = int(moments[0] // MINUTE), int(moments[-1] // MINUTE)
         self.checkins += [0] * (last + 1 - len(self.checkins))
         if first == last:
@@ -110,11 +110,11 @@ class Played:
         ended: The time of its end, in simulated seconds.
         published: Whether it ended with a model.
         counted: The reports in its sum, even if the sum was abandoned.
-        given: The number of devices that were given work for it.
-        dropped: The number of jobs that ended since the round before without being counted, by reason.
-        bytes_up: Bytes of reports since the round before.
-        bytes_down: Bytes sent to devices since the round before.
-        totals: The cost of the run until then.
+        given: The number of devices that were given work for the round.
+        dropped: The number of jobs that ended since the previous round without being counted, by reason.
+        bytes_up: Bytes of reports since the previous round.
+        bytes_down: Bytes sent to devices since the previous round.
+        totals: The cost of the run up to the end of the round.
     """
 
     number: int
@@ -133,8 +133,8 @@ class Account:
 
     Attributes:
         totals: The cost of the whole run so far.
-        progressed: The time at which a report was counted last, in simulated seconds.
-        void: The number of rounds in a row that were abandoned at one moment.
+        progressed: The time at which the last report was counted, in simulated seconds.
+        void: The number of consecutive rounds that were abandoned without any time passing.
     """
 
     def __init__(self, planned: float) -> None:
@@ -153,10 +153,10 @@ class Account:
 
         Args:
             who: The device's position.
-            number: The round that the work is for; for a buffer, the model with which the work begins.
+            number: The round that the work is for; in asynchronous rounds, the version of the model with which it begins.
 
         Returns:
-            The number of times that the device was given work of this number before.
+            The number of times that the device had been given work of this number before.
         """
         if self._times[0] != number:
             self._times = (number, Counter())
@@ -165,7 +165,7 @@ class Account:
         return times[who] - 1
 
     def begin_work(self, version: int, down: int) -> None:
-        """Note that a device begins work on a model, and the number of bytes that it receives for that."""
+        """Note that a device begins work on a model, and the number of bytes that it receives for this work."""
         self._at_work[version] += 1
         self.totals.traffic.down += down
 
@@ -175,7 +175,7 @@ class Account:
         Args:
             version: The model with which the work began.
             seconds: The duration of the work.
-            reason: The reason why it is not in a sum; None if it is.
+            reason: The reason why the report is not in a sum; None if it is in one.
             number: The newest round.
         """
         self._at_work[version] -= 1
@@ -185,7 +185,7 @@ class Account:
             self._dropped.setdefault(number, Counter())[reason] += 1
 
     def count(self, report: CountedReport, version: int, now: float) -> None:
-        """Note a report that is in a sum. version: the model with which its work began."""
+        """Note a report that is in a sum. version: the model with which the client's work began."""
         self._counted.setdefault(report.into, []).append(report)
         self._by_version.setdefault(version, []).append(report)
         self.progressed = now
@@ -225,7 +225,7 @@ class Account:
         return self._played.get(number)
 
     def take_played(self, number: int) -> Played | None:
-        """Return a round that has ended, and forget it and its workers; None if it has not ended."""
+        """Return a round that has ended, and forget the round and its reports; None if it has not ended."""
         played = self._played.pop(number, None)
         if played is not None:
             self._by_version.clear()

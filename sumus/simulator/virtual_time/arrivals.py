@@ -1,4 +1,7 @@
-"""The arrivals of devices that ask the server for work: devices that wait for it, or devices that come by themselves."""
+"""The arrivals of devices that ask the server for work: devices that wait for it, or devices that come by themselves.
+
+A *place* is room for one more device in a round. A *window* is the time span within which the server wants a device back.
+"""
 
 import math
 from collections.abc import Callable
@@ -19,14 +22,14 @@ from sumus.simulator.virtual_time.sleepers import Sleepers
 from sumus.types import Array
 
 _MANY = 10_000
-"""From this number of devices on, only some are looked at to find one that may come."""
+"""In a fleet of more devices than this, a random part is searched for permitted devices before all are."""
 
 
 class Arrivals(Protocol):
     """Lets devices ask for work."""
 
     def next(self) -> float:
-        """Return when the next device comes by itself; infinity if none does."""
+        """Return the time at which the next device comes by itself; infinity if none does."""
         ...
 
     def come(self, until: float) -> None:
@@ -34,19 +37,19 @@ class Arrivals(Protocol):
         ...
 
     def fill(self) -> None:
-        """Give the free places to devices that wait for work. Called after all events of a moment."""
+        """Give the free places to devices that wait for work. The timeline calls this after all events of a moment."""
         ...
 
 
 class CohortDraw:
-    """Draws devices for the free places: uniformly from those that may come, or in passes.
+    """Draws devices for the free places: uniformly from those that may come, or in passes (`Population.in_passes`).
 
     Args:
-        seed: The experiment's seed: the first draw of a round depends only on it.
+        seed: The experiment's seed. The first draw of a round depends only on this seed and the round.
         rng: The generator of all further draws.
         joined: The first round of each device, from 1, int64 `(n,)`; None if all take part from the start.
         count: The number of devices.
-        in_passes: Whether each device is drawn once before any is drawn twice.
+        in_passes: Whether every device is drawn once before any device is drawn again.
     """
 
     def __init__(self, seed: int, rng: np.random.Generator, joined: Array | None, count: int, in_passes: bool) -> None:
@@ -55,12 +58,12 @@ class CohortDraw:
         self._drawn = -1
 
     def draw(self, wanted: int, number: int, may_come: Callable[[Array], Array]) -> list[int]:
-        """Draw devices for a round.
+        """Draw devices for a round, and return their positions.
 
         Args:
             wanted: The largest number to draw.
             number: The round.
-            may_come: Function that tells which devices may be given work now.
+            may_come: Function from positions to booleans: whether each device may be given work now.
         """
         if self._passes is not None:
             return self._passes.draw(wanted, present_at(self._joined, number, self._count), may_come)
@@ -69,7 +72,7 @@ class CohortDraw:
             self._drawn, rng = number, generator(self._seed, "round", number, "cohort")
         drawn = rng.choice(count, size=min(wanted, count), replace=False)
         some = drawn[may_come(drawn)]
-        if len(some) < wanted and count > _MANY:  # before everyone is looked at, some more
+        if len(some) < wanted and count > _MANY:  # try a larger random part before searching all devices
             drawn = np.unique(np.concatenate([some, rng.choice(count, size=min(64 * wanted, count), replace=False)]))
             some = rng.permutation(drawn[may_come(drawn)])[:wanted]
         if len(some) < wanted:
@@ -80,7 +83,7 @@ class CohortDraw:
 
 
 class WaitingArrivals:
-    """Devices that wait for work: as many as there is room for are drawn from those that may come."""
+    """Devices that wait for work: for each free place, one of the devices that may come is drawn."""
 
     def __init__(
         self,
@@ -103,21 +106,21 @@ class WaitingArrivals:
         """Do nothing: no device comes by itself."""
 
     def fill(self) -> None:
-        """Give work to as many devices as there is room for."""
+        """Give work to one device for each free place, as far as devices may come."""
         if (wanted := self._server.room()) <= 0 or self._is_waiting:
             return
         now = self._clock.now
         if (begins := self._server.begins) > now:
             self._look_again_at(begins)
             return
-        if self._server.is_down():  # nobody is asked: the requests that devices hold open are cut
+        if self._server.is_down():  # no device can be given work: all waiting requests were cut off
             self._look_again_at(self._server.back_at())
             return
         some = self._draw.draw(wanted, self._server.current.number, lambda who: self._may_come(who, online=True))
         for who in some:
             self._devices.check_in(who)
         if not some and self._may_come(np.arange(self._count), online=False).any():
-            self._look_again_at(now + MINUTE)  # who may come is offline, or rests
+            self._look_again_at(now + MINUTE)  # every device that may come is offline or rests
 
     def _may_come(self, who: Array, online: bool) -> Array:
         now = self._clock.now if online else None
@@ -147,22 +150,22 @@ class SleepingArrivals:
         self._sleepers, self._model, self._totals = sleepers, model, totals
 
     def next(self) -> float:
-        """Return when the next device wakes."""
+        """Return the time at which the next device wakes."""
         return self._sleepers.next()
 
     def fill(self) -> None:
         """Do nothing: no device waits for work."""
 
     def come(self, until: float) -> None:
-        """Let devices whose time has come ask for work.
+        """Let devices that have woken ask for work.
 
-        While there is no work, one answer serves all; otherwise each device asks alone.
+        While the server has no work, all devices receive the same response, which is computed once.
         """
         who, moments = self._sleepers.take(until)
         self._server.note_rate(self._totals.load.rate)
         position = 0
         while position < len(who):
-            if self._clock.next() < moments[position]:  # a check-in before has made something happen
+            if self._clock.next() < moments[position]:  # an earlier check-in has scheduled an event
                 self._sleepers.put_back(who[position:], moments[position:])
                 return
             self._clock.go_to(float(moments[position]))
@@ -179,7 +182,7 @@ class SleepingArrivals:
             position = stop
 
     def _turn_away(self, who: Array, moments: Array) -> None:
-        """Send devices away until later: all within one window; if the server is down, each within its present window."""
+        """Let devices sleep: all within one new window, or, if the server is down, each within the window it has."""
         if not self._server.is_down():
             later = self._server.turn_away()
             self._sleepers.set_window(who, later.window)

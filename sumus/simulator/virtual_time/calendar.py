@@ -1,4 +1,4 @@
-"""The times at which very many devices wake: arrays for each minute, each sorted when its minute comes."""
+"""The times at which devices wake, for millions of devices: arrays by minute, each sorted when its minute begins."""
 
 import heapq
 import math
@@ -17,7 +17,7 @@ class _Minute:
     Attributes:
         many: Devices that were added together, and their moments.
         who: Devices that were added one by one.
-        moments: The moments of these.
+        moments: The moments of the devices in `who`.
     """
 
     many: list[tuple[Array, Floats]] = field(default_factory=list[tuple[Array, Floats]])
@@ -37,7 +37,7 @@ class Calendar:
         self._minute = -1
 
     def put(self, who: Array, moments: Floats) -> None:
-        """Wake devices at these moments."""
+        """Plan to wake devices at these moments."""
         if not len(who):
             return
         minutes = np.maximum(moments // MINUTE, self._minute).astype(np.int64)
@@ -51,7 +51,7 @@ class Calendar:
                 self._in(minute).many.append((who[some], moments[some]))
 
     def put_one(self, who: int, moment: float) -> None:
-        """Wake a device at this moment."""
+        """Plan to wake a device at this moment."""
         minute = int(moment // MINUTE)
         if minute <= self._minute:
             self._wake_within_this_minute(np.array([who]), np.array([moment]))
@@ -71,14 +71,14 @@ class Calendar:
         self._lay_out([self._who[rest], who], [self._moments[rest], moments])
 
     def _lay_out(self, who: list[Array], moments: list[Floats]) -> None:
-        """Sort the devices of the minute that has come."""
+        """Sort the devices of the current minute by the moments at which they wake."""
         together = np.concatenate(moments)
         order = np.argsort(together, kind="stable")
         self._who, self._moments = np.concatenate(who)[order], together[order]
         self._taken, self._held = 0, len(order)
 
     def next(self) -> float:
-        """Return when the next device wakes; infinity if none does."""
+        """Return the time at which the next device wakes; infinity if none does."""
         while self._taken == self._held:
             if not self._minutes:
                 return math.inf
@@ -89,7 +89,7 @@ class Calendar:
         return float(self._moments[self._taken])
 
     def take(self, until: float) -> tuple[Array, Floats]:
-        """Remove and return the devices that wake next, up to a moment; at least one."""
+        """Remove and return the devices that wake up to a moment, with their moments; at least one device."""
         stop = max(self._taken + 1, int(np.searchsorted(self._moments, until, "right")))
         taken = slice(self._taken, stop)
         self._taken = stop

@@ -1,4 +1,4 @@
-"""The virtual clock: it stands still, and jumps to the next event that is due."""
+"""The virtual clock, which jumps from one scheduled event to the next."""
 
 import heapq
 import math
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class VirtualClock:
-    """Events by the moment at which they are due.
+    """Scheduled events, by the moment at which they are due.
 
     Attributes:
-        now: The moment that the clock shows, in simulated seconds.
+        now: The current time of the clock, in simulated seconds.
     """
 
     def __init__(self) -> None:
@@ -22,16 +22,16 @@ class VirtualClock:
         """Schedule an event at a moment.
 
         Args:
-            moment: The moment of the event. Events of one moment happen in the order in which they were scheduled.
+            moment: The moment of the event. Events of the same moment run in the order in which they were scheduled.
             act: The function to call.
             args: The arguments of `act`.
-            late: Whether it happens after all other events of its moment.
+            late: Whether the event runs after all other events of its moment.
         """
         self._count += 1
         heapq.heappush(self._queue, (moment, int(late), self._count, act, args))
 
     def next(self) -> float:
-        """Return when the next event is due; infinity if there is none."""
+        """Return the time of the next event; infinity if there is none."""
         return self._queue[0][0] if self._queue else math.inf
 
     def go_on(self) -> None:

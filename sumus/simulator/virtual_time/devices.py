@@ -1,4 +1,4 @@
-"""The devices of a timeline with work or an unsettled report: they follow the protocol's own table."""
+"""The devices of a timeline that have work, or a report with an unknown outcome: they run the protocol's own state table."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sumus.simulator.virtual_time.sleepers import Sleepers
 
 _FREE = Floor(rounds=2**62, seconds=math.inf, steps=2**62, bytes=2**62, contributors=0)
 _TRIES = 4
-"""How often a device sends a report again before it asks for the outcome."""
+"""The number of times that a device sends a report before it asks the server for the outcome."""
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class DeviceAtWork:
         session: The session for which it works.
         fate: The outcome of the work.
         again: The number of times that the device had work of this round before.
-        began: The time at which it began, in simulated seconds.
+        began: The time at which the work began, in simulated seconds.
         seconds: The duration of the work.
     """
 
@@ -42,10 +42,10 @@ class DeviceAtWork:
 
 
 class VirtualDevices:
-    """The devices, from their check-in until they know the outcome of their report.
+    """The devices, from the check-in of each until it knows the outcome of its report.
 
     Attributes:
-        unsettled: Whether each device has a report with an unknown outcome, bool `(n,)`.
+        unsettled: For each device, whether it has a report with an unknown outcome; bool `(n,)`.
 
     Args:
         pacing: The plan's pacing.
@@ -53,7 +53,7 @@ class VirtualDevices:
         clock: The virtual clock.
         model: Draws the events of the devices.
         server: Answers the devices.
-        books: The account, and the roster of the devices.
+        books: The account of the timeline, and the roster of the devices.
         sleepers: Wakes devices that come by themselves; None if devices wait for work.
     """
 
@@ -77,7 +77,7 @@ class VirtualDevices:
     # ── check-ins ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_in(self, who: int) -> None:
-        """Let a device ask for work, and receive the answer."""
+        """Let a device ask for work, and process the server's response."""
         state = self._states.get(who) or DeviceState(window=self._window(who))
         state, (ask,) = device.step(state, device.WakeUp(f"{who}/{state.serial + 1}"), _FREE)
         assert isinstance(ask, device.SendCheckIn)
@@ -143,8 +143,8 @@ class VirtualDevices:
         self._told(who, device.Failed(reason))
 
     def _vanish(self, who: int, session: Session, reason: str) -> None:
-        """Let a device disappear: the server notices when the session lapses or, if the plan has no deadline, at once."""
-        if reason == "lost":  # sent, and never there
+        """Let a device disappear. The server notices when the session lapses; if the plan has no deadline, at once."""
+        if reason == "lost":  # the report was sent but never arrived
             self._account.totals.traffic.up += self._model.work.up
         self._end_work(who, session, reason)
         self._states[who] = device.step(self._states[who], device.Restarted(), _FREE)[0]
@@ -153,16 +153,16 @@ class VirtualDevices:
         self._rest(who, self._states[who].window)
 
     def _end_work(self, who: int, session: Session, reason: str | None) -> None:
-        """Note that a device's work has ended. reason: why its work is not in a sum."""
+        """Note that a device's work has ended. reason: why its report is not in a sum; None if it is in one."""
         worked = self._at_work.pop(who, None)
         if worked is not None:
             self._roster.set_idle(who, True)
             self._account.end_work(session.version, worked.seconds, reason, self._server.current.number)
 
-    # ── what happens to one ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── events of a device ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _told(self, who: int, event: device.Event) -> None:
-        """Pass an event to a device, and carry out the actions of its table."""
+        """Pass an event to a device's state table, and carry out the actions that the table returns."""
         state, actions = device.step(self._states[who], event, _FREE)
         self._states[who] = state
         self.unsettled[who] = state.unsettled
@@ -183,20 +183,20 @@ class VirtualDevices:
                     pass
 
     def _end_session(self, who: int, session: str | None, reason: str | None) -> None:
-        """End a device's work. session: end it only if it works for this session; None for any session."""
+        """End a device's work. session: end the work only if it belongs to this session; None for any session."""
         worked = self._at_work.get(who)
         if worked is not None and session in (None, worked.session.id):
             self._end_work(who, worked.session, reason)
 
     def _why(self, session: str) -> str:
-        """Return why a report is not in a sum, in the server's words; "closed" for a report whose round has ended."""
+        """Return the server's reason why a report is not in a sum; "closed" if the report's round has ended."""
         row = self._server.session(session)
         return (row.reason if row is not None else "") or "closed"
 
     def _rest(self, who: int, window: tuple[float, float]) -> None:
         """Plan a device's next check-in.
 
-        An alarm wakes a device with an unsettled report; the others wait in the pool of sleepers, if there is one.
+        An event of the clock wakes a device with an unsettled report. The other devices wait in `Sleepers`, if there are any.
         """
         if self._sleepers is None and not self._states[who].unsettled:
             return
@@ -221,7 +221,7 @@ class VirtualDevices:
     # ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _send(self, who: int, session: str) -> None:
-        """Send a report, which may get lost or arrive twice."""
+        """Send a device's report, which may get lost or arrive twice."""
         now, clock = self._clock.now, self._clock
         self._account.totals.traffic.up += self._model.work.up
         takes = self._model.latency + self._model.upload_seconds(who)
@@ -240,7 +240,7 @@ class VirtualDevices:
             self._server.report(session)
 
     def answer(self, session: str, outcome: str) -> None:
-        """Tell the device the outcome of its report, if the answer arrives."""
+        """Tell a device the outcome of its report, unless the server's response is lost."""
         who = int(session.partition("/")[0])
         if outcome == "counted":
             self._count(who, session)
@@ -254,7 +254,7 @@ class VirtualDevices:
             self._clock.at(now + self._model.latency, self._told, who, device.Settled(session, outcome))
 
     def _count(self, who: int, session: str) -> None:
-        """Note a report that is in a sum, only once: the server may repeat its answer."""
+        """Note a report that is in a sum, but only once, since the server may repeat its response."""
         row, worked = self._server.session(session), self._at_work.get(who)
         if worked is None or worked.session.id != session or row is None or row.sum is None:
             return

@@ -1,4 +1,4 @@
-"""A random model of a fleet's devices: how long work and messages take, which are lost, and how long devices wait."""
+"""A random model of a fleet's devices: how long work and messages take, which messages are lost, how long devices wait."""
 
 import math
 from collections.abc import Callable
@@ -14,14 +14,15 @@ from sumus.types import Array, Floats
 
 @dataclass(frozen=True)
 class RoundDemand:
-    """The work that a round asks of each device, by its position.
+    """The work that a round requires of each device, by the device's position.
 
     Attributes:
-        steps: The number of steps of its training.
-        share: Its number of examples divided by the mean over clients.
-        down: Bytes that it receives.
-        up: Bytes of its report.
-        times: How often it trains, if its edge runs rounds of its own; steps, down and up are for all of these rounds together.
+        steps: The number of steps of the device's training.
+        share: The device's number of examples, divided by the mean over clients.
+        down: Bytes that the device receives.
+        up: Bytes of the device's report.
+        times: The number of times that the device trains: 1, or the number of rounds that its edge runs per round of the
+            server. `steps`, `down` and `up` are for all these trainings together.
     """
 
     steps: Callable[[int], int] = lambda position: 1
@@ -45,11 +46,11 @@ class FleetModel:
     Args:
         fleet: The properties of the devices.
         devices: The devices.
-        work: The work that a round asks of them.
+        work: The work that a round requires of them.
         seed: The experiment's seed.
-        name: Function from a position to its client, which is the key for the outcome of its work. None if no client trains;
-            then `rng` decides.
-        rng: The generator of everything that no client's key decides.
+        name: Function from a position to its client's id. The outcome of a client's work is drawn from a key made of this id.
+            None if no client trains; the outcome is then drawn from `rng`.
+        rng: The generator of all other draws.
     """
 
     def __init__(
@@ -66,11 +67,11 @@ class FleetModel:
 
     @property
     def latency(self) -> float:
-        """Seconds that a message takes."""
+        """The seconds from sending a message until it arrives."""
         return self._fleet.network.latency
 
     def fate(self, who: int, number: int, again: int) -> Fate:
-        """Draw the outcome of a device's work for a round, which it has had `again` times before."""
+        """Draw the outcome of a device's work for a round. again: the number of times it had this round's work before."""
         if not (self._fleet.lost or self._fleet.stragglers):
             return Fate()
         rng = self._rng
@@ -90,11 +91,11 @@ class FleetModel:
         return seconds + (2 * self.latency + self.work.down / float(self._devices.down[who]))
 
     def upload_seconds(self, who: int) -> float:
-        """Return the seconds that a device's report is on its way, without the latency."""
+        """Return the seconds that the upload of a device's report takes, without the latency."""
         return self.work.up / float(self._devices.up[who])
 
     def online_until(self, who: int, now: float) -> float:
-        """Return when a device that is online goes offline."""
+        """Return the time at which a device that is online goes offline."""
         return self._devices.one_online_until(who, now)
 
     def loses_message(self) -> bool:
@@ -102,14 +103,19 @@ class FleetModel:
         return self._fleet.network.flaky > 0 and self._rng.random() < self._fleet.network.flaky
 
     def copy_arrives(self, now: float, takes: float) -> float | None:
-        """Draw when a report that is sent now, and takes `takes` seconds, arrives a second time; None if it does not."""
+        """Draw the time at which a second copy of a report arrives; None if there is no second copy.
+
+        Args:
+            now: The time at which the report is sent, in simulated seconds.
+            takes: The seconds that the report takes to arrive.
+        """
         doubled = self._fleet.network.doubled
         if not doubled or self._rng.random() >= doubled:
             return None
         return now + takes * (1 + self._rng.random()) + self._rng.random()
 
     def wait(self, who: int, window: tuple[float, float]) -> float:
-        """Draw how long a device waits if it is told to come back within a window of seconds, by its own clock."""
+        """Draw the seconds that a device waits if the server wants it back within a window; the device's clock may be wrong."""
         return float(self._rng.uniform(*window)) / float(self._devices.clock[who])
 
     def waits(self, who: Array, windows: Array) -> Floats:

@@ -13,7 +13,7 @@ from sumus.simulator.virtual_time.fleet_model import RoundDemand
 from sumus.types import Array, Floats
 
 CLASSES = 10
-"""The number of speed classes: tenths of the devices, the fastest first."""
+"""The number of speed classes. Each class holds a tenth of the devices; the fastest class comes first."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,7 +25,7 @@ class FleetReport:
         rounds: The number of rounds that ended with a model.
         abandoned: The number of rounds that ended without a model.
         participations: The number of counted reports of each device.
-        pace: The time of a round's work and transfers on each device, in seconds.
+        pace: The seconds that a round's work and transfers take on each device.
         work: The work of all devices, and the reasons why some of it was wasted.
         load: The load of the server.
         traffic: The bytes of all devices.
@@ -47,7 +47,7 @@ class FleetReport:
 
     @property
     def wasted_share(self) -> float:
-        """The share of all device seconds of work that is not in a published sum."""
+        """The share of the devices' working time whose result is not in a published sum."""
         return self.work.wasted / max(self.work.useful + self.work.wasted, 1e-300)
 
     @property
@@ -58,8 +58,9 @@ class FleetReport:
 
     @property
     def by_speed(self) -> list[float]:
-        """The mean participations of each tenth of the devices, the fastest first; equal numbers mean that slow devices are not
-        left out.
+        """The mean number of participations per device in each speed class, the fastest class first.
+
+        If the numbers are equal, slow devices take part as often as fast ones.
         """
         tenths = np.array_split(self.participations[np.argsort(self.pace, kind="stable")], CLASSES)
         return [float(tenth.mean()) for tenth in tenths if len(tenth)]
@@ -70,7 +71,7 @@ class FleetReport:
         return max(self.load.checkins, default=0) / 60
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures by name, without those of each device."""
+        """Return the totals by name, without the values of single devices."""
         return {
             "seconds": self.seconds,
             "rounds": self.rounds,
@@ -102,15 +103,15 @@ class FleetReport:
         rates = np.array(self.load.checkins, np.float64) / 60
         left.plot(np.arange(len(rates)) / 60, rates, linewidth=0.7)
         left.axhline(self.load.planned, color="black", linewidth=0.8, linestyle="--", label="plan")
-        left.set(xlabel="hour", ylabel="check-ins a second", ylim=(0, None))
+        left.set(xlabel="hour", ylabel="check-ins per second", ylim=(0, None))
         left.legend(frameon=False)
         right.bar(range(1, len(self.by_speed) + 1), self.by_speed)
-        right.set(xlabel="speed class, fastest first", ylabel="participations of a device")
+        right.set(xlabel="speed class, fastest first", ylabel="participations per device")
         return save(picture, path)
 
 
 class Attendance:
-    """The participation in the rounds that have ended, and their cost: the source of a `FleetReport`."""
+    """Collects the participation in the rounds that have ended, and their cost, for a `FleetReport`."""
 
     def __init__(self, devices: DeviceArrays, work: RoundDemand, planned: float) -> None:
         self._pace = work.seconds(devices)
@@ -130,8 +131,8 @@ class Attendance:
         """Report on the run up to its last round.
 
         Args:
-            seconds: A longer time to report on, in simulated seconds; None for the time until the end of the last round.
-            totals: The totals of that time.
+            seconds: The time to report on, in simulated seconds; None for the time until the end of the last round.
+            totals: The totals up to that time; None for those at the end of the last round.
         """
         totals = totals or self._totals
         return FleetReport(

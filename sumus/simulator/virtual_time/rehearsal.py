@@ -1,4 +1,4 @@
-"""The system alone: rounds of a plan on a fleet in simulated time, without any training.
+"""A rehearsal: the rounds of a plan on a fleet in simulated time, without any training.
 
 report = sumus.rehearse(pacing, fleet, devices=1_000_000, days=7)
 """
@@ -37,7 +37,7 @@ def rehearse(
     outages: Sequence[tuple[float, float]] = (),
     watch: Callable[[float], None] = lambda day: None,
 ) -> FleetReport:
-    """Run a fleet for some simulated days. Two runs with one seed are the same, event for event.
+    """Run a fleet for some simulated days. Two runs with the same seed are the same, event for event.
 
     Args:
         pacing: Which devices take part in a round, and when.
@@ -68,11 +68,15 @@ def rehearse(
             and len(cast(list[Any], outage)) == 2
             and 0 <= outage[0] < outage[1] < math.inf
         ):
-            raise ExperimentError(f"outages={outage!r}: give (from, to) for each, in seconds")
+            raise ExperimentError(f"outages={outage!r}: give a pair (from, to) for each outage, in seconds")
     if pacing.cohort > devices:
-        raise ExperimentError(f"a cohort of {pacing.cohort} is larger than {devices} devices: lower it, or give more")
+        raise ExperimentError(
+            f"a cohort of {pacing.cohort} is larger than {devices} devices: lower the cohort, or give more devices"
+        )
     if not fleet.timed:
-        raise ExperimentError("in a fleet where nothing takes time no time goes by: give Fleet(seconds=, ...)")
+        raise ExperimentError(
+            "nothing in this fleet takes time, so that the simulated time would not advance: give Fleet(seconds=, ...)"
+        )
     drawn = devices_of(fleet, devices, generator(seed, "devices"))
     work = RoundDemand(down=down, up=up)
     timeline = Timeline(pacing, fleet, drawn, work, seed, cost=server, outages=outages)
@@ -86,7 +90,7 @@ def rehearse(
 
 @contextmanager
 def _uncollected() -> Generator[None, None, None]:
-    """Return a context without garbage collection, which would search millions of rows for cycles again and again in vain."""
+    """Return a context without garbage collection: it would search millions of rows for cycles repeatedly and find none."""
     was = gc.isenabled()
     gc.disable()
     try:

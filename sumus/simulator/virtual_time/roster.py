@@ -1,4 +1,4 @@
-"""The permissions of each device of a fleet, as arrays, so that a device that the server would turn away does not ask."""
+"""Which devices of a fleet may take part now, as arrays, so that only devices that the server would accept check in."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ _LONG_AGO = -(2**31)
 
 
 class Roster:
-    """The devices that are idle, and those of them that may take part.
+    """Keeps for each device whether it is idle, and the facts that decide whether it may take part.
 
     Args:
         pacing: The plan's pacing.
@@ -30,13 +30,13 @@ class Roster:
         self._rests_until = np.zeros(count)
 
     def may_come(self, who: Array, number: int, models: int, now: float | None) -> Array:
-        """Return which of these devices are idle and allowed to take part.
+        """Return for each of these devices whether it is idle and allowed to take part; bool, as `who`.
 
         Args:
             who: Positions of devices.
             number: The newest round.
-            models: The number of models.
-            now: The moment at which they must be online, and not at rest; None if that does not matter.
+            models: The number of models published so far.
+            now: The moment at which the devices must be online and not resting; None to ignore both.
         """
         pacing = self._pacing
         may = self._idle[who] & (number > self._last_sum[who])
@@ -51,7 +51,7 @@ class Roster:
         return may & (self._rests_until[who] <= now) & (self._devices.online_until(who, now) > now)
 
     def set_idle(self, who: int, idle: bool) -> None:
-        """Note that a device begins work, or has ended it."""
+        """Note that a device begins work (not idle), or has ended its work (idle)."""
         self._idle[who] = idle
 
     def is_counted_in(self, who: int, number: int) -> bool:
@@ -69,5 +69,5 @@ class Roster:
         self._rests_until[who] = 0.0 if row is None else row.rests_until
 
     def note_models(self, who: int, row: DeviceRow | None) -> None:
-        """Note the number of models once a device's last sum has become a model."""
+        """Note the number of models published at the time when a device's last sum became a model."""
         self._models[who] = _LONG_AGO if row is None else row.models

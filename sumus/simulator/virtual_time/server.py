@@ -1,4 +1,4 @@
-"""The server of a timeline: it decides by the protocol's own table, takes time to do so, and may be unreachable for a while."""
+"""The server of a timeline: it decides by the protocol's own state table, its work takes time, and it may be unreachable."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class ServerCost:
     """The seconds that a server takes for its work.
 
     Attributes:
-        commit: The least time from one commit to the next.
+        commit: The shortest time from one commit to the next.
         report: The time for each report in a commit.
         publish: The time to turn a sum into a model.
     """
@@ -51,7 +51,7 @@ class VirtualServer:
     """A run's coordinator on the virtual clock.
 
     Attributes:
-        watch: Watches its rounds as time passes.
+        watch: Opens and ends the server's rounds as time passes.
 
     Args:
         pacing: The plan's pacing.
@@ -83,7 +83,7 @@ class VirtualServer:
         self._publishing = 0.0
         self.watch = RoundWatch(pacing, clock, self._coordinator, self._store, books, self._carry_out)
 
-    # ── what is known of it ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── state of the server ──────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def current(self) -> Round:
@@ -97,12 +97,12 @@ class VirtualServer:
 
     @property
     def models(self) -> int:
-        """The number of sums that became a model, as `Pacing.separation` counts them."""
+        """The number of sums that became a model. `Pacing.separation` is counted in these."""
         return self._store.run.models
 
     @property
     def begins(self) -> float:
-        """The time at which the newest round begins to give work."""
+        """The time from which the newest round gives work to devices."""
         return begins_at(self._pacing, self.current)
 
     def session(self, id: str) -> Session | None:
@@ -114,14 +114,18 @@ class VirtualServer:
         return any(begin <= self._clock.now < end for begin, end in self._outages)
 
     def back_at(self) -> float:
-        """Return when a server that is down can be reached again."""
+        """Return the time at which a server that is down can be reached again."""
         return max(end for begin, end in self._outages if begin <= self._clock.now < end)
 
     def room(self, now: float | None = None) -> int:
-        """Return the number of devices that may be given work. now: for the pace of the rounds; None to ignore the pace."""
+        """Return the number of devices that may be given work now.
+
+        Args:
+            now: The current time, to respect the pace of the rounds; None to ignore the pace.
+        """
         return self._coordinator.room(now)
 
-    # ── what devices ask of it ───────────────────────────────────────────────────────────────────────────────────────
+    # ── requests of devices ───────────────────────────────────────────────────────────────────────────────────────
 
     def note_rate(self, rate: float) -> None:
         """Note the number of check-ins per second."""
@@ -132,13 +136,13 @@ class VirtualServer:
         return self._coordinator.check_in(str(who), event, self._clock.now)
 
     def turn_away(self) -> ComeLater:
-        """Return the answer for all devices that ask while there is no work."""
+        """Return the response to every device that asks while there is no work."""
         (later,) = self._coordinator.check_in("", CheckIn("", 1, ALL_CONDITIONS), self._clock.now)
         assert isinstance(later, ComeLater)
         return later
 
     def report(self, session: str) -> None:
-        """Accept a report."""
+        """Process a report that has arrived."""
         for action in self._coordinator.report(session, self._clock.now):
             if isinstance(action, StageReport):
                 self._staged.setdefault(session, self._clock.now)
@@ -154,7 +158,7 @@ class VirtualServer:
         self.watch.note_rest(who)
 
     def act(self, action: Action) -> None:
-        """Carry out an action of the table of rounds, as far as the server is responsible for it."""
+        """Carry out an action of the table of rounds, if the server is responsible for this kind of action."""
         match action:
             case AcceptReport(session) | RefuseReport(session, _):
                 self._answer(session, "counted" if isinstance(action, AcceptReport) else "discarded")

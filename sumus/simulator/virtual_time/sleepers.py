@@ -1,4 +1,4 @@
-"""Devices that come by themselves: each wakes within the window that the server gave it last."""
+"""Devices that come by themselves: each wakes within its *window*, the time span that the server gave it last."""
 
 import numpy as np
 
@@ -9,14 +9,14 @@ from sumus.simulator.virtual_time.calendar import Calendar
 from sumus.types import Array, Floats
 
 _SLICE = 10.0
-"""Seconds of check-ins that one answer can serve, if nothing else happens between them."""
+"""Seconds of check-ins that may receive the same response, if no other event happens between them."""
 _AWAKE = -1.0
 
 
 class Sleepers:
     """The times at which idle devices wake.
 
-    At first it is as if the server had run for long: each device has a window, and is somewhere within it.
+    The start is that of a server that has run for a long time: each device has a window, and wakes at a random time in it.
     """
 
     def __init__(self, pacing: Pacing, devices: DeviceArrays, rng: np.random.Generator) -> None:
@@ -30,13 +30,17 @@ class Sleepers:
         self.sleep(np.arange(count), self._rng.uniform(0.0, last, count))
 
     def next(self) -> float:
-        """Return when the next device wakes; infinity if none does."""
+        """Return the time at which the next device wakes; infinity if none does."""
         return self._calendar.next()
 
     def take(self, until: float) -> tuple[Array, Floats]:
-        """Wake devices up to a moment, but no more than one answer can serve; return their positions, and when each wakes."""
+        """Wake the devices that are due up to a moment, but at most those that may receive the same response.
+
+        Returns:
+            The positions of the devices, and the moments at which they wake.
+        """
         who, moments = self._calendar.take(min(until, self._calendar.next() + _SLICE))
-        due = self._due[who] == moments  # a device has one alarm: the last that was set
+        due = self._due[who] == moments  # only the last planned time of a device is valid
         return who[due], moments[due]
 
     def put_back(self, who: Array, moments: Floats) -> None:
@@ -44,10 +48,13 @@ class Sleepers:
         self._calendar.put(who, moments)
 
     def sleep(self, who: Array, moments: Floats) -> None:
-        """Let devices sleep until these moments; those that are offline then, until some time after they are online again."""
+        """Let devices sleep until these moments.
+
+        A device that is offline at its moment sleeps until a random time after it is online again.
+        """
         online = self._devices.online_from(who, moments)
         late = online > moments
-        if late.any():  # not all at once
+        if late.any():  # spread them, so that they do not all wake at once
             left = self._devices.online_until(who[late], online[late]) - online[late]
             online[late] += self._rng.uniform(0.0, 0.9, int(late.sum())) * left
         self._due[who] = online
@@ -62,7 +69,7 @@ class Sleepers:
         self._calendar.put_one(who, online)
 
     def stay_awake(self, who: int) -> None:
-        """Cancel a device's alarm."""
+        """Cancel the planned time at which a device wakes."""
         self._due[who] = _AWAKE
 
     def windows(self, who: Array) -> Floats:
@@ -75,5 +82,5 @@ class Sleepers:
         return first, last
 
     def set_window(self, who: Array | int, seconds: tuple[float, float]) -> None:
-        """Note the window that devices are given."""
+        """Note the window that the server gives to devices."""
         self._windows[who] = seconds

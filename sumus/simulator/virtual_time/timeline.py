@@ -1,19 +1,19 @@
-"""Virtual time: a fleet's devices and a server, both by the protocol's own tables, on a clock that costs nothing to wait for.
+"""Virtual time: a fleet's devices and a server, both by the protocol's own tables, on a clock that needs no real waiting.
 
     timeline = Timeline(pacing, fleet, devices, work, seed)
     played = timeline.ended(0)             # runs until round 0 has ended: its reports, their times, wasted work
-    timeline.based_on(0)                   # all reports on model 0 that are ever counted, and in which sum
+    timeline.based_on(0)                   # all reports on model 0 that are counted, in this or a later sum
 
 Participation does not depend on the results of training. So the system is simulated by itself, and clients are trained
-afterwards, all clients of a model together. Everything random is keyed by the seed, and the events of one moment have an
-order, so two runs are the same, event for event.
+afterwards, all clients of a model together. Everything random is keyed by the seed, and events of the same moment have a
+fixed order. So two runs are the same, event for event.
 
 A timeline consists of these parts:
 
     clock          events, by the moment at which they are due
-    arrivals       devices that ask the server for work: they wait for it (drawn from the roster), or come by themselves
-                   (`sleepers`, numbers in arrays that wake in batches: only devices at work are sessions)
-    devices        devices that have work or an unsettled report; `fleet_model` draws their events
+    arrivals       devices that ask the server for work: they wait at the server (drawn from the `roster`, which keeps who
+                   may take part), or come by themselves (`sleepers`, which holds idle devices in arrays)
+    devices        devices that have work, or a report with an unknown outcome; `fleet_model` draws their events
     server, watch  the coordinator of the rounds, on the clock
     account        the sum that each report is in, and the cost of all work
 """
@@ -38,7 +38,7 @@ from sumus.text import many
 from sumus.types import Array
 
 _VOID = 10_000
-"""After this number of rounds in a row that are abandoned at one moment, a timeline is stuck."""
+"""A timeline is stuck after this number of consecutive rounds that are abandoned without any time passing."""
 
 
 class Timeline:
@@ -48,13 +48,13 @@ class Timeline:
         pacing: The plan's pacing.
         fleet: The properties of the devices.
         devices: The devices.
-        work: The work that a round asks of them.
+        work: The work that a round requires of them.
         seed: The experiment's seed.
-        name: Function from a position to its client, which is the key for the outcome of its work. None if no client trains.
+        name: Function from a position to its client's id, from which the outcome of its work is drawn. None if no client trains.
         cost: The time that the server takes for its work.
         outages: Periods (from, to), in seconds, in which the server cannot be reached.
         joined: The first round of each device, from 1, int64 `(n,)`; None if all take part from the start.
-        in_passes: Whether each device is drawn once before any is drawn twice.
+        in_passes: Whether every device is drawn once before any device is drawn again.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Timeline:
         """Run until all devices that were given a published model have ended their work.
 
         Returns:
-            Their reports that are in a sum, in the order in which they were counted.
+            Those of their reports that are in a sum, in the order in which they were counted.
         """
         assert version < self.version, "this model's round is not over"
         while self._account.is_at_work(version) and self._advance() and not self._is_stuck():
@@ -125,7 +125,7 @@ class Timeline:
         return self._account.take_based_on(version)
 
     def until(self, seconds: float) -> Iterator[Played]:
-        """Run to a moment. Yields every round as soon as it has ended."""
+        """Run until a moment, in simulated seconds; yield every round as soon as it has ended."""
         while min(self._clock.next(), self._arrivals.next()) <= seconds and self._advance():
             if self._account.void > _VOID:
                 raise ExperimentError(self._why_stuck(self._server.watch.oldest))
@@ -138,7 +138,7 @@ class Timeline:
         self._devices.answer(session, outcome)
 
     def _advance(self) -> bool:
-        """Process the next event. Returns False if there will never be one."""
+        """Process the next event. Returns False if no event is left."""
         arrives, due = self._arrivals.next(), self._clock.next()
         if arrives == due == math.inf:
             return False
@@ -146,22 +146,22 @@ class Timeline:
             self._arrivals.come(due)
         else:
             self._clock.go_on()
-        if self._clock.next() > self._clock.now:  # this moment is through: a model made in it is published
+        if self._clock.next() > self._clock.now:  # no event of this moment is left: its model, if any, is published
             self._arrivals.fill()
             self._server.watch.look_at_places()
         return True
 
     def _is_stuck(self) -> bool:
-        """Return whether no report was counted for very long, or rounds end without any time passing."""
+        """Return whether no report was counted for a very long time, or rounds end without any time passing."""
         return self._account.void > _VOID or self.now - self._account.progressed > self._patience
 
     def _why_stuck(self, number: int) -> str:
         row, reasons = self._server.current, self.totals.work.reasons.most_common(3)
         why = ", ".join(f"{reason} {many(count, 'time')}" for reason, count in reasons)
         return (
-            f"round {number + 1} never ends: {many(row.given, 'place')} were given, and {row.counted} reports are counted of "
-            f"{self._pacing.cohort}, and nobody else may come"
-            + (f" (work came to nothing: {why})" if why else "")
-            + "; lower the cohort, separation= or what the fleet loses, raise most_rounds= or its hours, or give a deadline= to "
-            "publish what there is by then"
+            f"round {number + 1} never ends: {many(row.given, 'place')} were given, {row.counted} of {self._pacing.cohort} "
+            "reports are counted, and no other device may come"
+            + (f" (work without a counted report: {why})" if why else "")
+            + "; lower the cohort, separation= or the fleet's losses, raise most_rounds= or the fleet's online hours, or give a "
+            "deadline= to publish the reports that have arrived by then"
         )

@@ -1,4 +1,4 @@
-"""Devices that were measured, from a CSV file with one line each, in place of randomly drawn devices.
+"""Measured devices, read from a CSV file (a *trace*) with one line per device, instead of randomly drawn devices.
 
     seconds,down,up,clock,online
     48,1200000,300000,1.0,79200-25200
@@ -6,7 +6,7 @@
 
 seconds   the time that a round's work takes
 down, up  bytes per second; empty if transfers take no time
-clock     the speed of the device's clock; empty if it is right
+clock     the speed of the device's clock, 1.0 if it is right; empty means 1.0
 online    intervals of each day in seconds, which may cross midnight; empty if the device is always online
 
 If a population is larger than the file, the lines are used again from the first.
@@ -28,7 +28,7 @@ COLUMNS = ("seconds", "down", "up", "clock", "online")
 
 
 def devices_of(fleet: Fleet, count: int, rng: np.random.Generator) -> DeviceArrays:
-    """Return the devices of a fleet: drawn, or from its trace."""
+    """Return the devices of a fleet: from its trace if it has one, else drawn at random."""
     if fleet.trace is None:
         return fleet.devices(count, rng)
     measured = read(Path(fleet.trace))
@@ -38,7 +38,7 @@ def devices_of(fleet: Fleet, count: int, rng: np.random.Generator) -> DeviceArra
 
 
 def fleet_identity(fleet: Fleet) -> str:
-    """Return the part of a fleet that must be equal to continue a run: its figures, and a hash of the file of its devices."""
+    """Return the part of a fleet that must be equal to continue a run: its parameters, and a hash of its trace."""
     figures = canonical_json({"name": "fleet", "with": {**fleet.figures, "trace": None}})
     try:
         measured = b"" if fleet.trace is None else Path(fleet.trace).read_bytes()
@@ -48,7 +48,11 @@ def fleet_identity(fleet: Fleet) -> str:
 
 
 def read(path: Path) -> DeviceArrays:
-    """Read the devices from a file; an ExperimentError names the line that cannot be read."""
+    """Read the devices from a file.
+
+    Raises:
+        ExperimentError: The file, or a line of it, cannot be read; the message names the line.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval=None, strict=True)
@@ -57,7 +61,7 @@ def read(path: Path) -> DeviceArrays:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExperimentError(f"the trace {path} cannot be read: {unread(error)}") from error
     if not lines or named != sorted(COLUMNS):
-        raise ExperimentError(f"the trace {path} must have a line a device, and the columns {', '.join(COLUMNS)}")
+        raise ExperimentError(f"the trace {path} must have one line per device, and the columns {', '.join(COLUMNS)}")
     numbers, intervals = list[list[float]](), list[list[tuple[float, float]]]()
     for number, line in lines:
         try:
@@ -68,7 +72,7 @@ def read(path: Path) -> DeviceArrays:
                 for name, default in zip(COLUMNS, ("", math.inf, math.inf, 1), strict=False)
             ]
             if not all(value > 0 for value in row) or math.inf in (row[0], row[3]):
-                raise ValueError("seconds, down, up and clock are positive numbers, seconds and clock finite ones")
+                raise ValueError("seconds, down, up and clock must be positive, and seconds and clock finite")
             numbers.append(row)
             intervals.append([_interval(text) for text in (line["online"] or "").split()])
         except (ValueError, TypeError) as error:
@@ -85,11 +89,11 @@ def read(path: Path) -> DeviceArrays:
 
 
 def _number(column: str, text: str, default: float | str = "") -> float:
-    """Read a decimal number; Python's own parser also accepts 1_000 and digits of other scripts."""
+    """Read a decimal number. `float()` alone would also accept 1_000 and digits of other scripts."""
     if not text.strip() and default != "":
         return float(default)
     if not re.fullmatch(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", text, re.ASCII):
-        raise ValueError(f"column {column!r} holds {text!r:.60}, which is no number")
+        raise ValueError(f"column {column!r} holds {text!r:.60}, which is not a number")
     return float(text)
 
 
@@ -97,5 +101,5 @@ def _interval(text: str) -> tuple[float, float]:
     first, dash, last = text.partition("-")
     begin, end = _number("online", first), _number("online", last)
     if not dash or not (0 <= begin <= DAY and 0 <= end <= DAY) or begin == end:
-        raise ValueError(f"{text!r} is no interval of a day: write it as BEGIN-END, in seconds from 0 to 86400")
+        raise ValueError(f"{text!r} is not an interval of a day: write it as BEGIN-END, in seconds from 0 to 86400")
     return begin, (end - begin) % DAY or DAY

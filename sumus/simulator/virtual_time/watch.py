@@ -1,4 +1,7 @@
-"""The rounds of a timeline as time passes: they open, end at their deadlines, and pass places on to other devices."""
+"""The rounds of a timeline as time passes: they open, end at their deadlines, and give lapsed places to other devices.
+
+A *place* is room for one device in a round; a device that is silent for too long loses its place (its session *lapses*).
+"""
 
 import heapq
 import math
@@ -22,10 +25,10 @@ class RoundWatch:
     Args:
         pacing: The plan's pacing.
         clock: The virtual clock.
-        coordinator: Decides about the rounds.
-        store: The coordinator's rows.
-        books: The account, and the roster of the devices.
-        carry_out: Carries out the coordinator's decisions.
+        coordinator: Makes the decisions about the rounds.
+        store: The store with the coordinator's rows.
+        books: The account of the timeline, and the roster of the devices.
+        carry_out: Function that carries out the coordinator's decisions.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class RoundWatch:
         clock.at(0.0, self.look_at_rounds)
 
     def look_at_rounds(self) -> None:
-        """Note rounds that have ended, open the planned one, and watch deadlines."""
+        """Note rounds that have ended, open the planned round, and schedule the deadline of an open one."""
         now, pacing = self._clock.now, self._pacing
         while (row := self._store.rounds.get(self.oldest)) is not None and row.over:
             played = self._account.close(row)
@@ -75,7 +78,7 @@ class RoundWatch:
         self._roster.note_rest(who, self._store.devices.get(str(who)))
 
     def note_models(self, who: int) -> None:
-        """Tell the roster the number of models at which a device's last counted sum is published."""
+        """Tell the roster how many models were published when the device's last counted sum became a model."""
         self._roster.note_models(who, self._store.devices.get(str(who)))
 
     def _tick(self) -> None:
@@ -85,13 +88,13 @@ class RoundWatch:
     # ── places ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hold_place(self, session: Session) -> None:
-        """Note that a device has begun work: its place goes to another device if the work takes too long."""
+        """Note that a device has begun work. If the work takes too long, another device gets its place."""
         if self._pacing.deadline is not None:
             self._held += 1
             heapq.heappush(self._places, (session.began, self._held, session.id))
 
     def look_at_places(self) -> None:
-        """Set events for when the session that has held its place longest lapses, and when a round without workers ends."""
+        """Schedule the lapse of the session that has held its place longest, and the end of a round without workers."""
         while self._places and not self._holds_place(self._places[0][2]):
             heapq.heappop(self._places)
         now = self._clock.now
@@ -114,7 +117,7 @@ class RoundWatch:
         return row is not None and row.state == "out"
 
     def _let_go(self) -> None:
-        """Free the place of the session that has held one longest, if it takes too long."""
+        """Free the place of the session that has held its place longest, if it takes too long."""
         self._next_lapse, self._looked_at = math.inf, ("", 0.0)
         if self._places and self._holds_place(session := self._places[0][2]):
             self._carry_out(self._coordinator.expire(self._clock.now, [session]))

@@ -24,8 +24,10 @@ _ONE = Lock()
 
 
 def alone(connection: Connection) -> None:
-    """Wait for other transactions that have called this function, and make later ones wait. In SQLite, a writing
-    transaction is always alone."""
+    """Wait for other transactions that have called this function, and make later ones wait.
+
+    In SQLite there is nothing to do, since only one transaction can write at a time.
+    """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
@@ -47,7 +49,7 @@ def bring_up_to_date(connection: Connection) -> None:
         return
     if form is None and (others := sorted(there & set(TABLES.tables))):
         raise ExperimentError(
-            f"the database holds tables of something else ({', '.join(others)}): give sumus one of its own"
+            f"the database holds tables of another program ({', '.join(others)}): give sumus a database of its own"
         )
     _step(connection, form)
 
@@ -63,8 +65,8 @@ def _step(connection: Connection, form: str | None) -> None:
     known = [step.revision for step in ScriptDirectory.from_config(config).walk_revisions()]
     if form is not None and form not in known:
         raise ExperimentError(
-            f"the database was written by a newer sumus (its form is {form}, and {FORM} is the last that this one knows): "
-            "install that version again, or put back a backup from before"
+            f"the database was written by a newer sumus (its form is {form}, and this version knows forms up to {FORM}): "
+            "install the newer version again, or restore a backup that is older than the upgrade"
         )
     with _ONE:
         command.upgrade(config, FORM)

@@ -1,4 +1,4 @@
-"""Places: when a session took its place, how long a device rests after a lapse, and how long work takes."""
+"""Places in a round: when a session took its place, how long a device rests after a lapse, and how long work takes."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Double
@@ -8,7 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Add columns. Existing sessions that are out count as holding their places since the leader took over."""
+    """Add columns. The server treats existing sessions as if they took their places when the leader took over."""
     for name in ("led", "takes", "takes_by_edge"):
         op.add_column("run", Column(name, Double, nullable=False, server_default="0"))
     op.add_column("session", Column("began", Double, nullable=False, server_default="0"))

@@ -1,4 +1,4 @@
-"""The number of sums that have become a model: in a run so far, and when a device was last counted."""
+"""The number of sums that have become a model: in a run so far, and at the time when a device was last counted."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, text
@@ -8,7 +8,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Add columns. It is not known which earlier sums were abandoned, so the separation of a device's sums begins anew."""
+    """Add columns. Earlier sums may have been abandoned, so the separation between a device's sums is counted from now on."""
     op.add_column("run", Column("models", BigInteger, nullable=False, server_default="0"))
     op.add_column("device", Column("models", BigInteger, nullable=False, server_default="0"))
     op.execute(text("UPDATE run SET models = version"))
