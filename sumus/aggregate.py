@@ -246,7 +246,9 @@ def check_same_shape(left: Aggregate, right: Aggregate) -> None:
     """Raise ParticipantError if two sums belong to different plans, because such sums must not be added."""
     mine, theirs = _layouts(left.sums), _layouts(right.sums)
     if mine != theirs:
-        raise ParticipantError(None, f"the parts of two sums differ ({mine} and {theirs}): not of one plan")
+        raise ParticipantError(
+            None, f"the parts of two sums differ ({mine} and {theirs}): they do not belong to one plan"
+        )
 
 
 def _merge_metrics(mine: Tree, theirs: Tree) -> dict[str, Array]:
@@ -289,7 +291,8 @@ class RunningSum:
         mine, theirs = _layouts(self._total.sums), _layouts(trees)
         if mine != theirs:
             raise ParticipantError(
-                None, f"the parts of an update differ from the sum's ({theirs} and {mine}): not of one plan"
+                None,
+                f"the parts of an update differ from the sum's ({theirs} and {mine}): they do not belong to one plan",
             )
         return self._vectors
 

@@ -160,7 +160,7 @@ class Algorithm:
         trained, buffers = (
             {name: params[name] for name in shapes} for shapes in (task.trained_layout, task.buffer_layout)
         )
-        with own_code("init", self.server, "it must give a ServerState, from the shared leaves"):
+        with own_code("init", self.server, "it must return a ServerState, from the shared leaves"):
             state = self.server.init(trained)
         expect(state, ServerState, f"the init of {self.server!r}")
         return replace(state, broadcast={**state.broadcast, BUFFERS: buffers}) if buffers else state
@@ -185,7 +185,7 @@ class Algorithm:
             raise UsageError(f"{self.aggregator!r} cannot work on a sum: give each update separately, to combine_each")
         if int(total.count) > sums.max_count:
             raise ParticipantError(
-                None, f"a sum of {int(total.count)}, planned for {sums.max_count}: it may have overflowed"
+                None, f"a sum of {int(total.count)} contributors, planned for {sums.max_count}: it may have overflowed"
             )
         if total.empty or int(total.count) < self.aggregator.least:
             return {}
@@ -206,7 +206,7 @@ class Algorithm:
             {part: over(tree, int(one.weights[part])) for part, tree in self._values(one, task, sums, seed).items()}
             for one in ones
         ]
-        with own_code("centre", self.aggregator, "it must give trees by part, of the leaves of one contribution"):
+        with own_code("centre", self.aggregator, "it must return trees by part, of the leaves of one contribution"):
             chosen = dict(centre(contributions, {part: [int(one.weights[part]) for one in ones] for part in weights}))
         if set(chosen) != set(weights):
             raise UsageError(
@@ -270,7 +270,7 @@ class Algorithm:
         ignored = np.errstate(over="ignore", invalid="ignore")  # an error below names the leaf instead
         with (
             ignored,
-            own_code("update", self.server, "it must give a ServerState, from combined parts and a ServerState"),
+            own_code("update", self.server, "it must return a ServerState, from combined parts and a ServerState"),
         ):
             after = self.server.update(_without_buffers(combined), seen)
         expect(after, ServerState, f"the update of {self.server!r}")
@@ -286,12 +286,12 @@ class Algorithm:
             after = replace(after, broadcast={**after.broadcast, BUFFERS: averaged})
         for part, tree in after.broadcast.items():
             if (leaf := first_non_finite(tree)) is not None:
-                raise UsageError(f"`{part}[{leaf}]` ran to NaN or infinity: lower the clients' learning rate")
+                raise UsageError(f"`{part}[{leaf}]` became NaN or infinite: lower the clients' learning rate")
         return after
 
     def release(self, state: ServerState) -> Tree:
         """Return the model to publish: every shared leaf, including buffers."""
-        with own_code("release", self.server, "it must give the model to publish: a tree of the shared leaves"):
+        with own_code("release", self.server, "it must return the model to publish: a tree of the shared leaves"):
             released = dict(self.server.release(state))
         return {**released, **state.broadcast.get(BUFFERS, {})}
 
@@ -304,7 +304,7 @@ class Algorithm:
         shapes = {name: leaf.shape for name, leaf in tree.items()}
         body = np.result_type(*(leaf.dtype for leaf in tree.values()))
         with at_client(client):
-            with own_code("apply", self.update, "it must give a tree of arrays by name"):
+            with own_code("apply", self.update, "it must return a tree of arrays by name"):
                 sent = dict(self.update.apply(tree, Context(shapes, seed, examples=examples, rng=rng)))
             _check_layout(sent, laid_out(self.update, shapes), lambda: f"{self.update!r} gave")
         return tree_map(lambda leaf: leaf if leaf.dtype.kind == "i" else narrowed(leaf, body), sent)
@@ -324,7 +324,7 @@ class Algorithm:
         if not all(divisors.values()):
             return {}
         buffers = {BUFFERS: over(values[BUFFERS], divisors[BUFFERS])} if BUFFERS in values else {}
-        with own_code("combine", self.aggregator, "it must give trees by part, from their sums and their divisors"):
+        with own_code("combine", self.aggregator, "it must return trees by part, from their sums and their divisors"):
             combined = dict(self.aggregator.combine(_without_buffers(values), divisors))
         return {**combined, **buffers}
 
@@ -333,7 +333,8 @@ class Algorithm:
         parts = self.parts(task)
         if set(total.sums) != {part.name for part in parts}:
             raise ParticipantError(
-                None, f"a sum of {sorted(total.sums)}, and the plan's is of {sorted(p.name for p in parts)}"
+                None,
+                f"a sum has the parts {sorted(total.sums)}, but the plan has the parts {sorted(p.name for p in parts)}",
             )
         return {part.name: self._inverted(part, total.sums[part.name], task, sums, seed) for part in parts}
 
@@ -348,7 +349,7 @@ class Algorithm:
             rounds: The number of rounds in which devices' numbers were rounded to integers, times the divisor.
         """
         bits = 0 if hop.code_bits is not None else hop.sums.bits(part)
-        with own_code("lift", self.update, "it must give a tree of arrays by name"):
+        with own_code("lift", self.update, "it must return a tree of arrays by name"):
             lifted = times(self.update.lift(values, Context(task.trained_layout, seed)), 2.0**bits)
         unit = self.update.reach(task.trained_layout)[1] / 2.0**bits
         return lifted, rounding / unit + rounds * 0.5 * math.sqrt(sum(leaf.size for leaf in lifted.values()))
@@ -357,7 +358,7 @@ class Algorithm:
         if not part.in_chain:
             return sums.decode(part, total)
         values = tree_map(_as_float64, total) if self.update.code_bits else sums.decode(part, total)
-        with own_code("invert", self.update, "it must give a tree of arrays by name"):
+        with own_code("invert", self.update, "it must return a tree of arrays by name"):
             inverted = dict(self.update.invert(values, Context(task.trained_layout, seed)))
         _check_layout(inverted, task.trained_layout, lambda: f"the server end of {self.update!r} gave")
         return inverted

@@ -156,7 +156,7 @@ def own_code(function: str, of: object, remedy: str) -> Generator[None, None, No
     Args:
         function: The function's name, such as `finish`.
         of: The value that holds the function, or a text that names the value.
-        remedy: What the function must do, such as "it must give (parts, state)".
+        remedy: What the function must do, such as "it must return (parts, state)".
 
     Raises:
         UsageError: The function raised an exception that is not a SumusError.

@@ -91,13 +91,13 @@ class FirstHop:
 
     def __post_init__(self) -> None:
         if self.code_bits is not None and not 2 <= self.code_bits <= 16:
-            raise PlanError("quantize-bits", f"codes of {self.code_bits} bits: from 2 to 16 bits")
+            raise PlanError("quantize-bits", f"codes of {self.code_bits} bits: give from 2 to 16 bits")
         for what, least in (("weight_cap", self.weight_cap), ("metric_cap", self.metric_cap), ("rounds", self.rounds)):
             if least is not None and least < 1:
                 raise PlanError("positive", f"{what}={least}: it must be at least 1")
         for norm in self.norms:
             if norm is not None:
-                expect_number(norm, 0, LONGEST, "the longest norm of a part")
+                expect_number(norm, 0, LONGEST, "the largest norm of a part")
         for shape in (shape for leaves in self.layouts for _, shape in leaves):
             check_shape(shape)
         for what, given, wanted in (

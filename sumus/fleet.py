@@ -227,9 +227,7 @@ class Fleet:
             given, defaults = self.figures, Fleet().figures
             drawn = ("seconds", "spread", "down", "up", "hours", "skew")
             if unused := [name for name in drawn if given[name] != defaults[name]]:
-                raise ExperimentError(
-                    f"Fleet(trace=): the file says what devices are like; leave out {', '.join(unused)}"
-                )
+                raise ExperimentError(f"Fleet(trace=): the file describes the devices; leave out {', '.join(unused)}")
         _expect(self, "spread", 1, math.inf, "it is the slowest over the fastest, 1 or more")
         if self.hours is not None:
             _expect(self, "hours", 1e-9, 24, "it must be positive, and hours at most 24")

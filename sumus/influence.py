@@ -152,12 +152,12 @@ def influence_of(
         factors = {name: _of_all(part, hop, contributors) for name, part in parts.items()}
     share, step, longest = min(1.0, shares["params"]), None, reaches["params"]
     if aggregator.chosen is not None:
-        with own_code("chosen", aggregator, "it must give (share, times)"):
+        with own_code("chosen", aggregator, "it must return (share, times)"):
             share, times = aggregator.chosen(max(contributors, aggregator.least))
         step = None if longest is None else longest * times * _scale(parts["params"], hop, contributors)
     elif longest is not None and aggregator.longest is not None:
         known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
-        with own_code("longest", aggregator, "it must give a number"):
+        with own_code("longest", aggregator, "it must return a number"):
             step = aggregator.longest(known) * rounds
     if aggregator.chosen is not None:  # each number of the result lies between two numbers that devices sent
         shares = {name: _scale(part, hop, contributors) for name, part in parts.items()}
@@ -165,7 +165,7 @@ def influence_of(
     beside = [part for name, part in parts.items() if name != "params" and not part.in_chain]
     server, model = algorithm.server, None
     if step is not None and server.longest is not None:
-        with own_code("longest", server, "it must give a number, or None"):
+        with own_code("longest", server, "it must return a number, or None"):
             model = server.longest(step)
     return Influence(
         contributors,

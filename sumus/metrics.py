@@ -202,7 +202,7 @@ def binary_accuracy(outputs: Any, targets: Any) -> Any:
     if bool(((outputs < 0) | (outputs > 1)).any()):
         raise TaskError(
             "binary_accuracy takes probabilities from 0 to 1, and these outputs go from "
-            f"{float(outputs.min()):g} to {float(outputs.max()):g}: take binary_accuracy_with_logits for scores before a sigmoid"
+            f"{float(outputs.min()):g} to {float(outputs.max()):g}: use binary_accuracy_with_logits for scores before a sigmoid"
         )
     return _sides(outputs, outputs > 0.5, targets)
 
@@ -240,7 +240,7 @@ def by_class(metric: Callable[[Any, Any], Any], classes: int | Sequence[str]) ->
     """
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
     if isinstance(metric, SeveralSums) or not callable(metric):
-        raise TaskError("by_class takes a metric of one mean, such as accuracy")
+        raise TaskError("by_class takes a metric with a single mean, such as accuracy")
     if not names or len(set(names)) < len(names) or not all(_is_word(name) for name in names):
         raise TaskError(
             f"by_class(classes={classes!r:.80}): give how many classes there are, or their names: each once, printable, "
@@ -311,7 +311,7 @@ def _roc_auc(bins: int, of_chances: bool) -> SeveralSums:
         if of_chances and bool(((outputs < 0) | (outputs > 1)).any()):
             raise TaskError(
                 f"roc_auc takes probabilities from 0 to 1, and these outputs go from {float(outputs.min()):g} to "
-                f"{float(outputs.max()):g}: take roc_auc_with_logits for scores before a sigmoid"
+                f"{float(outputs.max()):g}: use roc_auc_with_logits for scores before a sigmoid"
             )
         logits = scores.logit() if of_chances else scores
         spread = (logits.asinh() / math.asinh(_FARTHEST)).clamp(-1.0, 1.0).nan_to_num(0.0)

@@ -235,7 +235,9 @@ class Plan:
                     "malformed", f"a plan in which {twice[0]!r:.80} appears twice in one object (line {twice[1]})"
                 )
             if fields.pop("sumus") != FORMAT:
-                raise PlanError("plan-format", f"this sumus reads plans of format {FORMAT}; upgrade the older side")
+                raise PlanError(
+                    "plan-format", f"this version of sumus reads plans of format {FORMAT}; upgrade the older side"
+                )
             plan = cast(Plan, call_with(Plan, "plan", fields))
             _ = plan.id  # refuses infinite numbers and text that is not Unicode, which JSON lets through
             _ = plan.first_hop  # refuses codes whose sums need more than 64 bits
@@ -352,7 +354,7 @@ def _quantize_range(plan: Plan) -> str | None:
     mixed = False
     for stage, before, _ in walk(plan.algorithm.update.links, Context(plan.description.trained_layout, b"")):
         if stage.props.code_bits is not None and not stage.props.has_range and not (mixed and before.norm_bound):
-            between = ", with only stages between that say Props(keeps_norm=True)"
+            between = ", with only stages between them that have Props(keeps_norm=True)"
             return f"{stage!r} has no range: put clip_by_global_norm and rotate before it{between}; or give it range="
         mixed = mixed or stage.props.mixes
     return None
@@ -379,7 +381,9 @@ def _weight_twice(plan: Plan) -> str | None:
 
 def _too_few_people(plan: Plan) -> str | None:
     if plan.min_contributors < 2:
-        return f"min_contributors={plan.min_contributors}: a sum of one is that person's update; ask for at least 2"
+        return (
+            f"min_contributors={plan.min_contributors}: a sum over one person is that person's update; give at least 2"
+        )
     if plan.pacing.cohort < plan.min_contributors:
         return (
             f"a cohort of {plan.pacing.cohort} never reaches min_contributors={plan.min_contributors}: enlarge the cohort, or "
@@ -461,7 +465,7 @@ def _site_codes(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and update.code_bits is not None and not multiplies:
         return (
             f"codes that no weight multiplies leave no room for a sum over {plan.edges.rounds} rounds: weigh by "
-            "examples, without a weight stage; or leave out quantize, or take Edges(rounds=1)"
+            "examples, without a weight stage; or leave out quantize, or use Edges(rounds=1)"
         )
     return None
 
@@ -477,7 +481,7 @@ def _noise_at_sites(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and plan.edges.noise_at == "edges":
         return (
             "no privacy ledger of this version of sumus accounts for noise that sites add in each of their rounds: "
-            "take noise_at='top', or "
+            "use noise_at='top', or "
             "Edges(rounds=1)"
         )
     return None
@@ -505,7 +509,7 @@ def _trusts_devices(plan: Plan) -> str | None:
         steps.append("nothing limits the norm of its update")
         if not params.in_chain:
             remedies.append(
-                "the update of this algorithm does not pass through the chain, so nothing can clip it: take another algorithm"
+                "the update of this algorithm does not pass through the chain, so nothing can clip it: use another algorithm"
             )
         elif (stage := plan.algorithm.update.lengthening) is not None:
             remedies.append(
@@ -518,14 +522,14 @@ def _trusts_devices(plan: Plan) -> str | None:
     elif found.step is None:
         steps.append("nothing says how far that moves the model")
         remedies.append(
-            f"give Aggregator(longest=) to {plan.algorithm.aggregator!r}, which says so, or Aggregator(chosen=) if it chooses "
-            "among updates"
+            f"give {plan.algorithm.aggregator!r} an Aggregator(longest=), which bounds this, or Aggregator(chosen=) if it "
+            "chooses among updates"
         )
     if plan.example_cap is None:
         steps.append("nothing bounds its weight further")
         remedies.append(
-            'let clients weigh alike (weight="uniform", if the algorithm has it), or name the most examples that count '
-            f"(cap=, below {MOST_WEIGHT})"
+            'give all clients the same weight (weight="uniform", if the algorithm has it), or set the largest number of examples '
+            f"that counts (cap=, below {MOST_WEIGHT})"
         )
     for name in found.open:
         steps.append(f"it can move each number of `{name}` by {found.others[name]:.4g}")
@@ -533,12 +537,12 @@ def _trusts_devices(plan: Plan) -> str | None:
     return (
         f"one device that lies can have {found.share:.2%} of a sum of {found.contributors}, and {', and '.join(steps)}: "
         f"{'; '.join(remedies)}. `sumus check FILE.py` proposes values from the examples at hand. If all devices are your own, "
-        "say Plan(trusts_devices=True)"
+        "give Plan(trusts_devices=True)"
     )
 
 
 _BOUNDS = {
-    BUFFERS: "put clip_buffers(...) into the update's chain, or take a model without averaged buffers (GroupNorm in place of "
+    BUFFERS: "put clip_buffers(...) into the update's chain, or use a model without averaged buffers (GroupNorm in place of "
     "BatchNorm)",
     "steps": f"bound the steps of a round: fednova(most_steps=), with ‖a‖₁ below {WIDEST:g}",
     "control": f"bound the control below {WIDEST:g}: scaffold(control_bound=)",

@@ -29,7 +29,7 @@ class Schedule(Value):
         Raises:
             UsageError: `at` raised an exception, or did not give a finite number from 0.
         """
-        with own_code("the rate", self, "at must give a number for every round, counted from 0"):
+        with own_code("the rate", self, "at must return a number for every round, counted from 0"):
             rate = float(self.at(round_number))
         expect_number(rate, 0, math.inf, f"the learning rate of round {round_number + 1}, by {self!r:.200},")
         return rate
@@ -45,7 +45,7 @@ class Schedule(Value):
         """
         if self.within is None:
             return 1.0
-        with own_code("the rate", self, "within must give a number for every local step, counted from 1"):
+        with own_code("the rate", self, "within must return a number for every local step, counted from 1"):
             factor = float(self.within(step))
         expect_number(factor, 0, math.inf, f"the factor of local step {step}, by {self!r:.200},")
         return factor

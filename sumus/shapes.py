@@ -65,7 +65,7 @@ def scores_last(outputs: Any, targets: Any, axis: int | None, named: str) -> Any
         )
     if mine[place] < 2:
         raise TaskError(
-            f"outputs {mine} hold one score per prediction, and so only one class: give a score for each class, or take the loss "
+            f"outputs {mine} hold one score per prediction, and so only one class: give a score for each class, or use the loss "
             "and the accuracy of two classes (binary_cross_entropy_with_logits, binary_accuracy_with_logits)"
         )
     if axis is not None and place != len(mine) - 1:

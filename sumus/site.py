@@ -54,7 +54,7 @@ class Edges:
         hold_plain_numbers(self)
         expect(self.rounds, int, "Edges(rounds=)")
         if not 1 <= self.rounds <= MOST_ROUNDS:
-            raise PlanError("edge-words", f"Edges(rounds={self.rounds}): from 1 to {MOST_ROUNDS} rounds")
+            raise PlanError("edge-words", f"Edges(rounds={self.rounds}): give from 1 to {MOST_ROUNDS} rounds")
         if self.noise_at not in get_args(NoiseAt):
             raise PlanError("edge-words", f"Edges(noise_at={self.noise_at!r}): it is 'top' or 'edges'")
 

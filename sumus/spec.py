@@ -175,7 +175,9 @@ def call_with(factory: Callable[..., Any], name: str, params: Mapping[str, Json]
     """Call `factory` with JSON parameters, after checking each against its declared type."""
     signature = inspect.signature(factory)
     if unknown := set(params) - set(signature.parameters):
-        raise PlanError("unknown-name", f"{name!r} takes no {sorted(unknown)}; is this sumus too old for the plan?")
+        raise PlanError(
+            "unknown-name", f"{name!r} takes no {sorted(unknown)}; is this version of sumus too old for the plan?"
+        )
     call = signature.bind_partial()
     call.arguments.update({parameter: build(value) for parameter, value in params.items()})
     _check_types(factory, name, call)

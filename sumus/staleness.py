@@ -30,7 +30,7 @@ class Staleness(Value):
 
     def weight(self, staleness: int) -> int:
         """Return the factor as an integer weight from 1 to 1024."""
-        with own_code("factor", self, "it must give a number in (0, 1] for every staleness"):
+        with own_code("factor", self, "it must return a number in (0, 1] for every staleness"):
             factor = float(self.factor(staleness))
         expect_number(factor, 0, math.inf, f"the factor of {self!r} at staleness {staleness}")
         return min(ONE, max(1, round(ONE * factor)))
@@ -48,7 +48,9 @@ def polynomial(exponent: float = 0.5) -> Staleness:
     arXiv:2106.06639]
     """
     if not exponent > 0:
-        raise PlanError("positive", f"polynomial({exponent}): the exponent must be positive; for none use constant()")
+        raise PlanError(
+            "positive", f"polynomial({exponent}): the exponent must be positive; to ignore staleness, use constant()"
+        )
     return Staleness(factor=lambda staleness: (1.0 + staleness) ** -exponent)
 
 

@@ -197,7 +197,7 @@ class Task:
                 raise TaskError(f"metric {name!r} takes a function of (outputs, targets), not {type(metric).__name__}")
             if metric is binary_accuracy and _is_on_logits(self.loss):
                 raise TaskError(
-                    f"metric {name!r} takes probabilities from 0 to 1, and the loss takes scores before a sigmoid: take "
+                    f"metric {name!r} takes probabilities from 0 to 1, and the loss takes scores before a sigmoid: use "
                     "sumus.metrics.binary_accuracy_with_logits"
                 )
         sums_of(self.metrics)  # refuses two sums with one name
@@ -249,7 +249,7 @@ def _expect_name(name: object) -> None:
         TaskError: The name is not a text, is empty, is not printable, holds a slash, or is in `RESERVED`.
     """
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise TaskError(f"a metric is called {name!r}: give it a name that prints, as text")
+        raise TaskError(f"a metric is called {name!r}: give it a printable name, as text")
     if name in RESERVED:
         raise TaskError(f"a metric cannot be called {name!r}: a history has a column of that name; choose another")
     if is_slot(name):
@@ -405,7 +405,7 @@ def _expect_plain(name: str, tensor: Any) -> None:
     """Raise TaskError for an entry of a module's state that is not a dense tensor with a known shape and values."""
     if name.rpartition(".")[2] == "_extra_state":
         raise TaskError(
-            f"`{name}` is what get_extra_state() gives, but only parameters and buffers are sent and kept: put it into a "
+            f"`{name}` is what get_extra_state() returns, but only parameters and buffers are sent and kept: put it into a "
             "buffer, or remove get_extra_state() from the model"
         )
     if type(tensor).__name__.startswith("Uninitialized"):

@@ -312,7 +312,7 @@ def apply_gradients(
     """
     work.expect_steps("a local step")
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
-    with own_code("correct", work, "it must give a gradient for every gradient that it is given"):
+    with own_code("correct", work, "it must return a gradient for every gradient that it is given"):
         corrected = dict(work.rules.correct(shared, params, broadcast, client_state))
     if corrected.keys() != shared.keys():
         raise UsageError(
@@ -323,7 +323,7 @@ def apply_gradients(
         grads = clip_gradients(grads, work.clip_norm)
     moved: dict[str, Any] = {}
     after: dict[str, LeafState] = {}
-    with own_code("update", work.optimizer, "it must give (param, state), both like those that it is given"):
+    with own_code("update", work.optimizer, "it must return (param, state), both like those that it is given"):
         for name in grads:
             factor = work.lr_factor_of(name)
             rate = lr if factor == 1.0 else lr * factor

@@ -298,7 +298,7 @@ def test_a_variance_never_falls_below_the_floor_and_honest_bits_stay(seed: int) 
 @pytest.mark.parametrize("moved", [np.nan, np.inf, -1e39])
 def test_a_step_to_what_is_not_finite_is_refused(moved: float) -> None:
     for task in (TASK, VARIANCES):
-        with pytest.raises(UsageError, match=r"`buffers\[norm\.mean\]` ran to NaN or infinity"):
+        with pytest.raises(UsageError, match=r"`buffers\[norm\.mean\]` became NaN or infinite"):
             stepped(np.ones(2, np.float32), [0.0, moved], task)
 
 
@@ -307,5 +307,5 @@ def test_a_servers_other_parts_are_finite_too() -> None:
     state = made.start(BASE, TASK)
     still = {name: np.zeros(BASE[name].shape) for name in TASK.trained_layout}
     combined = {"params": still, "control": {name: leaf * np.nan for name, leaf in still.items()}}
-    with pytest.raises(UsageError, match=r"`control\[.*\]` ran to NaN or infinity"):
+    with pytest.raises(UsageError, match=r"`control\[.*\]` became NaN or infinite"):
         made.step(combined, state, TASK)

@@ -203,7 +203,7 @@ def test_pack_writes_a_bundle_that_names_its_plan(file: Path, tmp_path: Path) ->
         (FILE.replace("nn.Linear(4, 2)", "nn.Linear(4, 1)"), "one score per prediction"),
         (FILE.replace('.astype("int64")', '.astype("int64") * 7'), "label 7 of example"),
         (FILE.replace("lr=0.2", "lr=1e30").replace(", sumus.clip_by_global_norm(1.0)", ""), "lower the learning rate"),
-        (FILE.replace("range(20), load)", "[1] * 20, load)"), "client id 1 is given twice"),
+        (FILE.replace("range(20), load)", "[1] * 20, load)"), "client id 1 appears twice"),
         ("def experiment():\n    return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
         ("import sys\nsys.exit('enough')", "ended the program (enough): guard it with"),
         (

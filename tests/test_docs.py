@@ -434,6 +434,21 @@ def test_paths_in_text_exist() -> None:
             assert (ROOT / path).is_file() or "NAME" in path or "TARGET" in path, f"{name_of(page)}: there is no {path}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_row_of_a_table_has_the_cells_of_its_header(page: Path) -> None:
+    """A row that has lost its line break is one long row to a reader, and no other test sees it."""
+    header: int | None = None
+    fenced = False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        fenced ^= line.lstrip().startswith("```")
+        if fenced or not line.startswith("|"):
+            header = None
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line)))
+        header = header or cells
+        assert cells == header, f"line {number} has {cells - 1} cells, its header {header - 1}"
+
+
 def test_no_cell_of_a_drawn_table_is_cut_off() -> None:
     """A cell that is drawn from a docstring is a sentence, to its end."""
     page = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")

@@ -200,7 +200,7 @@ def test_a_frozen_leaf_is_no_trained_leaf() -> None:
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), -1.0, "much"])
 def test_an_own_rate_within_a_round_that_is_no_number_is_named(factor: Any) -> None:
     own = schedules.Schedule(at=lambda number: 0.1, within=lambda step: factor)
-    with pytest.raises(sumus.UsageError, match=r"client \d: .*within must give a number|the factor of local step 1"):
+    with pytest.raises(sumus.UsageError, match=r"client \d: .*within must return a number|the factor of local step 1"):
         sumus.simulate(TASK, sumus.fedavg(sumus.sgd(own)), PEOPLE, 1, compute="autograd")
 
 

@@ -23,6 +23,7 @@ RUN_BY: dict[str, tuple[str, str]] = {
     ".venv/bin/python -m pytest tests/server/test_same_model.py": (".ci/run", "make test"),
     ".venv/bin/python -m pytest tests/attacks": (".ci/run", "make test"),
     ".venv/bin/python -m benchmarks.week": ("tests/benchmarks/test_week.py", "week.main()"),
+    ".venv/bin/python -m benchmarks.peers": ("tests/benchmarks/test_peers.py", "peers.main()"),
 }
 """The words that a command begins with → a file that runs the command, and a word of that file."""
 
@@ -41,3 +42,17 @@ def test_a_test_runs_what_the_readme_shows(command: str) -> None:
     assert found, "say in RUN_BY which test runs it"
     path, word = RUN_BY[max(found, key=len)]
     assert word in (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_the_figures_beside_flower_are_those_of_the_results() -> None:
+    """Seconds a round and the version, in both languages, as `benchmarks.peers` has written them into the results."""
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    seconds = [
+        re.search(rf"^\| w1 \| {name} \| [^|]+ \| ([\d.]+) \|", results, re.MULTILINE) for name in ("sumus", "Flower")
+    ]
+    ours, theirs = (found[1] for found in seconds if found)
+    (version,) = re.findall(r"flwr (\d+\.\d+)\.\d+", results)
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"{ours} s in sumus and {theirs} s in Flower {version}" in text
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    assert f"sumus 用 {ours} 秒，Flower（{version} 版）用 {theirs} 秒" in chinese

@@ -119,12 +119,12 @@ def test_scores_before_a_sigmoid_are_not_cut_at_one_half() -> None:
     scores, targets = torch.tensor([0.2, -3.0, 0.4, 2.0]), torch.tensor([1.0, 0.0, 1.0, 1.0])
     assert metrics.binary_accuracy_with_logits(scores, targets).tolist() == [1.0] * 4
     assert metrics.binary_accuracy(scores.sigmoid(), targets).tolist() == [1.0] * 4
-    with pytest.raises(sumus.TaskError, match="from -3 to 2: take binary_accuracy_with_logits"):
+    with pytest.raises(sumus.TaskError, match="from -3 to 2: use binary_accuracy_with_logits"):
         metrics.binary_accuracy(scores, targets)
-    with pytest.raises(sumus.TaskError, match="metric 'right' .* take sumus.metrics.binary_accuracy_with_logits"):
+    with pytest.raises(sumus.TaskError, match="metric 'right' .* use sumus.metrics.binary_accuracy_with_logits"):
         sumus.Task(nn.Identity, LOGITS, {"right": metrics.binary_accuracy})
     for loss in (nn.BCEWithLogitsLoss(reduction="none"), nn.functional.binary_cross_entropy_with_logits):
-        with pytest.raises(sumus.TaskError, match="take sumus.metrics.binary_accuracy_with_logits"):
+        with pytest.raises(sumus.TaskError, match="use sumus.metrics.binary_accuracy_with_logits"):
             sumus.Task(nn.Identity, loss, {"right": metrics.binary_accuracy})
     sumus.Task(nn.Identity, losses.binary_cross_entropy, {"right": metrics.binary_accuracy})
     sumus.Task(nn.Identity, LOGITS, {"right": metrics.binary_accuracy_with_logits})

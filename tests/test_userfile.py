@@ -105,7 +105,7 @@ def test_a_plan_whose_data_are_declared_is_packed_without_examples(kind: str, tm
 def test_without_examples_and_without_their_form_it_says_both_remedies(tmp_path: Path) -> None:
     file = tmp_path / "operators.py"
     file.write_text(OPERATORS.replace("{task}", "lambda: nn.Linear(3, 1), sumus.losses.mean_squared_error"))
-    with pytest.raises(ExperimentError, match=r"neither `examples` .* declare that, .*data=sumus\.Data\(.*or add"):
+    with pytest.raises(ExperimentError, match=r"neither `examples` .* declare the form, .*data=sumus\.Data\(.*or add"):
         packed(str(file), 0)
 
 

@@ -52,7 +52,7 @@ def _result(done: Outcome, people: DemoPeople, out: Console) -> None:
         out.print(f"\non {len(people.unseen)} people never seen in training, each of whom reported only sums:")
         out.print(_measured(done.means, done.histograms))
     out.print(f"\ntraffic  {amount(done.bytes_down)} down, {amount(done.bytes_up)} up, at the server")
-    out.print("mode     clear mode: the server sees each update in memory; on its disk are only sealed sums")
+    out.print("mode     clear mode: the server sees each update in memory; its disk holds only sealed sums")
     for label, file in (
         ("weights", done.model),
         ("plot", done.plot),

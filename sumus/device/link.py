@@ -105,15 +105,15 @@ def _one_of(links: Sequence[Link]) -> Link:
     return replace(first, token=" ".join(link.token for link in links if link.token is not None))
 
 
-def link_of_command(text: str, insecure: bool = False) -> Link:
-    """Read a server's address from a command line, which must not contain a token."""
+def link_of_command(text: str, insecure: bool = False, option: str = "--token-file") -> Link:
+    """Read a server's address from a command line, which must not contain a token; `option` is named as the remedy."""
     if "://" not in text:
         raise ExperimentError(f"{text!r} is not a server's address: give https://HOST:PORT")
     link = read_link(text, insecure)
     if link.token is not None:
         raise ExperimentError(
             "everyone on this machine can read a command line, so it must not contain a token: put the link into a file and "
-            f"give --token-file FILE, or - for standard input, or set {VARIABLE}; then ask for another token"
+            f"give {option} FILE, or - for standard input, or set {VARIABLE}; then ask for another token"
         )
     return link
 
@@ -135,6 +135,7 @@ def given(
     environment: Mapping[str, str],
     insecure: bool = False,
     authority: Path | None = None,
+    option: str = "--token-file",
 ) -> Link:
     """Make the link from a command's options.
 
@@ -144,12 +145,13 @@ def given(
         environment: The environment, which may hold a token or a whole link.
         insecure: Whether http:// to other machines is allowed.
         authority: A file of certificates, one of which must have issued the server's.
+        option: The command's option for `file`, for messages.
     """
-    return _given(text, file, environment, insecure).vouched_for_by(authority)
+    return _given(text, file, environment, insecure, option).vouched_for_by(authority)
 
 
-def _given(text: str | None, file: str | None, environment: Mapping[str, str], insecure: bool) -> Link:
-    link = Link("") if text is None else link_of_command(text, insecure)
+def _given(text: str | None, file: str | None, environment: Mapping[str, str], insecure: bool, option: str) -> Link:
+    link = Link("") if text is None else link_of_command(text, insecure, option)
     if file is None:
         secret = environment.get(VARIABLE)
     elif file == "-":
@@ -158,7 +160,7 @@ def _given(text: str | None, file: str | None, environment: Mapping[str, str], i
         try:
             secret = Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ExperimentError(f"--token-file {file} cannot be read: {unread(error)}") from error
+            raise ExperimentError(f"{option} {file} cannot be read: {unread(error)}") from error
     if not secret or not secret.strip():
         return link
     more = read_link(secret, insecure)

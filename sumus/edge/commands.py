@@ -78,7 +78,7 @@ def register(app: typer.Typer) -> None:
         from sumus.operations.stores import Storage
 
         links.check()
-        link = given(above.upstream, above.link_file, os.environ, listen.insecure, above.authority)
+        link = given(above.upstream, above.link_file, os.environ, listen.insecure, above.authority, "--link-file")
         output.begin_log()
         policy = ServerPolicy(quota=quota, memory=memory * 2**20)
         keep(

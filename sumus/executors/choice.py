@@ -275,7 +275,7 @@ class _Probe:
         if refused := getattr(executor, "refused", None):
             return cast(str, refused)
         if not all(math.isfinite(one.metrics["loss"][0]) for one in wanted.values()):
-            return "autograd runs to NaN or infinity on the first clients, and there is nothing to compare with"
+            return "autograd gives NaN or infinity on the first clients, so there is nothing to compare with"
         if all(self._agree(one, wanted[one.client]) for one in found):
             return None
         if not self._repeats():
@@ -284,7 +284,7 @@ class _Probe:
                 "object of an installed package, a cache, a file), or draws numbers that sumus does not seed"
             )
         if choice.kind == "vectorized":
-            return "its examples act on each other within a batch (batch statistics?), and short batches are padded"
+            return "the examples of a batch influence each other (batch statistics?), and short batches are padded"
         return "its captured step gives other results than autograd: something in it depends on values, or on earlier steps"
 
     def _repeats(self) -> bool:

@@ -80,7 +80,7 @@ class LocalTraining:
         own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
         personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
         leaves: dict[str, Any] = {**round_.sent["params"], **round_.buffers, **personal}
-        with own_code("init", self.work, "it must give a client's first state: trees by name"):
+        with own_code("init", self.work, "it must return a client's first state: trees by name"):
             return leaves, own or dict(self.work.rules.init(round_.sent["params"]))
 
     def loss_and_gradient(
@@ -133,7 +133,7 @@ class LocalTraining:
     def first_rules(self, params: Mapping[str, Tensor]) -> dict[str, LeafState]:
         """Return the optimizer's first state of each leaf, in memory of its own."""
         with own_code(
-            "init", self.work.optimizer, "it must give a leaf's first state: a tuple of tensors like the leaf"
+            "init", self.work.optimizer, "it must return a leaf's first state: a tuple of tensors like the leaf"
         ):
             return {
                 name: tuple(torch.as_tensor(slot).clone() for slot in self.work.rule_of(name).init(param.detach()))
@@ -143,7 +143,7 @@ class LocalTraining:
     def stepping(self) -> AbstractContextManager[None]:
         """Return a context for a local step, once its gradient is known. An error in it is reported as an error of the work."""
         dtype = next(iter(self.program.trained.values())).dtype
-        held = f"its numbers must be ones that {str(dtype).rpartition('.')[2]} holds, and its rules must fit the leaves"
+        held = f"its numbers must be numbers that {str(dtype).rpartition('.')[2]} can hold, and its rules must fit the leaves"
         return own_code("a local step", self.work, held)
 
     def ended(
@@ -167,7 +167,7 @@ class LocalTraining:
         """
         program = self.program
         now = {name: program.widen(name, leaf) for name, leaf in leaves.items()}
-        with own_code("finish", self.work, "it must give (parts, state)"):
+        with own_code("finish", self.work, "it must return (parts, state)"):
             parts, state = self.work.rules.finish(round_.sent, {name: now[name] for name in program.shared}, own, done)
             parts, state = dict(parts), dict(state)
         if PERSONAL in state or (state and not self.work.keeps_state):

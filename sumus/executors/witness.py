@@ -172,13 +172,13 @@ def notes_of(moved: Iterable[str], most: int) -> list[str]:
     walked = [path for path in paths if path != OTHER_NUMBERS and not path.startswith(_EXAMPLES)]
     notes = [
         f"{path.removeprefix(_EXAMPLES)} gives other examples each time it is read, and a run reads each client once: random "
-        "views of one example are drawn once; draw them in the model's forward, while it trains"
+        "views of an example are therefore drawn only once; draw them in the model's forward during training"
         for path in read
     ]
     if OTHER_NUMBERS in paths:
         notes.append(
             "the same client gave other numbers when it was trained again: code of the task keeps state, or draws numbers, that "
-            "sumus does not see. So the figures of this run depend on the order of clients, and on how many processes train "
+            "sumus does not see. So the results of this run depend on the order of clients, and on how many processes train "
             "them. Keep such state in a float buffer of the model, which is averaged, or in personal leaves"
         )
     return [*notes, *map(observed.note_of, walked[:most])]

@@ -55,7 +55,7 @@ class ExampleReader:
             except Exception as error:
                 raise DataError(client, f"prepare failed: {type(error).__name__}: {error}") from error
             if not isinstance(prepared, tuple | list) or len(prepared) != 2:
-                raise DataError(client, f"prepare gave a {_named(prepared)}; it must give a pair (inputs, targets)")
+                raise DataError(client, f"prepare gave a {_named(prepared)}; it must return a pair (inputs, targets)")
             inputs, targets = prepared
         inputs, targets = self._tensor(client, "inputs", inputs), self._tensor(client, "targets", targets)
         if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
@@ -164,7 +164,7 @@ class ExampleReader:
                 raise DataError(
                     client,
                     f"its {name} hold {tensor[place].item():.0f} at {where(place)}, which the model's {said} rounds to "
-                    f"{narrow[place].item():.0f}: scale them in prepare=, or leave out what only names a row",
+                    f"{narrow[place].item():.0f}: scale them in prepare=, or leave out a column that only names rows",
                 )
         return narrow
 
@@ -337,7 +337,7 @@ def _remedy(error: Exception, targets: Tensor) -> str:
     """Suggest a remedy for an error of the model or its loss, as far as the error's text shows one."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return "memory ran out: lower batch_size= of the client's work, or take a smaller model"
+        return "memory ran out: lower batch_size= of the client's work, or use a smaller model"
     if targets.dtype == torch.int64 and ("long" in text or "int64" in text):
         return "a loss of real numbers takes real targets: give them as float32, or convert them in prepare="
     if "more than 1 value per channel" in text:

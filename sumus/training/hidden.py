@@ -155,13 +155,13 @@ def tied_to_itself(module: nn.Module) -> str | None:
         if getattr(tensor, "_post_accumulate_grad_hooks", None):
             raise TaskError(
                 f"`{name}` has a hook of register_post_accumulate_grad_hook, and gradients are not accumulated here: take "
-                "register_hook, which gets the gradient and gives another"
+                "register_hook, which receives the gradient and returns another"
             )
     for path, part in module.named_modules():
         for name, value in vars(part).items():
             if name not in MEMBERS and (found := _function_around(value, own, 0)) is not None:
                 where = f"{path}.{name}".lstrip(".")
-                return f"`{where}` holds a function that takes `{found}` from this very model, also in a copy"
+                return f"`{where}` holds a function that takes `{found}` from this very model, and would do so in a copy too"
     return None
 
 

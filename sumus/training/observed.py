@@ -90,7 +90,7 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
     elif drawn:
         alone = "it draws from Python's or numpy's generator: use torch's"
     elif moved_to:
-        alone = f"its forward puts `{moved_to[0]}` into other memory: write into the old one, as in .data.copy_(...)"
+        alone = f"its forward puts `{moved_to[0]}` into other memory: write into the existing memory, as in .data.copy_(...)"
     elif hooked := next((name for name, tensor in program.trained.items() if tensor._backward_hooks), None):
         alone = f"`{hooked}` has a hook on its gradient"
     return Observed(bool(forward.seen) and unkeyed is None, unkeyed, alone, drawn, acts)
@@ -178,7 +178,7 @@ def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Te
         raise TaskError(
             f"{where} has requires_grad=True and is not a leaf of the model: no step trains it, and it is not sent. Make it a "
             "parameter of the model, in the model's __init__ (a layer in a list: in an nn.ModuleList; a layer made in forward: "
-            "before; a loss's own parameter: let forward return it); or set requires_grad_(False) if it stays as it is"
+            "before; a loss's own parameter: let forward return it); or set requires_grad_(False) if it must not be trained"
         )
 
 
@@ -231,8 +231,8 @@ def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
             raise TaskError(
                 f"the buffer `{name}` {why}, so that a mean of clients' buffers is a value that training never "
                 "gives, and shared buffers "
-                f'are averaged: keep one at each client, with leaves={{"{name}": "personal"}}; or, if a mean of them is right '
-                f'all the same, ask for it with leaves={{"{name}": "shared"}}'
+                f'are averaged: keep one at each client, with leaves={{"{name}": "personal"}}; or, if a mean of them is correct '
+                f'anyway, request it with leaves={{"{name}": "shared"}}'
             )
 
 
@@ -253,7 +253,7 @@ def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tenso
         return "is overwritten in part by a step, as a queue is"
     for axis in (None, *range(start.dim())):
         if start.dim() and _keeps_length(start, still, axis):
-            return "keeps its length, and a mean is shorter"
+            return "keeps its norm, and a mean has a smaller norm"
     return None
 
 

@@ -107,7 +107,7 @@ class Place:
             raise TaskError(
                 f"`{path}` is large, and changed as clients trained, after it had stayed the same at first: clients may have "
                 "begun with values that other clients left there. Make it a buffer of the model, with "
-                "register_buffer, or let it stay as it is"
+                "register_buffer, or leave it unchanged"
             )
 
 
@@ -288,7 +288,7 @@ class Depths(Place):
 
     def restore(self) -> None:
         raise TaskError(
-            f"what `{self._path}` holds changes as clients train, and it holds too much to be put back for each client: keep "
+            f"the content of `{self._path}` changes as clients train, and is too large to be put back for each client: keep "
             "less there, or make it a buffer of the model, with register_buffer"
         )
 
@@ -530,7 +530,7 @@ class Opaque(Place):
 
     def restore(self) -> None:
         raise TaskError(
-            f"`{self._path}` is a {type(self._held).__name__} that moves on as clients train, and it cannot be put back for each "
+            f"`{self._path}` is a {type(self._held).__name__} that advances as clients train, and it cannot be put back for each "
             "client: compute its values from a buffer of the model instead, such as a count of steps"
         )
 

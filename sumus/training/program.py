@@ -51,7 +51,7 @@ class Program:
             raise TaskError(f"device {device!r} is not known: cpu, cuda or cuda:NUMBER")
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise TaskError("device 'cuda' was asked for and torch sees no GPU; leave it out to use the CPU")
+            raise TaskError("device 'cuda' was requested, but torch finds no GPU; leave it out to use the CPU")
         with seeded(seed):
             module = task.make_model()
         self.module = _own(task, module, seed).to(self.device)
@@ -206,7 +206,7 @@ class Program:
         for name, tensor in self.tensors.items():
             if state.get(name) is not tensor:
                 raise TaskError(
-                    f"forward binds `{name}` to a new tensor: write into the old one, as in self.{name}.copy_(...)"
+                    f"forward binds `{name}` to a new tensor: write into the existing one, as in self.{name}.copy_(...)"
                 )
 
     def losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -454,7 +454,7 @@ def _expect_same_roles(tensors: Mapping[str, Tensor], leaves: Mapping[str, Leaf]
         if tensor.requires_grad is not leaves[name].trained:
             raise TaskError(
                 f"the code switches requires_grad of `{name}` as it trains, and a leaf's role is the same in all rounds: "
-                "give roles by leaves=, and hold a leaf still for a while by a factor of 0 in forward"
+                "give roles by leaves=, and to keep a leaf still for a while, use a factor of 0 in forward"
             )
 
 

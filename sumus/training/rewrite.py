@@ -21,7 +21,7 @@ _VIEWS = (*_RESHAPES, *_TRANSPOSES, _aten.expand.default, _aten.permute.default,
 _STATISTICS = (_aten.native_batch_norm.default, _aten.cudnn_batch_norm.default, _aten.miopen_batch_norm.default)
 
 
-OWN_TENSORS = "it changes tensors in place that it did not make, such as batch statistics"
+OWN_TENSORS = "it changes, in place, tensors that it did not make, such as batch statistics"
 
 
 class NotCapturable(Exception):
@@ -92,7 +92,7 @@ def stand_in_noise(graph: Graph, stack: int | None) -> list[NoiseShape]:
         first = node.args[0]
         shape = _form(first)[0] if isinstance(first, Node) else tuple(cast(Sequence[int], first))
         if stack is not None and (not shape or shape[0] != stack):
-            raise NotCapturable(f"`{node.target}` draws numbers that are not one client's")
+            raise NotCapturable(f"`{node.target}` draws numbers that do not belong to one client")
         draws.append(NoiseShape(random.normal, shape if stack is None else shape[1:]))
         with graph.inserting_after(last):
             last = graph.placeholder(f"noise_{len(draws) - 1}")
@@ -215,7 +215,7 @@ def multiply_by_onednn(graph: Graph) -> None:
     """Compute x·Wᵀ + b with oneDNN's inner product, which on some CPUs is twice as fast as the default."""
     linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if linear is None:
-        raise NotCapturable("this torch has no oneDNN linear")
+        raise NotCapturable("this version of torch has no linear operator of oneDNN")
     for node in list(graph.nodes):
         if node.target not in (_aten.addmm.default, _aten.mm.default) or node.kwargs or _form(node)[1] != torch.float32:
             continue

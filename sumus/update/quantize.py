@@ -31,7 +31,7 @@ def quantize(bits: int = 8, range: float | None = None) -> Transform:
             relative error above 2; with rotation, the error is 0.014.
     """
     if not 2 <= bits <= 16:
-        raise PlanError("quantize-bits", f"quantize(bits={bits}): from 2 to 16 bits")
+        raise PlanError("quantize-bits", f"quantize(bits={bits}): give from 2 to 16 bits")
     if range is not None and not (range > 0 and math.isfinite(range)):
         raise PlanError("positive", f"quantize(range={range}): the range must be positive and finite")
     largest = 2 ** (bits - 1) - 1

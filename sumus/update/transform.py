@@ -23,7 +23,7 @@ from sumus.errors import PlanError, own_code
 from sumus.spec import Value, registered
 from sumus.types import Layout, Tree
 
-_GIVES = "it must give a tree of arrays by name, in the shapes of its layout"
+_GIVES = "it must return a tree of arrays by name, in the shapes of its layout"
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Transform(Value):
 
 def laid_out(transform: Transform, shapes: Layout) -> Layout:
     """Return the shapes after a transform."""
-    with own_code("layout", transform, "it must give the shapes after apply, from the shapes before"):
+    with own_code("layout", transform, "it must return the shapes after apply, from the shapes before"):
         return transform.layout(shapes)
 
 
@@ -187,14 +187,14 @@ def walk(stages: Sequence[Transform], context: Context) -> Iterator[tuple[Transf
 
 def _unit(stage: Transform, context: Context) -> float:
     """Return the value, in parameters, of a 1 in a stage's output."""
-    with own_code("unit", stage, "it must give a number"):
+    with own_code("unit", stage, "it must return a number"):
         return stage.unit(context)
 
 
 def _longest(stage: Transform, context: Context) -> float | None:
     """Return the L2 norm that no output of a stage exceeds, in units of the output; None if there is no such norm."""
     if stage.longest is not None:
-        with own_code("longest", stage, "it must give a number, or None"):
+        with own_code("longest", stage, "it must return a number, or None"):
             return stage.longest(context)
     kept = context.norm_bound if stage.props.keeps_norm else None
     return min((limit for limit in (kept, stage.props.clips_to) if limit is not None), default=None)

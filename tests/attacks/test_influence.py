@@ -677,7 +677,7 @@ def test_an_aggregator_that_says_nothing_is_refused_for_devices() -> None:
     )
     made = plan(sumus.fedavg(WORK, CLIP, aggregator=doubled))
     assert made.influence.step is None
-    assert "give Aggregator(longest=)" in dict(made.violations("deployed"))["trusts-devices"]
+    assert "an Aggregator(longest=)" in dict(made.violations("deployed"))["trusts-devices"]
 
 
 CHOOSING = {

@@ -110,3 +110,10 @@ def test_a_link_that_was_copied_with_quotes_is_the_link(around: str) -> None:
     link = f"https://fl.example:8443/#enrol=abc&pin={'0' * 64}"
     assert read_link(around.format(link)) == read_link(link)
     assert read_link(around.format("https://fl.example:8443")).server == "https://fl.example:8443"
+
+
+def test_the_command_of_an_edge_names_its_own_option(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="--link-file .*nothing cannot be read"):
+        given(None, str(tmp_path / "nothing"), {}, option="--link-file")
+    with pytest.raises(ExperimentError, match="give --link-file FILE"):
+        given(WHOLE, None, {}, option="--link-file")

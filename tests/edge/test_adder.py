@@ -246,7 +246,7 @@ def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(stack: ExitStack, 
     way.cut = False
     edge.uplink.wake()
     (mine,) = edge.server.tasks[0].runs
-    wait_until(lambda: "was not counted above" in mine.trouble, "nobody was told")
+    wait_until(lambda: "was not counted by the server above" in mine.trouble, "nobody was told")
     edge.server.ask_to_do(lambda now: None).result()  # the deciding thread is through with what it said
     row = mine.coordinator.round(0)
     assert row is not None
@@ -405,7 +405,7 @@ def test_who_was_cut_off_for_a_day_is_told_so_where_the_round_is_over(stack: Exi
     tree = Tree(tiny(cohort=2, deadline=HOUR), stack)
     edge, _ = cut_off_for_a_day(tree)
     (mine,) = edge.server.tasks[0].runs
-    wait_until(lambda: "was not counted above" in mine.trouble, "nobody was told")
+    wait_until(lambda: "was not counted by the server above" in mine.trouble, "nobody was told")
     assert tree.service.server.tasks[0].training.version == 0
     take_part(tree.bundle.plan, list(enumerate(devices(edge, tree.below(edge), range(2)))))
     tree.model(1)

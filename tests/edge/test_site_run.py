@@ -286,7 +286,7 @@ def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(tree: Tree) -> Non
     ).result()  # the round is over, as after a deadline
     way.cut = False
     edge.uplink.wake()
-    wait_until(lambda: "was not counted above" in run_of(edge).trouble, "nobody was told")
+    wait_until(lambda: "was not counted by the server above" in run_of(edge).trouble, "nobody was told")
     for value in (1.0, 1.0, 1.0):  # and the next rounds are as ever
         own_round(plan, people, value)
     assert model_of(tree, 1) == [-3.0] * 4

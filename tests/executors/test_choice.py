@@ -236,9 +236,9 @@ REFUSED = {
     "batch statistics": (
         normed,
         "vectorized",
-        "changes tensors in place that it did not make, such as batch statistics",
+        "changes, in place, tensors that it did not make, such as batch statistics",
     ),
-    "a mean over the batch": (Centred, "vectorized", "act on each other within a batch"),
+    "a mean over the batch": (Centred, "vectorized", "examples of a batch influence each other"),
     "a branch": (Branching, "sequential", "depends on the values of tensors"),
     "a counter": (Counting, "sequential", "changes its own attribute `calls`"),
     "its own order": (Sampling, "sequential", "draws `aten.randperm"),

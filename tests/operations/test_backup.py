@@ -182,7 +182,7 @@ def test_a_round_whose_key_is_lost_ends_and_says_so(tmp_path: Path) -> None:
         with pytest.raises(Refused, match="closed"):
             again[2].report(works[2], update_of(PLAN, 2))
         training = service.server.tasks[0].training
-        assert "the key of round 0 does not open" in training.trouble
+        assert "the key of round 0 cannot be decrypted" in training.trouble
         assert training.paused
         service.server.ask_to_do(lambda now: training.resume()).result()
         assert len(train_round(again, PLAN, [1.0, 1.0, 1.0])) == 3

@@ -108,7 +108,7 @@ def test_what_it_draws_goes_on_from_round_to_round(experiment: Make) -> None:
     ("function", "said"),
     [
         (lambda outcome: True, "after_round returned True after round 1: return 'stop' to end the run, or None"),
-        (lambda outcome: "halt", "after_round gave 'halt'"),
+        (lambda outcome: "halt", "after_round returned 'halt'"),
         (lambda outcome: 1 / 0, "after_round of round 1 failed: ZeroDivisionError"),
         (lambda: None, "after_round of round 1 failed: TypeError"),
         (lambda outcome: outcome.metrics.update(a=1), "after_round of round 1 failed: AttributeError"),

@@ -102,7 +102,7 @@ def test_what_is_not_understood_is_refused_by_client_and_row(examples: Any, said
 
 @pytest.mark.parametrize("prepared", [X[:2], torch.zeros(2, 3), {"x": X}, (X, Y, Y), None])
 def test_a_preparation_gives_a_pair(prepared: Any) -> None:
-    with pytest.raises(sumus.DataError, match="client 'bob': prepare gave a .*; it must give a pair"):
+    with pytest.raises(sumus.DataError, match="client 'bob': prepare gave a .*; it must return a pair"):
         run((X, Y), prepare=lambda inputs, targets: prepared)
 
 

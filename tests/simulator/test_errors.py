@@ -134,7 +134,7 @@ def test_an_empty_population_and_no_rounds_are_refused() -> None:
 def test_a_missing_gpu_is_said_plainly() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(sumus.TaskError, match="torch sees no GPU"):
+    with pytest.raises(sumus.TaskError, match="torch finds no GPU"):
         sumus.simulate(
             task(), sumus.fedavg(sumus.sgd(lr=0.1)), {"alice": GOOD}, rounds=1, compute=sumus.Compute(device="cuda")
         )

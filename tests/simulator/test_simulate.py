@@ -341,7 +341,7 @@ def test_a_run_that_failed_at_once_does_not_lock_its_folder(experiment: Make, tm
 
 def test_fewer_rounds_than_a_folder_holds_are_not_taken_for_done(experiment: Make, tmp_path: Path) -> None:
     sumus.run(experiment(rounds=4), out=tmp_path)
-    with pytest.raises(sumus.ExperimentError, match="holds 4 rounds, and 2 are asked for"):
+    with pytest.raises(sumus.ExperimentError, match="holds 4 rounds, and 2 are requested"):
         sumus.run(experiment(rounds=2), out=tmp_path)
 
 

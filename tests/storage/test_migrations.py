@@ -209,6 +209,6 @@ def test_sqlite_on_a_disk_of_another_machine_is_refused(tmp_path: Path, monkeypa
         return "nfs4"
 
     monkeypatch.setattr("sumus.storage.sql.network_disk", nfs)
-    with pytest.raises(ExperimentError, match=r"another machine's disk \(nfs4\), where SQLite's locks do not hold"):
+    with pytest.raises(ExperimentError, match=r"another machine's disk \(nfs4\), where SQLite's locks do not work"):
         SqlStore.open(f"sqlite:///{tmp_path}/run.db")
     assert list(tmp_path.iterdir()) == []

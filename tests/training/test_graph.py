@@ -873,7 +873,7 @@ def test_padding_would_act_on_such_rows_and_so_they_are_not_stacked(what: str, s
     assignments = [ClientAssignment(f"{n}", *examples, {}, key(n)) for n, examples in enumerate(clients(*sizes))]
     chosen = checked(ExecutorChoice("vectorized", 2), program, WORK, assignments, broadcast)
     assert chosen.choice.kind != "vectorized"
-    assert "its examples act on each other within a batch" in chosen.reason
+    assert "the examples of a batch influence each other" in chosen.reason
 
 
 # ── half precision ───────────────────────────────────────────────────────────────────────────────────────────────────

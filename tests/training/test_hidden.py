@@ -266,7 +266,7 @@ def test_what_cannot_be_put_back_is_refused_once_it_moves(moving: Any) -> None:
     hidden = HiddenState({"loss": [moving]})
     assert hidden.restore() == []
     next(moving)
-    with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+ that moves on as clients train"):
+    with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+ that advances as clients train"):
         hidden.restore()
 
 

@@ -477,7 +477,7 @@ def test_a_matrix_as_bias_stays() -> None:
 def test_where_torch_has_no_onednn_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = traced(lambda x, w: x @ w, X.float(), W.float())
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    with pytest.raises(NotCapturable, match="no oneDNN"):
+    with pytest.raises(NotCapturable, match="no linear operator of oneDNN"):
         rewrite.multiply_by_onednn(module.graph)
 
 

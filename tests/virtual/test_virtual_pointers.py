@@ -165,7 +165,7 @@ def test_who_is_no_worker_is_told_how_to_make_one(alice: VirtualWorker) -> None:
         send([1.0], alice)  # type: ignore[call-overload]
     with pytest.raises(PointerError, match="this Tensor is already in this process"):
         get(torch.ones(2))
-    with pytest.raises(PointerError, match=r"is at 'alice' already: use sumus\.virtual\.move"):
+    with pytest.raises(PointerError, match=r"is already at 'alice': use sumus\.virtual\.move"):
         send(send(torch.ones(2), alice), alice)
     with pytest.raises(PointerError, match="is already at a worker"):
         send(send(nn.Linear(1, 1), alice), alice)

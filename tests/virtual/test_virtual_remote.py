@@ -283,7 +283,9 @@ def test_a_token_that_can_be_guessed_is_refused(token: str) -> None:
 
 
 def test_other_machines_reach_it_only_where_that_is_said() -> None:
-    with pytest.raises(sumus.UsageError, match=r"others reach 0\.0\.0\.0, and without TLS they can read the traffic"):
+    with pytest.raises(
+        sumus.UsageError, match=r"other machines can reach 0\.0\.0\.0, and without TLS they can read the traffic"
+    ):
         serve(OWN, token=TOKEN, host="0.0.0.0")
     with pytest.raises(sumus.UsageError, match=r"nothing\.pem cannot be read: No such file"):
         serve(OWN, token=TOKEN, tls=("nothing.pem", "nothing.key"))
