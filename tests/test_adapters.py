@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,3 +105,19 @@ def test_another_function_is_refused_at_once() -> None:
 def test_a_client_app_without_flower_says_what_to_install() -> None:
     with pytest.raises(sumus.UsageError, match=r"client \d: .*need flwr, .*pip install flwr"):
         simulated(sumus.adapters.flower(lambda message, context: message))
+
+
+def test_a_numpy_client_gives_one_model_in_processes_on_devices_and_resumed(tmp_path: Path) -> None:
+    task = sumus.Task(lambda: nn.Linear(4, 2), sumus.losses.cross_entropy)
+    work = sumus.adapters.flower(shifting, config={"step": 0.5})
+    plan = sumus.Plan(task, sumus.fedavg(work), sumus.Pacing(cohort=3), 2)
+    experiment = sumus.Experiment(plan, sumus.Population(range(3), load=person), rounds=2)
+    alone = sumus.run(experiment, compute=sumus.Compute(workers=1))
+    sumus.run(replace(experiment, rounds=1), out=str(tmp_path))
+    others = {
+        "two processes": sumus.run(experiment, compute=sumus.Compute(workers=2)),
+        "devices": sumus.run(experiment, compute=sumus.Compute(through="wire")),
+        "resumed": sumus.run(experiment, out=str(tmp_path)),
+    }
+    assert {history.model_sha256 for history in others.values()} == {alone.model_sha256}
+    assert not others["two processes"].notes
