@@ -156,7 +156,7 @@ WRAPS: dict[str, Callable[[sumus.ClientWork], sumus.ClientWork]] = {
 @pytest.mark.parametrize("inner", WRAPS)
 def test_a_client_is_changed_once(outer: str, inner: str) -> None:
     """Each of these reads the way from the broadcast to the trained model as its own steps made it."""
-    with pytest.raises(PlanError, match="plain client work") as error:
+    with pytest.raises(PlanError, match="unchanged client work") as error:
         WRAPS[outer](WRAPS[inner](WORK))
     assert error.value.rule == "client-changed-twice"
 
