@@ -358,7 +358,7 @@ def test_what_a_long_container_holds_deep_inside_is_refused_if_it_changes() -> N
         hidden = HiddenState({"loss": [held]})
         assert hidden.restore() == []
         held[7][0] += 1
-        with pytest.raises(sumus.TaskError, match=r"what `loss\[0\]` holds changes .* too much"):
+        with pytest.raises(sumus.TaskError, match=r"the content of `loss\[0\]` changes .* too large"):
             hidden.restore()
 
 
