@@ -74,15 +74,11 @@ class Algorithm:
         expect(self.update, Transform, "update=")
         expect(self.aggregator, Aggregator, "aggregator=")
         expect(self.server, ServerOptimizer, "server=")
-        parts = {part.name for part in self.aggregator.parts}
+        parts, rules = {part.name for part in self.aggregator.parts}, self.client.rules
         for what, wanted, given in (
-            ("the client sends {1}, and the aggregator combines {0}", parts, self.client.rules.sends),
+            ("the client sends {1}, and the aggregator combines {0}", parts, rules.sends),
             ("the server optimizer takes {0}, and the aggregator combines {1}", self.server.takes, parts),
-            (
-                "the client receives {0}, and the server optimizer broadcasts {1}",
-                self.client.rules.receives,
-                self.server.broadcasts,
-            ),
+            ("the client receives {0}, and the server broadcasts {1}", rules.receives, self.server.broadcasts),
         ):
             if not set(wanted) <= set(given):
                 raise PlanError("parts-match", what.format(sorted(wanted), sorted(given)) + ": they must go together")

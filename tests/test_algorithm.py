@@ -128,7 +128,9 @@ def test_a_sum_of_more_people_than_planned_is_refused() -> None:
     algorithm = sumus.fedavg(sumus.sgd(0.1))
     total, sums = total_of(algorithm, CLIENTS), dataclasses.replace(SUMS, max_count=4)
     assert algorithm.combine(total, TASK, sums, b"", 4)
-    with pytest.raises(ParticipantError, match="a sum of 8, planned for 4: it may have overflowed") as error:
+    with pytest.raises(
+        ParticipantError, match="a sum of 8 contributors, planned for 4: it may have overflowed"
+    ) as error:
         algorithm.combine(total.merge(total), TASK, sums, b"", 4)
     assert error.value.client is None
 

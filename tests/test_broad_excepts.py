@@ -25,6 +25,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "device/work.py": {"LocalWork.look_at": USERS, "LocalWork.do": USERS},  # and a defect is logged
     "errors.py": {"own_code": USERS},
     "executors/choice.py": {"_Probe.refused": USERS},
+    "executors/own_loop.py": {"OwnLoopExecutor._as_leaf": USERS, "_called": USERS},
     "executors/witness.py": {"_other_examples": USERS},
     "http/answers.py": {"ExplainedEndpoint.__call__": END},
     "node/intake.py": {"labelled": USERS, "answered": USERS, "Intake._prepared": USERS},

@@ -27,6 +27,7 @@ from sumus.site import Edges
 from sumus.spec import Spec, build, canonical_json, describe, is_custom, record, registered, to_json
 from sumus.task import Data, Description, Leaf
 from sumus.update import Props, Transform, chain, clip_buffers, clip_by_global_norm, quantize, rotate, weight
+from tests import own_loops
 
 LEAF = Leaf("fc.weight", (3, 2), "float32", "shared", True, ("tied.weight",))
 STATISTIC = Leaf("norm.mean", (2,), "float32", "shared", False)
@@ -46,6 +47,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "algorithm": lambda: Algorithm(sumus.sgd(0.1), chain(), mean(Part("params")), optimizers.sgd()),
     "client/adam": lambda: sumus.adam(1e-3, steps=5, betas=(0.8, 0.9)),
     "client/adamw": lambda: sumus.adamw(schedules.cosine(0.1, rounds=50), epochs=2, batch_size=8),
+    "client/client": lambda: sumus.client(own_loops.train, own_loops.evaluate),
     "client/control": lambda: scaffold.control(sumus.adam(0.1), option=1),
     "client/dynamic": lambda: feddyn.dynamic(sumus.sgd(0.1), 0.01),
     "client/normalized": lambda: fednova.normalized(sumus.sgd(0.1, momentum=0.9)),

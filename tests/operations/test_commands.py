@@ -132,7 +132,7 @@ def test_a_model_comes_out_bit_for_bit_by_the_plan_s_names(operator: Operator, t
         types("admin", "export", url, "tiny", "-o", str(missing), code=2)
     for words, why in (
         (("tiny", "7"), "tiny has no version 7 yet: its newest is 1"),
-        (("tinny",), "there is no task 'tinny' here; its tasks are tiny"),
+        (("tinny",), "there is no task 'tinny' on this server; the tasks are tiny"),
     ):
         with pytest.raises(ExperimentError, match=why):
             types("admin", "export", url, *words, "-o", str(tmp_path / "other"), code=2)

@@ -234,7 +234,7 @@ def test_what_does_not_go_together_is_refused(evaluate: dict[str, Any], said: st
 
 
 def test_a_best_that_is_not_measured_is_refused(experiment: Make, tmp_path: Path) -> None:
-    with pytest.raises(sumus.ExperimentError, match=r"best= names 'acuracy', .* there is loss, accuracy"):
+    with pytest.raises(sumus.ExperimentError, match=r"best= names 'acuracy', .* give one of loss, accuracy"):
         sumus.run(experiment(best="acuracy"))
     sumus.run(experiment(rounds=2, best="loss"), out=tmp_path)
     with pytest.raises(sumus.ExperimentError, match=r"keeps the best model by 'loss', not by 'accuracy'"):

@@ -113,9 +113,7 @@ def test_an_example_of_nobody_is_refused(by: Any, message: str) -> None:
 
 def test_ids_that_do_not_compare_are_refused() -> None:
     by = np.array([1, "a", 2], dtype=object)
-    with pytest.raises(
-        sumus.ExperimentError, match="by= holds values that cannot be compared .*: give ids of one type"
-    ):
+    with pytest.raises(sumus.ExperimentError, match="by= holds values that do not compare .*: give ids of one kind"):
         sumus.Population.from_arrays(np.zeros(3), np.zeros(3), by)
 
 

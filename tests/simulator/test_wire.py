@@ -86,8 +86,8 @@ def test_a_plan_that_no_server_takes_is_refused() -> None:
         )
 
 
-def test_a_run_through_the_wire_begins_anew(tmp_path: Path) -> None:
+def test_a_run_through_the_wire_starts_from_the_beginning(tmp_path: Path) -> None:
     simulated(ALGORITHMS["fedavg"], 4, "memory", out=tmp_path)
-    with pytest.raises(sumus.ExperimentError, match="begins anew"):
+    with pytest.raises(sumus.ExperimentError, match="always starts from the beginning"):
         simulated(ALGORITHMS["fedavg"], 4, "wire", out=tmp_path)
     assert len(simulated(ALGORITHMS["fedavg"], 4, "wire", out=tmp_path, restart=True).rounds) == 4

@@ -341,7 +341,7 @@ def test_a_forward_that_binds_a_buffer_anew_is_refused_by_every_executor(executo
         return m.out(inputs - m.mean)
 
     program = program_of(model(averaged, out=dense(), mean=lambda: torch.zeros(FEATURES)))
-    with pytest.raises(TaskError, match="forward binds `mean` to a new tensor: write into the old one"):
+    with pytest.raises(TaskError, match="forward binds `mean` to a new tensor: write into the existing one"):
         trained_by(executor(program, WORK), vectors(8, 8))
 
 

@@ -212,7 +212,7 @@ def test_tensors_are_sent_moved_and_fetched(hook: sy.TorchHook) -> None:
         (lambda x, bob: x.get(), "is already in this process"),
         (lambda x, bob: x.move(bob), "is already in this process"),
         (lambda x, bob: x.location, "not at a worker"),
-        (lambda x, bob: x.send(bob).send(bob), "is at 'bob' already"),
+        (lambda x, bob: x.send(bob).send(bob), "already at 'bob'"),
         (lambda x, bob: x.send(bob, bob), "one worker, not 2"),
         (lambda x, bob: x.send("bob"), "is not a worker"),
         (lambda x, bob: nn.Linear(1, 1).get(), "is already in this process"),  # pyright: ignore[reportCallIssue]

@@ -395,7 +395,7 @@ def test_a_token_comes_from_a_file_or_the_environment_and_never_from_a_command(t
     assert len(token) == 43
     assert token_of(str(made), {}) == read_token(made) == token
     assert token_of(None, {"SUMUS_WORKER_TOKEN": TOKEN}) == TOKEN
-    with pytest.raises(sumus.UsageError, match="who may use this worker"):
+    with pytest.raises(sumus.UsageError, match="the worker needs a token for its callers: give --token-file FILE"):
         token_of(None, {})
     made.chmod(0o644)
     with pytest.raises(ExperimentError, match="holds a secret, and other users may read it: run chmod 600"):
