@@ -5,9 +5,9 @@ The measurement is called a probe. The choice is stored for later runs, and repo
     chosen = choose(program, work, clients, broadcast, run, recall)      an `ExecutorChoice`, and the reason
     executor = chosen.choice.executor(program, work)
 
-No executor is the fastest everywhere: stacking clients pays if dispatch takes most of the time, and loses if arithmetic
-does. The choice of the executor changes rounding, so a checkpoint stores the choice. The number of processes does not
-change the result.
+No executor is the fastest for every model. Training a stack of clients together saves time if torch's dispatch of operators
+takes most of the time, but it is slower if arithmetic takes most of the time. Executors round differently, so a checkpoint
+stores the choice. The number of processes does not change the result.
 """
 
 import math
@@ -46,9 +46,9 @@ BUSY = 2.5e10
 STACK_BYTES = 2**28
 """The most memory, in bytes, that a step of a stack may take."""
 START = 5.0
-"""Seconds that more processes must save. Starting them takes about two."""
+"""The number of seconds that several processes must save. Starting the processes takes about two seconds."""
 MOST_PROCESSES = 16
-"""The largest number of processes. Each of them takes some 300 MB."""
+"""The largest number of processes. Each of them takes about 300 MB."""
 STACKS = {"cpu": (4, 16, 32), "cuda": (32, 128, 512)}
 _STEPS, _REPEATS, _ENOUGH = 4, 3, 0.1
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
@@ -59,7 +59,7 @@ _SMALL = 1e-2
 
 @dataclass(frozen=True)
 class ExecutorChoice:
-    """The name of an executor, as a checkpoint holds it and `--executor` takes it.
+    """An executor, in the form in which a checkpoint stores it and the option `--executor` names it.
 
     Attributes:
         kind: "autograd" trains one client after the other, by plain torch. "sequential" does the same with the step captured
@@ -88,7 +88,7 @@ class ExecutorChoice:
         )
 
     def executor(self, program: Program, work: ClientWork) -> Executor:
-        """Create the executor for a program. Code of the user's own runs as it is, whatever the choice."""
+        """Create the executor for a program. If the user's own code trains the clients, the choice has no effect."""
         if work.loop is not None:
             return OwnLoopExecutor(program, work)
         if self.kind == "vectorized":
@@ -98,7 +98,7 @@ class ExecutorChoice:
         )
 
 
-OWN_CODE = "clients train by code of their own"
+OWN_CODE = "the user's own code trains the clients"
 """The reason for the plain executor if the user's own code trains."""
 AUTOGRAD, SEQUENTIAL = ExecutorChoice("autograd"), ExecutorChoice("sequential")
 
@@ -145,7 +145,7 @@ class RunLength:
         return self.steps * (3e-4 + self.flops / 5e10)
 
     def seconds_with(self, chosen: ExecutorChosen) -> float:
-        """Return the time of the steps, from the measured seconds of a step if there are any, else as estimated."""
+        """Return the time of the steps. It is computed from the measured time of a step, or estimated if none was measured."""
         return self.seconds if chosen.seconds is None else self.steps * chosen.seconds
 
 
@@ -162,7 +162,7 @@ def choose(
     Args:
         program: The program that trains.
         work: The work of a client.
-        clients: Function that returns at most the given number of clients. Training them here has no effect.
+        clients: Function that returns at most the given number of clients. The probe trains them, and drops the results.
         broadcast: The broadcast that clients begin with.
         run: The length of the run.
         recall: Earlier choices on this machine.
@@ -197,7 +197,7 @@ def checked(
         return ExecutorChosen(AUTOGRAD, f"not {choice}: {OWN_CODE}")
     probe = _Probe(program, work, clients, broadcast, 0.0)
     if (refused := probe.refused(choice)) is None:
-        return ExecutorChosen(choice, "as asked for")
+        return ExecutorChosen(choice, "as requested")
     instead = next(other for other in (SEQUENTIAL, AUTOGRAD) if other != choice and probe.refused(other) is None)
     return ExecutorChosen(instead, f"not {choice}: {refused}")
 
@@ -249,7 +249,7 @@ class _Probe:
         each = cost_of(self._program, self._work, largest.inputs, largest.targets).total
         stacks = STACKS[self._program.device.type]
         if self._on_cpu() and flops / min(took.values()) > BUSY:
-            reasons.append("not vectorized: a step is mostly arithmetic already")
+            reasons.append("not vectorized: arithmetic already takes most of a step's time")
             stacks = ()
         for stack in stacks:
             if stack > len(self._clients) or stack * each > STACK_BYTES:
@@ -263,7 +263,7 @@ class _Probe:
         return ExecutorChosen(best, "; ".join([*said, *dict.fromkeys(reasons)]), took[best])
 
     def refused(self, choice: ExecutorChoice) -> str | None:
-        """Return why this executor cannot train the model: the step cannot be captured, or its result differs from autograd's."""
+        """Return why this executor cannot train the model: its step cannot be captured, or its result differs."""
         if choice == AUTOGRAD:
             return None
         wanted, executor = self._autograd(), self._executor(choice)
@@ -280,12 +280,18 @@ class _Probe:
             return None
         if not self._repeats():
             return (
-                "the same clients give another result when they train again: the code keeps state that sumus does not see (in an "
-                "object of an installed package, a cache, a file), or draws numbers that sumus does not seed"
+                "the same clients give another result when they train again: the code keeps state that sumus does not see "
+                "(in an object of an installed package, a cache, a file), or draws numbers that sumus does not seed"
             )
         if choice.kind == "vectorized":
-            return "the examples of a batch influence each other (batch statistics?), and short batches are padded"
-        return "its captured step gives other results than autograd: something in it depends on values, or on earlier steps"
+            return (
+                "the examples of a batch influence each other (perhaps by batch statistics), so the padding of short "
+                "batches would change the result"
+            )
+        return (
+            "its captured step and autograd give different results: something in the step depends on the values of "
+            "tensors, or on earlier steps"
+        )
 
     def _repeats(self) -> bool:
         """Return whether autograd gives the same results when the samples are trained again."""
@@ -373,7 +379,7 @@ def _first_steps(client: ClientAssignment) -> ClientAssignment:
 
 
 def _shortened(client: ClientAssignment, batch_size: int | None) -> ClientAssignment:
-    """Return the same client with fewer examples and another name, so that an incomplete batch comes within its first steps."""
+    """Return the same client with fewer examples and another name, so that one of its first batches is incomplete."""
     count = len(client.inputs)
     rows = -(-count // 2) if batch_size is None or count <= batch_size else batch_size + -(-batch_size // 2)
     return replace(client, client=("short", client.client), inputs=client.inputs[:rows], targets=client.targets[:rows])

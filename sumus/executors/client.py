@@ -55,8 +55,8 @@ class LocalTraining:
     Attributes:
         program: The module that trains.
         work: The work of a client.
-        unkeyed: The reason why no step is captured: the model draws from torch's own generator instead of keyed noise, or the
-            code does more than a graph can hold. None if steps can be captured.
+        unkeyed: The reason why no step is captured: sumus cannot replace the model's random numbers by numbers for each client
+            and step (`sumus.training.noise`), or the code does more than a graph can hold. None if steps can be captured.
     """
 
     def __init__(self, program: Program, work: ClientWork) -> None:
@@ -76,7 +76,7 @@ class LocalTraining:
         return RoundTensors(lr.rate(round_number), lr, sent, program.tensors_of(broadcast.get(BUFFERS, {})))
 
     def start(self, round_: RoundTensors, assignment: ClientAssignment) -> tuple[dict[str, Tensor], ClientState]:
-        """Return a client's leaves before its first step, and its kept state; its first state if it has kept none."""
+        """Return a client's leaves before its first step, and the state that it kept, or a first state if it kept none."""
         own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
         personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
         leaves: dict[str, Any] = {**round_.sent["params"], **round_.buffers, **personal}
@@ -86,7 +86,7 @@ class LocalTraining:
     def loss_and_gradient(
         self, inputs: Tensor, targets: Tensor, over: int, params: Sequence[Tensor], noise: AbstractContextManager[Any]
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return the summed loss of these examples, and the gradient of that sum divided by `over`, in `params`.
+        """Return the summed loss of these examples. Also return the gradient of sum / `over` with respect to `params`.
 
         `noise` is the context for the forward pass.
         """
@@ -97,8 +97,8 @@ class LocalTraining:
         return loss, gradients_of(loss / over, params)
 
     def gradient(self, assignment: ClientAssignment) -> dict[str, Tensor]:
-        """Return the gradient, in the shared leaves, of the mean loss over all of a client's examples, computed batch by
-        batch.
+        """Return the gradient of the mean loss over all of a client's examples with respect to the shared leaves. It is
+        computed batch by batch.
         """
         names, params = list(self.program.shared), list(self.program.shared.values())
         total = [torch.zeros_like(param) for param in params]
@@ -112,7 +112,7 @@ class LocalTraining:
         return {name: self.program.widen(name, grad) for name, grad in zip(names, total, strict=True)}
 
     def noise(self, assignment: ClientAssignment, step: int) -> AbstractContextManager[Any]:
-        """Return a context for the forward pass of a step. Steps count from 1; step 0 is the gradient before them."""
+        """Return a context for the forward pass of a step. Steps count from 1; 0 means the gradient before the first step."""
         return KeyedNoise(assignment.key, step) if self._seen is not None and self._seen.draws else nullcontext()
 
     def watch(self, assignment: ClientAssignment) -> None:
@@ -131,7 +131,7 @@ class LocalTraining:
             yield
 
     def first_rules(self, params: Mapping[str, Tensor]) -> dict[str, LeafState]:
-        """Return the optimizer's first state of each leaf, in memory of its own."""
+        """Return the optimizer's first state for each leaf, in new memory."""
         with own_code(
             "init", self.work.optimizer, "it must return a leaf's first state: a tuple of tensors like the leaf"
         ):
@@ -141,7 +141,7 @@ class LocalTraining:
             }
 
     def stepping(self) -> AbstractContextManager[None]:
-        """Return a context for a local step, once its gradient is known. An error in it is reported as an error of the work."""
+        """Return a context for the rest of a local step after its gradient. An error in it is reported as one of the work."""
         dtype = next(iter(self.program.trained.values())).dtype
         held = f"its numbers must be numbers that {str(dtype).rpartition('.')[2]} can hold, and its rules must fit the leaves"
         return own_code("a local step", self.work, held)
@@ -172,8 +172,8 @@ class LocalTraining:
             parts, state = dict(parts), dict(state)
         if PERSONAL in state or (state and not self.work.keeps_state):
             raise UsageError(
-                f"{self.work!r} keeps {sorted(state)}: give it init=, the first state, and leave the name {PERSONAL!r} to "
-                "personal leaves"
+                f"{self.work!r} returned the state {sorted(state)}, but it has no init=, or the state uses the reserved name "
+                f"{PERSONAL!r}: give it init=, which returns the first state, and use other names"
             )
         if program.buffers:
             parts = {**parts, BUFFERS: {name: round_.buffers[name] - now[name] for name in program.buffers}}
@@ -191,8 +191,8 @@ class LocalTraining:
 
 
 def _numpy(tree: Mapping[str, Any], lent: set[int]) -> Tree:
-    """Return a tree as arrays in memory of their own. Arrays in lent memory are copied, since the next client overwrites it. A
-    leaf may be a plain number.
+    """Return a tree as arrays. An array in lent memory is copied, since the next client overwrites this memory. A leaf may
+    be a plain number.
     """
 
     def array(leaf: Any) -> Array:

@@ -23,7 +23,7 @@ class ClientAssignment:
         targets: Their targets, one row per example.
         state: The state that the client kept from earlier rounds.
         key: 32 bytes, the source of all its randomness in this round.
-        most_steps: The number of steps that the client has time for; None for all.
+        most_steps: The number of steps that the client has time for; None if it has time for all steps.
     """
 
     client: Any
@@ -54,7 +54,7 @@ class Trained:
 
 
 class Executor(Protocol):
-    """A trainer of clients. A client's result does not depend on the other clients or their order. Executors differ in speed.
+    """Trains clients. A client's result does not depend on the other clients, or on their order. Executors differ in speed.
 
     Attributes:
         needs_sizes: Whether `groups` needs the numbers of examples.

@@ -1,10 +1,10 @@
-"""The executor of client work by code of the user's own, and measurements by such code.
+"""The executor for clients that the user's own code trains, and measurements by the user's own code.
 
-    OwnLoopExecutor(program, work).run(broadcast, number, assignments)       as every executor
+    OwnLoopExecutor(program, work).run(broadcast, number, assignments)       used like every executor
     measured_by(program, loop, client, inputs, targets)                      (sum, count) by metric
 
-A client's code gets copies, and everything that it returns is checked here, so that an error names the client, and nothing of
-a failed client reaches another one.
+The user's code gets copies, and everything that it returns is checked here. So an error names the client, and no value of a
+failed client reaches another client.
 """
 
 import operator
@@ -27,7 +27,7 @@ from sumus.training.program import Program, seeded
 from sumus.types import Broadcast
 from sumus.work import ClientWork, LocalRun
 
-_MEND = 'clip its gradients or lower its rate, or leave the client out with Compute(failures="skip")'
+_MEND = 'clip its gradients or lower its learning rate, or leave the client out with Compute(failures="skip")'
 
 
 class OwnLoopExecutor(LocalTraining):
@@ -38,7 +38,7 @@ class OwnLoopExecutor(LocalTraining):
         work: The work of a client, with a `loop`.
 
     Raises:
-        PlanError: This process does not offer the function that the plan names.
+        PlanError: This process has no function with the name that the plan gives.
     """
 
     needs_sizes = False
@@ -77,7 +77,7 @@ class OwnLoopExecutor(LocalTraining):
         with _seeded(int.from_bytes(key[:8], "little") >> 1):
             given = _called(self._function, program, assignment.inputs, assignment.targets, about)
         if not isinstance(given, tuple | list) or len(given) != 3:
-            raise TaskError(f"`{self._loop.train}` gave {_kind(given)}: let it give (state, count, metrics)")
+            raise TaskError(f"`{self._loop.train}` returned {_kind(given)}: it must return (state, count, metrics)")
         state, count, metrics = given
         leaves = self._checked(assignment.client, state)
         count = _count_of(self._loop.train, count)
@@ -95,11 +95,11 @@ class OwnLoopExecutor(LocalTraining):
         return replace(trained, metrics=measured)
 
     def _checked(self, client: Any, state: Any) -> dict[str, Tensor]:
-        """Return the leaves of a returned state dict that training may change, in the dtypes of their sums."""
+        """Check a returned state dict. Return its leaves that training may change, in the dtypes in which they are summed."""
         program, name_of = self.program, f"`{self._loop.train}`"
         if not isinstance(state, Mapping):
             raise TaskError(
-                f"{name_of} gave {_kind(state)} as its state: let it give a state dict, such as net.state_dict()"
+                f"{name_of} returned {_kind(state)} as its state: it must return a state dict, such as net.state_dict()"
             )
         given = {str(name): value for name, value in state.items()}
         known = {own: leaf for leaf in program.leaves.values() for own in (leaf.name, *leaf.aliases)}
@@ -107,10 +107,10 @@ class OwnLoopExecutor(LocalTraining):
         missing, extra = sorted(wanted - given.keys()), sorted(given.keys() - known.keys())
         if missing or extra:
             lacks = f" lacks {', '.join(map('`{}`'.format, missing))}" if missing else ""
-            more = f" has {', '.join(map('`{}`'.format, extra))}, which the model has not" if extra else ""
+            more = f" has {', '.join(map('`{}`'.format, extra))}, which the model does not have" if extra else ""
             raise TaskError(
-                f"the state that {name_of} gave{lacks}{' and' if lacks and more else ''}{more}: give the leaves of the state "
-                "dict that it was given, by their names, all of them and no others"
+                f"the state that {name_of} returned{lacks}{' and' if lacks and more else ''}{more}: return a state dict with "
+                "exactly the names of the state dict that was passed in"
             )
         leaves: dict[str, Tensor] = {}
         for own, leaf in known.items():
@@ -121,14 +121,14 @@ class OwnLoopExecutor(LocalTraining):
             if leaf.role == "frozen":
                 if leaf.name in dict(program.module.named_parameters()) and not torch.equal(tensor.to(kept), kept):
                     raise TaskError(
-                        f"{name_of} changed `{own}`, which is frozen in the plan and sent nowhere: let it keep this leaf as it "
-                        'is, such as by requires_grad_(False), or make it "shared" in leaves= of the task'
+                        f"{name_of} changed `{own}`, but this leaf is frozen in the plan and never sent: leave it "
+                        'unchanged, for example by requires_grad_(False), or make it "shared" in leaves= of the task'
                     )
                 continue
             if leaf.name in leaves and not torch.equal(leaves[leaf.name], program.widen(leaf.name, tensor.to(kept))):
                 raise TaskError(
-                    f"{name_of} gave other numbers for `{own}` than for `{leaf.name}`, and in the model they are one tensor: "
-                    "give the state dict of a model that ties them too"
+                    f"{name_of} returned different numbers for `{own}` and `{leaf.name}`, but in the model both are names "
+                    "of one tensor: return the state dict of a model that ties them too"
                 )
             leaves[leaf.name] = program.widen(leaf.name, tensor.to(kept))
             if not bool(torch.isfinite(leaves[leaf.name]).all()):
@@ -140,13 +140,13 @@ class OwnLoopExecutor(LocalTraining):
             tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
         except Exception as error:
             raise TaskError(
-                f"`{self._loop.train}` gave {_kind(value)} for the leaf `{name}`: give a tensor or an array of numbers"
+                f"`{self._loop.train}` returned {_kind(value)} for the leaf `{name}`: return a tensor or an array of numbers"
             ) from error
         if tensor.is_complex() or tuple(tensor.shape) != tuple(shape):
             dtype = str(tensor.dtype).rpartition(".")[2]
             raise TaskError(
-                f"`{self._loop.train}` gave {dtype} of shape {tuple(tensor.shape)} for the leaf `{name}`, whose shape is "
-                f"{tuple(shape)}: give real numbers in that shape, as in the state dict that it was given"
+                f"`{self._loop.train}` returned {dtype} of shape {tuple(tensor.shape)} for the leaf `{name}`, whose shape is "
+                f"{tuple(shape)}: return real numbers in this shape, as in the state dict that was passed in"
             )
         return tensor
 
@@ -154,11 +154,11 @@ class OwnLoopExecutor(LocalTraining):
 def measured_by(
     program: Program, loop: OwnLoop, client: Any, inputs: Tensor, targets: Tensor
 ) -> dict[str, tuple[float, int]]:
-    """Measure the module as it is, by the user's own code.
+    """Measure the module with its present leaves, by the user's own code.
 
     Args:
         program: The module, with its leaves loaded.
-        loop: The user's functions; it has one that evaluates.
+        loop: The user's functions; one of them evaluates.
         client: The client's id.
         inputs: One row for each example.
         targets: One row for each example.
@@ -167,7 +167,7 @@ def measured_by(
         (sum, count) of the loss and of each metric of the task.
 
     Raises:
-        TaskError: The code failed, or gave something else than (count, metrics).
+        TaskError: The code failed, or returned something other than (count, metrics).
     """
     name = loop.evaluate
     assert name is not None, "the work measures by the task's metrics"
@@ -176,21 +176,21 @@ def measured_by(
     with _seeded(0):  # independent of earlier measurements
         given = _called(function, program, inputs, targets, ClientRound(client, None, 0))
     if not isinstance(given, tuple | list) or len(given) != 2:
-        raise TaskError(f"`{name}` gave {_kind(given)}: let it give (count, metrics)")
+        raise TaskError(f"`{name}` returned {_kind(given)}: it must return (count, metrics)")
     count = _count_of(name, given[0])
     wanted = ("loss", *program.description.metrics)
     means = _means_of(name, given[1], wanted)
     if missing := [metric for metric in wanted if metric not in means]:
         raise TaskError(
-            f"`{name}` gave no {missing[0]!r}, and the task measures {', '.join(wanted)}: give the mean of each, or leave the "
-            "metric out of the task"
+            f"`{name}` returned no {missing[0]!r}, but the task measures {', '.join(wanted)}: return the mean of each, or "
+            "leave the metric out of the task"
         )
     return {metric: (mean * count, count) for metric, mean in means.items()}
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's, numpy's and Python's generators, and put them back."""
+    """Seed torch's, numpy's and Python's generators, and restore them after the block."""
     with seeded(seed), generators_seeded(seed):
         yield
 
@@ -199,7 +199,7 @@ def _called(function: OwnFunction, program: Program, inputs: Tensor, targets: Te
     """Call the user's code with copies of the module's state dict and of the examples.
 
     Raises:
-        TaskError: The code failed, or ended the program.
+        TaskError: The code failed, or tried to end the program.
     """
     state = {name: tensor.detach().clone() for name, tensor in program.module.state_dict().items()}
     words = (state, (inputs.clone(), targets.clone()), about)
@@ -217,38 +217,40 @@ def _called(function: OwnFunction, program: Program, inputs: Tensor, targets: Te
 
 
 def _count_of(name: str, count: Any) -> int:
-    """Return the number of examples that the user's code gave."""
+    """Return the number of examples that the user's code returned, after a check."""
     try:
         whole = operator.index(count)
     except TypeError:
         whole = 0
     if whole < 1 or isinstance(count, bool):
         raise TaskError(
-            f"`{name}` gave {count!r:.80} as the number of examples that it used: give a whole number from 1, such as "
-            "len(targets)"
+            f"`{name}` returned {count!r:.80} as the number of examples that it used: return a whole number of at least 1, "
+            "such as len(targets)"
         )
     return whole
 
 
 def _means_of(name: str, metrics: Any, known: Sequence[str]) -> dict[str, float]:
-    """Return the means that the user's code gave, by metric."""
+    """Return the means that the user's code returned, by metric, after a check."""
     if not isinstance(metrics, Mapping):
-        raise TaskError(f'`{name}` gave {_kind(metrics)} as its metrics: give means by name, such as {{"loss": 0.3}}')
+        raise TaskError(
+            f'`{name}` returned {_kind(metrics)} as its metrics: return means by name, such as {{"loss": 0.3}}'
+        )
     if extra := [metric for metric in metrics if metric not in known]:
         raise TaskError(
-            f"`{name}` gave a metric {extra[0]!r}, and the task measures {', '.join(known)}: leave it out, or add it to "
-            "metrics= of the task"
+            f"`{name}` returned a metric {extra[0]!r}, but the task measures only {', '.join(known)}: leave the metric "
+            "out, or add it to metrics= of the task"
         )
     means: dict[str, float] = {}
     for metric, mean in metrics.items():
         try:
             means[metric] = float(mean.detach() if isinstance(mean, Tensor) else mean)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TaskError(f"`{name}` gave {_kind(mean)} as the mean of {metric!r}: give a number") from error
+            raise TaskError(f"`{name}` returned {_kind(mean)} as the mean of {metric!r}: return a number") from error
     return means
 
 
 def _kind(value: Any) -> str:
-    """Describe a value that should be another, for errors."""
+    """Describe a wrong value, for errors."""
     many = f" of {len(value)}" if isinstance(value, tuple | list) else ""
     return f"a {type(value).__name__}{many}" if value is not None else "nothing"

@@ -1,4 +1,4 @@
-"""Remember which executors were the fastest on this machine, by step and shapes, in a file of the user."""
+"""Remember in a file of the user which executor was the fastest on this machine, for each step and its shapes."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class Recall:
         return kept if well and isinstance(kept.get("seconds"), float) else None
 
     def put(self, where: str, value: Mapping[str, Any]) -> None:
-        """Store a choice. If two processes write at once, one choice may be lost; it is then made again the next time."""
+        """Store a choice. If two processes write at the same time, one choice may be lost; a later run makes it again."""
         if self._path is None:
             return
         try:

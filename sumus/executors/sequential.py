@@ -32,7 +32,7 @@ class SequentialExecutor(LocalTraining):
         onednn: Whether oneDNN computes the graph's dense layers.
 
     Attributes:
-        refused: The reason why the step was not captured; None if it was, or if that was not tried.
+        refused: The reason why the step could not be captured; None if it was captured, or if capturing was not tried.
     """
 
     needs_sizes = False
@@ -112,7 +112,7 @@ class SequentialExecutor(LocalTraining):
         return steps, (float(total), seen)
 
     def _graph_of(self, inputs: Tensor, targets: Tensor) -> LocalGraph | None:
-        """Return the graph for such a batch; only batches of the work's full size have one."""
+        """Return the graph for a batch; None if the batch is not of the work's full size, or the step cannot be captured."""
         if not self._captured or len(inputs) != self.work.batch_size:
             return None
         if self._graph is None:
@@ -127,8 +127,8 @@ class SequentialExecutor(LocalTraining):
     def _state(
         self, graph: LocalGraph, rules: Mapping[str, LeafState], round_: RoundTensors, own: ClientState
     ) -> Sequence[Tensor]:
-        """Return the arguments of the graph, in its order. They are the module's own memory, so steps with and without the graph
-        continue from one another.
+        """Return the arguments of the graph, in its order. They lie in the module's own memory, so a step with the graph can
+        follow a step without it, and the reverse.
         """
         values = {path_of(self.program, name): tensor for name, tensor in self.program.tensors.items()}
         values |= {f"rule/{name}/{slot}": leaf for name, slots in rules.items() for slot, leaf in enumerate(slots)}
@@ -137,8 +137,8 @@ class SequentialExecutor(LocalTraining):
         return [values[name].detach() for name in graph.names]
 
     def _fused_sgd(self, rules: Mapping[str, LeafState], round_: RoundTensors) -> Step | None:
-        """Return a function for SGD in place, if the work is SGD without a correction: the rule of `work.sgd_rule`, without
-        copies.
+        """Return a function that does SGD in place, by the rule of `rule/sgd` but without copies. Return None if the work uses
+        another optimizer, a correction or groups.
         """
         rule = self.work.optimizer.spec
         if rule.name != "rule/sgd" or self.work.rules.correct is not no_correction or self.work.groups:

@@ -1,8 +1,9 @@
 """The vectorized executor: a stack of clients takes each step together, as batched products.
 
-The clients of a stack are sorted by their number of steps. Step t is taken by the clients that still have a t-th batch. They
-are the first ones of the stack, and are cut into runs of 2^k clients; there is a captured graph for each such length. Short
-batches are padded with a row of the same client and masked; only last batches are short, so only they are padded.
+The clients of a stack are sorted by their number of steps, the largest first. Step t is taken by the clients that have a t-th
+batch. These are the first clients of the stack. They are divided into runs of 2^k clients, and there is a captured graph for
+each length of a run. A short batch is padded with a row of the same client, and the padding is masked. Only the last batch of
+a pass can be short.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ class VectorizedExecutor(LocalTraining):
         for position in sorted(range(len(examples)), key=lambda position: (-examples[position], position)):
             rows = self._rows(examples[position])
             if not groups or len(groups[-1]) == self.stack or 2 * rows < self._rows(examples[groups[-1][0]]):
-                # batches of a stack are padded to one length, so clients with much shorter ones form another stack
+                # batches of a stack are padded to one length, so clients with much shorter batches form another stack
                 groups.append([])
             groups[-1].append(position)
         return groups
@@ -151,7 +152,9 @@ class VectorizedExecutor(LocalTraining):
     def _stacked(
         self, round_: RoundTensors, begun: Sequence[tuple[Mapping[str, Tensor], ClientState]]
     ) -> dict[str, Tensor]:
-        """Return the arguments of a step by name, with those of each client stacked `(K, ...)`, in memory that is reused."""
+        """Return the arguments of a step by name. Values that each client has of its own are stacked `(K, ...)`. The memory
+        is reused.
+        """
         program, count = self.program, len(begun)
         values: dict[str, Tensor] = {}
         for name, tensor in program.tensors.items():

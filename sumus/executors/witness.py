@@ -5,12 +5,12 @@
     witness.look()                                                                 at the end; the result is in `program.moved`
 
 A client's result is a function of its examples, its state, the broadcast, the round and its key. `sumus.training.hidden` walks
-over objects to find state outside the leaves, and restores that state before every client. But a walk does not see everything:
-a file, an object of an extension, the variables of an installed package. Any such state has one effect: the same client, from
-the same broadcast, gives other bits later. So each process keeps the input of its first client, and a digest of the
-result. The process trains this client again after 2, 16, 128, 1024 … further clients of a long run, and once at the end
-of every run. So a process that trains 100 clients repeats 3 trainings. In a longer run the share is smaller. A shorter
-run repeats one.
+over objects to find state outside the leaves, and restores that state before every client. But the walk does not see all
+state: not a file, an object of an extension, or the variables of an installed package. Any such state has one effect: the
+same client, from the same broadcast, gives different bits later. So each process keeps the input of its first client, and a
+digest of the result. The process trains this client again after 2, 16, 128, 1024 … further clients of a long run, and once
+at the end of every run. So a process that trains 100 clients repeats 3 trainings. In a longer run the share is smaller. A
+shorter run repeats one training.
 
 A repeated training leaves no trace: leaves, generators of random numbers, and lists that are a user's logs are restored.
 Its result is only compared, and never sent.
@@ -18,8 +18,8 @@ Its result is only compared, and never sent.
 What the witness does not see:
 
 - Captured and vectorized executors run the Python of a step once, and then a graph of the step. A counter is a constant in
-  such a graph, and a repeated training gives the same bits. There the witness only reads the client's examples again. (The
-  proof of an executor compares the graph with autograd on a few steps.)
+  such a graph, and a repeated training gives the same bits. There the witness only reads the client's examples again. (Before
+  such an executor is used, its graph is compared with autograd on a few steps.)
 - On a GPU, kernels may add in a different order each time, so bits differ even without hidden state. There too, the witness
   only reads the examples.
 - State that has returned to its old value when the client is trained again, such as a counter modulo a small number.
@@ -47,12 +47,12 @@ from sumus.tree import sha256
 from sumus.types import Broadcast
 
 OTHER_NUMBERS = "numbers of a client that is trained again"
-"""Entry in `Program.moved`: the witness gave other bits."""
+"""The entry in `Program.moved` which says that the witness gave different bits when it was trained again."""
 _EXAMPLES = "examples of "
 FIRST_LOOK, FACTOR = 2, 8
 """The number of further clients before the first repeated training, and the factor by which it grows each time."""
 LONG = 100
-"""From this number of clients in a process, the witness is trained again during the run, and not only at its end."""
+"""If a process trains at least this number of clients, it trains the witness again during the run, and not only at its end."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class Witness:
     Args:
         program: The program on which all clients of this process are trained. The witness adds the differences that it
             finds to the program's `moved`.
-        clients: The number of clients that this process is likely to train; below `LONG`, only `look` trains the witness again.
+        clients: The number of clients that this process is likely to train. If it is below `LONG`, only `look` trains the
+            witness again.
         read: Function that reads a client's examples anew, as (inputs, targets); None if they cannot be read again.
     """
 
@@ -110,8 +111,8 @@ class Witness:
             yield trained
 
     def look(self) -> None:
-        """Read the witness's examples, and train it again. Do nothing if no client was trained since, or a difference
-        is known.
+        """Read the witness's examples again, and train it again unless a difference is already known. Do nothing if no client
+        was trained since the last look.
         """
         first, program = self._first, self._program
         if first is None or self._looked == self._further:
@@ -132,7 +133,7 @@ class Witness:
             program.moved[OTHER_NUMBERS] = None
 
     def _count(self) -> None:
-        """Note that a further client was trained; call `look` if it is due."""
+        """Count a further client that was trained; call `look` if it is due."""
         self._further += 1
         if self._due is not None and self._further >= self._due:
             self._due *= FACTOR
@@ -153,7 +154,7 @@ def digest_of(trained: Trained) -> str:
 
 
 def examples_of(client: object) -> str:
-    """Entry in `Program.moved`: a client gives other examples each time it is read."""
+    """Return the entry in `Program.moved` for a client whose examples differ each time they are read."""
     return f"{_EXAMPLES}client {client!r}"
 
 
@@ -171,15 +172,16 @@ def notes_of(moved: Iterable[str], most: int) -> list[str]:
     read = [path for path in paths if path.startswith(_EXAMPLES)][:1]
     walked = [path for path in paths if path != OTHER_NUMBERS and not path.startswith(_EXAMPLES)]
     notes = [
-        f"{path.removeprefix(_EXAMPLES)} gives other examples each time it is read, and a run reads each client once: random "
-        "views of an example are therefore drawn only once; draw them in the model's forward during training"
+        f"{path.removeprefix(_EXAMPLES)} gives different examples each time it is read, but a run reads each client only "
+        "once: random views of an example are therefore drawn only once; draw them in the model's forward during training"
         for path in read
     ]
     if OTHER_NUMBERS in paths:
         notes.append(
-            "the same client gave other numbers when it was trained again: code of the task keeps state, or draws numbers, that "
-            "sumus does not see. So the results of this run depend on the order of clients, and on how many processes train "
-            "them. Keep such state in a float buffer of the model, which is averaged, or in personal leaves"
+            "the same client gave different numbers when it was trained again: code of the task keeps state, or draws "
+            "random numbers, that sumus does not see. So the results of this run depend on the order of clients, and on "
+            "how many processes train them. Keep such state in a float buffer of the model, which is averaged, or in "
+            "personal leaves"
         )
     return [*notes, *map(observed.note_of, walked[:most])]
 

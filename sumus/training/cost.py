@@ -36,7 +36,7 @@ class Cost:
 def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor) -> Cost:
     """Count the memory of one step on a batch of these examples. The batch has the size that the work sets.
 
-    Of code of the user's own, only the model is known.
+    If the user's own code trains, only the memory of the model is known.
     """
     if work.loop is not None:
         return Cost(_bytes(*program.tensors.values()), 0, 0, 0)
@@ -59,7 +59,7 @@ def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor)
 def step_flops(program: Program, inputs: Tensor, targets: Tensor) -> float:
     """Return the floating-point operations of a local step for one example.
 
-    They are three times those of the forward products; a multiply-add counts as two.
+    Their number is three times that of the products in the forward pass; a multiply-add counts as two operations.
     """
     with _tried(program), torch.no_grad(), _Products() as counted:
         program.losses(inputs[:2].clone(), targets[:2].clone())

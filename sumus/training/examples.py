@@ -55,7 +55,9 @@ class ExampleReader:
             except Exception as error:
                 raise DataError(client, f"prepare failed: {type(error).__name__}: {error}") from error
             if not isinstance(prepared, tuple | list) or len(prepared) != 2:
-                raise DataError(client, f"prepare gave a {_named(prepared)}; it must return a pair (inputs, targets)")
+                raise DataError(
+                    client, f"prepare returned a {_named(prepared)}; it must return a pair (inputs, targets)"
+                )
             inputs, targets = prepared
         inputs, targets = self._tensor(client, "inputs", inputs), self._tensor(client, "targets", targets)
         if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
@@ -98,8 +100,8 @@ class ExampleReader:
             if tuple(tensor.shape[1:]) != tuple(shape) or _dtype_name(tensor) != dtype:
                 raise DataError(
                     client,
-                    f"its {name} are {_dtype_name(tensor)} of shape {tuple(tensor.shape[1:])} per example, and the task's are "
-                    f"{dtype} of shape {tuple(shape)}; mend the data, or prepare= of the task",
+                    f"its {name} are {_dtype_name(tensor)} of shape {tuple(tensor.shape[1:])} per example, but the task's are "
+                    f"{dtype} of shape {tuple(shape)}; correct the data, or the task's prepare=",
                 )
         if data.classes is not None and targets.is_floating_point():
             shape = tuple(targets.shape[1:])
@@ -108,8 +110,8 @@ class ExampleReader:
                 remedy = "give the number of each example's class: targets.argmax(1), if they are one-hot"
             raise DataError(
                 client,
-                f"its targets are {_dtype_name(targets)} of shape {shape} per example (the first is {_shown(targets[0])}), and "
-                f"the task's loss takes classes, whole numbers from 0 to {data.classes - 1}: {remedy}",
+                f"its targets are {_dtype_name(targets)} of shape {shape} per example (the first is {_shown(targets[0])}), "
+                f"but the task's loss takes classes, whole numbers from 0 to {data.classes - 1}: {remedy}",
             )
         if data.classes is not None:
             wrong = (targets != IGNORED) & ((targets < 0) | (targets >= data.classes))
@@ -118,7 +120,7 @@ class ExampleReader:
                 raise DataError(
                     client,
                     f"the label {int(targets[wrong][0])} of example {row} is out of range: the model has {data.classes} "
-                    f"classes, 0 to {data.classes - 1}; mend the label, or widen the model's output",
+                    f"classes, 0 to {data.classes - 1}; correct the label, or widen the model's output",
                 )
 
     def _tensor(self, client: object, name: str, values: Any) -> Tensor:
@@ -138,7 +140,8 @@ class ExampleReader:
             if tensor.dtype == torch.uint64 and bool((tensor.view(torch.int64) < 0).any()):
                 row = _first_row(tensor.view(torch.int64) < 0)
                 raise DataError(
-                    client, f"its {name} hold a number beyond 2^63 at example {row}, which int64 does not hold"
+                    client,
+                    f"its {name} hold 2^63 or more at example {row}, which int64 cannot hold: scale them in prepare=",
                 )
             keeps = tensor.dtype in (torch.uint8, torch.bool) and name == "inputs"
             return self._in_range(client, name, tensor if keeps else tensor.to(torch.int64))
@@ -156,7 +159,8 @@ class ExampleReader:
         if not bool((fits := torch.isfinite(narrow)).all()):
             row = _first_row(~fits)
             raise DataError(
-                client, f"its {name} at example {row} are beyond the model's {said}: scale them in prepare="
+                client,
+                f"its {name} at example {row} are outside the range of the model's {said}: scale them in prepare=",
             )
         if tensor.dtype != self._dtype and tensor.dtype == torch.float64:
             place = first_changed(tensor.numpy(force=True), narrow.double().numpy(force=True))
@@ -164,12 +168,12 @@ class ExampleReader:
                 raise DataError(
                     client,
                     f"its {name} hold {tensor[place].item():.0f} at {where(place)}, which the model's {said} rounds to "
-                    f"{narrow[place].item():.0f}: scale them in prepare=, or leave out a column that only names rows",
+                    f"{narrow[place].item():.0f}: scale them in prepare=, or leave out a column that holds only row ids",
                 )
         return narrow
 
     def _in_range(self, client: object, name: str, tensor: Tensor) -> Tensor:
-        """Refuse targets outside the loss's range; for losses of two classes it is from 0 to 1."""
+        """Refuse targets outside the loss's range, which is 0 to 1 for losses of two classes."""
         limits = getattr(self.task.loss, "target_range", None)
         if name != "targets" or limits is None:
             return tensor
@@ -177,8 +181,8 @@ class ExampleReader:
         if bool((wrong := (tensor < low) | (tensor > high)).any()):
             raise DataError(
                 client,
-                f"the target {tensor[wrong][0].item():g} of example {_first_row(wrong)} is out of range: the loss takes targets "
-                f"from {low:g} to {high:g}; mend the target, or prepare= of the task",
+                f"the target {tensor[wrong][0].item():g} of example {_first_row(wrong)} is out of range: the loss "
+                f"takes targets from {low:g} to {high:g}; correct the target, or the task's prepare=",
             )
         return tensor
 
@@ -189,7 +193,8 @@ def as_pair(client: object, examples: Any) -> tuple[Any, Any]:
         if isinstance(examples, list) and not _are_two_columns(examples):
             raise DataError(
                 client,
-                "its examples are a list of two, which may be two examples or (inputs, targets): give a tuple (inputs, targets)",
+                "its examples are a list of two items, which could be two examples or (inputs, targets): give a tuple "
+                "(inputs, targets)",
             )
         return examples[0], examples[1]
     if hasattr(examples, "dtype") or hasattr(examples, "iloc"):
@@ -217,12 +222,14 @@ def _pair_of(number: int, item: Any) -> tuple[Any, Any]:
     if not isinstance(item, tuple | list) or len(item) != 2 or item[1] is None:
         raise ValueError(f"item {number} is a {_named(item)}; give (input, target)")
     if isinstance(item, list) and all(isinstance(one, int | float) for one in item):
-        raise ValueError(f"item {number} is a list of two numbers, which may be an input alone: give a tuple")
+        raise ValueError(
+            f"item {number} is a list of two numbers, which could be only an input: give a tuple (input, target)"
+        )
     return item[0], item[1]
 
 
 def _stacked(rows: list[Any]) -> Tensor:
-    """Stack the inputs or targets of items to one tensor with the same values."""
+    """Stack the inputs or targets of items into one tensor with the same values."""
     for number, row in enumerate(rows):
         if (reason := _no_array(row)) is not None:
             raise ValueError(f"item {number} is {reason}")
@@ -231,12 +238,15 @@ def _stacked(rows: list[Any]) -> Tensor:
         return torch.zeros(0)
     for number, tensor in enumerate(tensors):
         if (tensor.dtype == torch.bool) != (tensors[0].dtype == torch.bool):
-            raise ValueError(f"item {number} is {_dtype_name(tensor)}, and item 0 {_dtype_name(tensors[0])}")
+            raise ValueError(
+                f"item {number} is {_dtype_name(tensor)}, but item 0 is {_dtype_name(tensors[0])}: use one dtype for all"
+            )
     whole = torch.stack(tensors)
     for number, (tensor, kept) in enumerate(zip(tensors, whole, strict=True)):
         if tensor.dtype != whole.dtype and not bool((kept.to(tensor.dtype) == tensor).all()):
             raise ValueError(
-                f"item {number} is {_dtype_name(tensor)}, which {_dtype_name(whole)} rounds to another number"
+                f"item {number} is {_dtype_name(tensor)}, and its numbers would be rounded in {_dtype_name(whole)}, the "
+                "common dtype of all items: use one dtype for all"
             )
     return whole
 
@@ -244,7 +254,9 @@ def _stacked(rows: list[Any]) -> Tensor:
 def _no_array(values: Any) -> str | None:
     """Return why values are not an array of numbers, and what to pass instead; None if these checks find nothing wrong."""
     if isinstance(values, Mapping):
-        return f"a dict of {_keys(values)}, and a model is given one array: stack them into one, in prepare= or before"
+        return (
+            f"a dict of {_keys(values)}, but a model takes one array: stack them into one array, in prepare= or before"
+        )
     if isinstance(values, Tensor):
         if type(values).__name__ == "MaskedTensor":
             return "a masked tensor: leave masked entries out, or fill them"
@@ -275,8 +287,8 @@ def _mixed_columns(table: Any) -> str | None:
     except ValueError as error:
         found = f" ({error})"
     return (
-        f"a table whose column {name!r} is {table.dtypes.iloc[odd]}{found}, and not of numbers: convert it, such as "
-        f"table.astype({{{name!r}: 'float32'}}), or leave it out"
+        f"a table whose column {name!r} is {table.dtypes.iloc[odd]}{found}, not a numeric dtype: convert it, for "
+        f"example with table.astype({{{name!r}: 'float32'}}), or leave it out"
     )
 
 
@@ -339,13 +351,13 @@ def _remedy(error: Exception, targets: Tensor) -> str:
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return "memory ran out: lower batch_size= of the client's work, or use a smaller model"
     if targets.dtype == torch.int64 and ("long" in text or "int64" in text):
-        return "a loss of real numbers takes real targets: give them as float32, or convert them in prepare="
+        return "a loss for real numbers takes real targets: give them as float32, or convert them in prepare="
     if "more than 1 value per channel" in text:
         return (
-            "BatchNorm cannot train on a batch of one example: choose a batch_size= that leaves no rest of one at any client, or "
-            "another norm, such as GroupNorm"
+            "BatchNorm cannot train on a batch of one example: choose a batch_size= with which no client has a last batch "
+            "of one example, or use another norm, such as GroupNorm"
         )
-    return "try them on one batch alone, or convert the data in prepare="
+    return "try the model and its loss on one batch alone, or convert the data in prepare="
 
 
 class _Kept:

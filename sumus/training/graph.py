@@ -49,8 +49,8 @@ class LocalGraph:
         module: The graph.
         names: The names of the state that it takes.
         others: The names of its other arguments.
-        draws: The shapes of the noise among those arguments, each for one client.
-        stack: The number of clients; None for one client without a stack.
+        draws: The shapes of the random numbers among the other arguments, each for one client.
+        stack: The number of clients in the stack; None for one client without a stack.
     """
 
     module: GraphModule
@@ -94,8 +94,8 @@ class LocalGraph:
         return loss
 
     def noise(self, keys: Sequence[bytes], step: int, device: torch.device) -> list[Tensor]:
-        """Return the numbers that these clients' random operators draw in a step, each `(K, ...)`; without a stack, those
-        of one client."""
+        """Return the numbers that these clients' random operators draw in a step, each `(K, ...)`; without a stack, the
+        numbers of one client."""
         drawn = [np.stack([draw.numbers(key, step, call) for key in keys]) for call, draw in enumerate(self.draws)]
         return [torch.from_numpy(each if self.stack else each[0]).to(device) for each in drawn]
 
@@ -165,7 +165,7 @@ def is_stacked(name: str, program: Program) -> bool:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A step as it was recorded.
+    """A recorded step.
 
     Attributes:
         module: The graph.
@@ -221,7 +221,7 @@ def _one_row_more(rows: Tensor) -> Tensor:
 
 
 def _expect_rows_first(draws: Sequence[NoiseShape], longer: Sequence[NoiseShape], rows: int) -> None:
-    """Refuse random numbers of a shape in which padding would change other rows' numbers.
+    """Refuse random numbers if the padding of a batch would change the numbers of its other rows.
 
     Args:
         draws: The noise that is drawn for a batch.
@@ -234,7 +234,10 @@ def _expect_rows_first(draws: Sequence[NoiseShape], longer: Sequence[NoiseShape]
         return grown or draw.shape == other.shape
 
     if len(draws) != len(longer) or not all(map(is_unmoved, draws, longer)):
-        raise NotCapturable("it draws numbers that do not have the batch's rows first, and short batches are padded")
+        raise NotCapturable(
+            "it draws random numbers whose first dimension is not the rows of the batch, so the padding of a short batch "
+            "would change them"
+        )
 
 
 @contextmanager
@@ -253,7 +256,7 @@ def leaving_no_trace(program: Program) -> Generator[None, None, None]:
         program.begin_anew()
         put_generators(stood)
     if moved:
-        raise NotCapturable("it draws from Python's or numpy's generator: use torch's")
+        raise NotCapturable("it draws random numbers from Python's or numpy's generator: use torch's")
     if changed:
         raise NotCapturable(which(changed[0]))
 
@@ -270,7 +273,7 @@ def _reason(error: Exception) -> str:
     text = str(error).strip().partition("\n")[0]
     looked = isinstance(error, DataDependentOutputException | DynamicOutputShapeException)
     if looked or any(word in str(error) for word in ("data-dependent", ".item()", "value out of a tracing tensor")):
-        return "its forward depends on the values of tensors (an `if`, .item(), or a shape that follows them)"
+        return "its forward depends on the values of tensors (by an `if`, .item(), or a shape that depends on them)"
     if "mutat" in str(error):
         return rewrite.OWN_TENSORS
     return f"{type(error).__name__}: {text if len(text) < _LONGEST else text[:_LONGEST] + '…'}"

@@ -4,9 +4,11 @@
     ...                                  the code runs
     hidden.restore()                     restores everything; returns the paths that had changed, such as `loss.calls`
 
-A plan carries only leaves. Any other state of the code would reach the next client in a run with one process, but not
+Only leaves are sent and saved. Any other state of the code would reach the next client in a run with one process, but not
 in a run with two. Such state would also be lost when a run continues from a folder. So every client begins with this
-state as it was before the run. A walk from the roots finds the places where such state can be (`sumus.training.walk`).
+state as it was before the run. A walk over the objects, from some roots, finds the places where such state can be
+(`sumus.training.walk`). A place is, for example, a list, a variable or the attributes of an object
+(`sumus.training.places`).
 """
 
 import functools
@@ -26,7 +28,7 @@ from sumus.training.places import LONGEST, MISSING, Cell, Place
 from sumus.training.walk import FUNCTIONS, MEMBERS, HiddenWalk, globals_of, users
 
 _ALWAYS = 8
-"""The number of first comparisons that compare everything. Later ones do so at each power of two, and at the end."""
+"""So many first comparisons compare everything. Later, the 16th, 32nd, 64th … and the last comparison compare everything."""
 _DEEPEST = 4
 """The number of levels of enclosing functions that are searched."""
 
@@ -36,7 +38,7 @@ class HiddenState:
 
     Args:
         roots: The objects at which the walk begins, by the name that paths begin with.
-        leaves: Tensors that the plan carries. They are not hidden.
+        leaves: The tensors that are leaves of the model. They are not hidden state.
 
     Attributes:
         tensors: The tensors that the walk met, each with its path.
@@ -69,8 +71,8 @@ class HiddenState:
 
     @staticmethod
     def _changed(place: Place, whole: bool) -> list[str]:
-        """Return the paths of a place that have changed. A place that has changed once is compared each time from then
-        on."""
+        """Return the paths in one place whose values have changed. A place that has changed once is compared each time from
+        then on."""
         if not place.rare:
             return list(place.changed())
         if place.is_other_at_a_glance():
@@ -91,7 +93,7 @@ class HiddenState:
             whole: See `changed`.
 
         Raises:
-            TaskError: Something cannot be restored. Everything else has been.
+            TaskError: Something cannot be restored. Everything else has been restored.
         """
         paths, refused = dict[str, None](), None
         for place in self._places:
@@ -151,17 +153,17 @@ def tied_to_itself(module: nn.Module) -> str | None:
     own |= {id(part): name for name, part in (*module.named_parameters(), *module.named_buffers())}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if getattr(tensor, "_backward_hooks", None):
-            return f"`{name}` has a hook, and a copy of the model has none"
+            return f"`{name}` has a hook, which a copy of the model would lose"
         if getattr(tensor, "_post_accumulate_grad_hooks", None):
             raise TaskError(
-                f"`{name}` has a hook of register_post_accumulate_grad_hook, and gradients are not accumulated here: take "
-                "register_hook, which receives the gradient and returns another"
+                f"`{name}` has a hook of register_post_accumulate_grad_hook, but sumus does not accumulate gradients, so the "
+                "hook would not run: use register_hook, whose function receives the gradient and can return another one"
             )
     for path, part in module.named_modules():
         for name, value in vars(part).items():
             if name not in MEMBERS and (found := _function_around(value, own, 0)) is not None:
                 where = f"{path}.{name}".lstrip(".")
-                return f"`{where}` holds a function that takes `{found}` from this very model, and would do so in a copy too"
+                return f"`{where}` holds a function that uses `{found}` of this model, and would still do so in a copy"
     return None
 
 

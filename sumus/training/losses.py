@@ -41,7 +41,7 @@ cast(Any, cross_entropy).class_axis = -1  # labels are checked against the class
 
 @ranged(0.0, None)
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return (outputs − targets)², averaged over an example's entries. Both have one shape `(B, ...)`."""
+    """Return (outputs − targets)², averaged over an example's entries. Both have the same shape `(B, ...)`."""
     return _each((fitted(outputs, targets) - targets) ** 2)
 
 

@@ -1,10 +1,10 @@
 """Keyed randomness inside models (dropout): the same numbers in every executor, however clients are distributed or
 stacked.
 
-Random operators are numbered within a step. Each call of one gets uniform numbers in the shape of its tensor, from a
-stream that is keyed by (client's key, step, number of the call). Rows that pad a batch come last, so they do not change
-the numbers of other rows. A model with a random operator that is not listed here uses torch's generator, seeded by the
-client's key, and trains sequentially.
+The calls of random operators are numbered within a step. Each call gets numbers in the shape of its tensor, from a stream
+that is keyed by (client's key, step, number of the call). These numbers are the client's noise. Rows that pad a batch come
+last, so they do not change the numbers of other rows. A model with a random operator that is not listed here uses torch's
+generator, seeded by the client's key, and its clients train one after the other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +159,7 @@ class RandomOperatorWatch(Interception):
 
     Attributes:
         seen: All random operators.
-        unkeyed: Those that have no keyed noise.
+        unkeyed: The random operators that are not in `KEYED`.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,10 @@
-"""Observe a task's code on a few examples before any client trains: does it do anything else than compute losses?
+"""Observe a task's code on a few examples before any client trains: does it do anything other than compute losses?
 
     seen = observe(program, inputs, targets)       TaskError for code that no run could train correctly
     seen.alone                                     the reason why its step cannot be captured, or None
     expect_means(program, inputs, targets)         TaskError if the mean of several clients' buffers is meaningless
 
-Effects that appear only later, at a hundredth step for example, are detected when they happen: every client begins with
+Effects that appear only later, for example at the hundredth step, are detected when they happen: every client begins with
 `Program.begin_anew`.
 """
 
@@ -31,11 +31,13 @@ class Observed:
     """The behaviour of a task's code, as observed.
 
     Attributes:
-        draws: Whether the model draws random numbers that keyed noise can replace.
-        unkeyed: The reason why torch's own generator must be used instead of keyed noise; None if it need not be.
+        draws: Whether the model draws random numbers, all of which sumus can replace by each client's own numbers
+            (`sumus.training.noise`).
+        unkeyed: The reason why sumus cannot replace the model's random numbers, so that torch's own generator is used; None if
+            there is no such reason.
         alone: The reason why a step cannot be captured as a graph, if the code does more than a graph holds; None if no
             reason was seen.
-        generators: Whether Python's or numpy's generator moved.
+        generators: Whether the code drew from Python's or numpy's generator.
         acts: Whether a second pass over the same examples gave different losses from the first.
     """
 
@@ -82,13 +84,16 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
         program.begin_anew()
     unkeyed = alone = None
     if forward.unkeyed:
-        unkeyed = f"it draws `{forward.unkeyed[0]}`, which has no keyed noise"
+        unkeyed = (
+            f"it calls the random operator `{forward.unkeyed[0]}`, for which sumus cannot draw separate numbers for each "
+            "client and step"
+        )
     elif backward.seen:
-        unkeyed = "it draws numbers in its backward pass (activation checkpointing)"
+        unkeyed = "it draws random numbers in its backward pass (activation checkpointing)"
     if moved:
         alone = which(moved[0])
     elif drawn:
-        alone = "it draws from Python's or numpy's generator: use torch's"
+        alone = "it draws random numbers from Python's or numpy's generator: use torch's"
     elif moved_to:
         alone = f"its forward puts `{moved_to[0]}` into other memory: write into the existing memory, as in .data.copy_(...)"
     elif hooked := next((name for name, tensor in program.trained.items() if tensor._backward_hooks), None):
@@ -100,13 +105,15 @@ def note_of(path: str) -> str:
     """Return what a user should know about a path in `Program.moved`."""
     if path.partition(".")[0].partition("[")[0] in ("work", "update", "aggregator", "server"):
         return (
-            f"`{path}` changes as the code runs, and a plan does not carry it: each process has its own, and a run that goes on "
-            "from a folder begins with a new one. Keep it in the part's state (init=), which is carried"
+            f"`{path}` changes while the code runs, but sumus neither sends nor saves it: each process has its own value, "
+            "and a run that continues from a folder begins with a new one. Keep it in the state of this part of the "
+            "algorithm (init=)"
         )
     return (
-        f"`{path}` changes as the code runs, and a plan does not carry it: every client, and every evaluation, begins with it as "
-        "it was before the run, and no step that changes it is captured. Keep state that must continue in a float buffer of the "
-        "model, which is averaged, or kept at each client if it is personal"
+        f"`{path}` changes while the code runs, but sumus neither sends nor saves it: every client, and every evaluation, "
+        "begins with its value from before the run, and a step that changes it is not captured as a graph. Keep state that "
+        "must continue in a float buffer of the model: a shared buffer is averaged, and a personal buffer is kept at each "
+        "client"
     )
 
 
@@ -115,7 +122,7 @@ def expect_gradient(losses: Tensor) -> None:
     if not torch.is_grad_enabled():
         raise TaskError("gradients are off in this thread: train outside torch.no_grad() and torch.inference_mode()")
     if not losses.requires_grad:
-        raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
+        raise TaskError("the loss does not depend on the model's parameters: remove .detach() and argmax from it")
 
 
 def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
@@ -176,9 +183,9 @@ def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Te
             else f"a tensor of shape {tuple(tensor.shape)} that the model or the loss takes from elsewhere"
         )
         raise TaskError(
-            f"{where} has requires_grad=True and is not a leaf of the model: no step trains it, and it is not sent. Make it a "
-            "parameter of the model, in the model's __init__ (a layer in a list: in an nn.ModuleList; a layer made in forward: "
-            "before; a loss's own parameter: let forward return it); or set requires_grad_(False) if it must not be trained"
+            f"{where} has requires_grad=True but is not a leaf of the model: no step trains it, and it is not sent. Make it a "
+            "parameter of the model, in the model's __init__ (put a list of layers into an nn.ModuleList; make no layers in "
+            "forward; let forward return a loss's own parameter); or set requires_grad_(False) if it must not be trained"
         )
 
 
@@ -229,10 +236,10 @@ def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
             continue
         if (why := _unaveraged(start, (still[name], once[name], twice[name]), moves[name].double())) is not None:
             raise TaskError(
-                f"the buffer `{name}` {why}, so that a mean of clients' buffers is a value that training never "
-                "gives, and shared buffers "
-                f'are averaged: keep one at each client, with leaves={{"{name}": "personal"}}; or, if a mean of them is correct '
-                f'anyway, request it with leaves={{"{name}": "shared"}}'
+                f"the buffer `{name}` {why}, so a mean of several clients' buffers is a value that training never gives, but "
+                "shared buffers are averaged: keep a separate buffer at each client, with "
+                f'leaves={{"{name}": "personal"}}; or, if the mean is correct anyway, request it with '
+                f'leaves={{"{name}": "shared"}}'
             )
 
 
@@ -242,23 +249,23 @@ def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tenso
     Args:
         start: The buffer before a forward pass.
         after: The buffers after a pass that started from the buffer moved 0, 1 and 2 times.
-        move: The move.
+        move: The value that was added to the buffer 0, 1 or 2 times.
     """
     still, once, twice = after
     rounding = 1e-5 * float(max(still.abs().max(), start.abs().max(), torch.tensor(1e-6)))
     if float((once - (still + twice) / 2).abs().max()) > _BENT * float(move.abs().max()) + rounding:
-        return "is not moved by a step in proportion to itself (it is scaled to a length, divided, rounded or chosen by value)"
+        return "is updated by a nonlinear rule (it is scaled to a norm, divided, rounded or chosen by value)"
     taken, kept = (still - start).abs() > rounding, still == start
     if bool(taken.any()) and bool(kept.any()) and float((twice - still)[taken].abs().max()) <= rounding:
-        return "is overwritten in part by a step, as a queue is"
+        return "is partly overwritten by each step, like a queue"
     for axis in (None, *range(start.dim())):
         if start.dim() and _keeps_length(start, still, axis):
-            return "keeps its norm, and a mean has a smaller norm"
+            return "keeps its norm in training, which a mean of buffers does not"
     return None
 
 
 def _keeps_length(start: Tensor, still: Tensor, axis: int | None) -> bool:
-    """Return whether a pass changed a buffer but kept its lengths along an axis (None: its length as a whole)."""
+    """Return whether a pass changed a buffer but kept its L2 norms along an axis (None: the norm of the whole buffer)."""
     if (start.shape[axis] if axis is not None else start.numel()) < 2 or float((still - start).norm()) <= 1e-4 * float(
         start.norm()
     ):
@@ -283,8 +290,8 @@ def _statistics(module: nn.Module) -> set[str]:
 
 
 def _expect_exact_norms(program: Program) -> None:
-    """Refuse torch's spectral norm on shared weights: its two vectors belong to one client's weights, and not to a mean
-    of weights."""
+    """Refuse torch's spectral norm on shared weights: its two vectors fit one client's weights, but not a mean of
+    weights."""
     for path, layer in program.module.named_modules():
         if hasattr(layer, "_power_method"):  # the parametrization
             own, names = path, ("_u", "_v")
@@ -296,9 +303,9 @@ def _expect_exact_norms(program: Program) -> None:
         for name in (f"{own}.{name}".lstrip(".") for name in names):
             if name in program.leaves and not _is_one_clients(program, name):
                 raise TaskError(
-                    f"the buffer `{name}` of torch's spectral norm is found by steps for one client's weights, and a mean of "
-                    "clients' weights has another: the model would be measured and published with a wrong norm. Divide by the "
-                    "exact norm instead, which needs no buffer: register_parametrization(layer, 'weight', Spectral()), where "
+                    f"the buffer `{name}` of torch's spectral norm fits only the weights of one client, but the model is "
+                    "a mean of clients' weights: it would be measured and published with a wrong norm. Divide by the exact "
+                    "norm, which needs no buffer: register_parametrization(layer, 'weight', Spectral()), where "
                     "Spectral.forward returns weight / torch.linalg.matrix_norm(weight.flatten(1), 2)"
                 )
 

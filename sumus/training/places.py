@@ -1,5 +1,5 @@
-"""Places where code can keep state. A place remembers its content, checks whether the content has changed, and restores
-it.
+"""Places where code can keep state: lists, mappings, variables, the attributes of an object. A place remembers its
+content, checks whether the content has changed, and restores it.
 
     place = Sequence("loss.seen", seen)
     ...                                  the code runs
@@ -73,9 +73,7 @@ class Place:
         raise NotImplementedError
 
     def is_other_at_a_glance(self) -> bool:
-        """Return whether a cheap check shows a change of a rarely compared place: of its length, or of torch's count of
-        writes.
-        """
+        """Return whether a quick check shows that this place has changed: its length, or torch's count of writes, differs."""
         return False
 
     def restore(self) -> None:
@@ -97,28 +95,28 @@ class Place:
         """Put back the items that `log` returned, in place of those that were added since then."""
 
     def _expect_looked_at(self, path: str) -> None:
-        """Refuse a change of a rarely compared place. It is not known at which client the place changed, so some clients
-        have begun with changed content.
+        """Refuse a change of this place if comparisons of it were skipped since the last one. The client at which the place
+        changed is then not known, and some clients may have begun with changed content.
 
         From now on the place is compared each time.
         """
         missed, self.rare, self.missed = self.missed, False, 0
         if missed:
             raise TaskError(
-                f"`{path}` is large, and changed as clients trained, after it had stayed the same at first: clients may have "
-                "begun with values that other clients left there. Make it a buffer of the model, with "
+                f"`{path}` changed while clients trained, but it is too large to be compared before each client: some clients "
+                "may have begun with values that other clients left there. Make it a buffer of the model, with "
                 "register_buffer, or leave it unchanged"
             )
 
 
 class Names(Place):
-    """A namespace, or some of its names: of an object, a module or a class.
+    """The namespace of an object, a module or a class, or some names in it.
 
     Args:
-        path: Makes the path of a name.
-        read: Returns the values by name.
-        put: Sets the value of a name.
-        drop: Removes a name.
+        path: Function that returns the path of a name.
+        read: Function that returns the values by name.
+        put: Function that sets the value of a name.
+        drop: Function that removes a name.
         whole: The whole namespace, if `read` returns only a part of it. If its length and these values are the same as
             before, it has not changed.
     """
@@ -288,8 +286,8 @@ class Depths(Place):
 
     def restore(self) -> None:
         raise TaskError(
-            f"the content of `{self._path}` changes as clients train, and is too large to be put back for each client: keep "
-            "less there, or make it a buffer of the model, with register_buffer"
+            f"the content of `{self._path}` changes while clients train, but is too large to be restored for each client: "
+            "keep less there, or make it a buffer of the model, with register_buffer"
         )
 
 
@@ -363,8 +361,8 @@ class Variable(OneValue):
     def restore(self) -> None:
         if self.then is MISSING:
             raise TaskError(
-                f"the context variable `{self._path}` is set as clients train, and had no value before, so that it cannot be put "
-                "back: give it a default, or set it before the run"
+                f"the context variable `{self._path}` is set while clients train, but it had no value before, so it cannot be "
+                "restored: give it a default, or set it before the run"
             )
         self._held.set(self.then)
 
@@ -425,8 +423,8 @@ class Numbers(Place):
     def restore(self) -> None:
         if self._kept is None:
             raise TaskError(
-                f"`{self._path}` changes as clients train, is not a leaf of the model, and is too large to be put back for each "
-                "client: make it a buffer of the model, with register_buffer"
+                f"`{self._path}` changes while clients train, but it is not a leaf of the model, and it is too large to be "
+                "restored for each client: make it a buffer of the model, with register_buffer"
             )
         if isinstance(self._held, Tensor):
             with torch.no_grad():
@@ -530,13 +528,13 @@ class Opaque(Place):
 
     def restore(self) -> None:
         raise TaskError(
-            f"`{self._path}` is a {type(self._held).__name__} that advances as clients train, and it cannot be put back for each "
-            "client: compute its values from a buffer of the model instead, such as a count of steps"
+            f"`{self._path}` is a {type(self._held).__name__} that advances while clients train, but it cannot be "
+            "restored for each client: compute its values from a buffer of the model instead, such as a count of steps"
         )
 
 
 class Iterating(Opaque):
-    """An iterator. It is refused as soon as it moves; or immediately, if its position cannot be seen."""
+    """An iterator. It is refused as soon as it moves; or immediately, if its position cannot be read."""
 
     def _now(self) -> Any:
         with warnings.catch_warnings():
@@ -554,19 +552,19 @@ class Iterating(Opaque):
         if self.then is not None:
             super().restore()
         raise TaskError(
-            f"`{self._path}` is a {type(self._held).__name__}, and its position cannot be read, so that it cannot be put back "
-            "for each client: compute its values from a buffer of the model instead, such as a count of steps, or make it anew "
-            "in the code that uses it"
+            f"`{self._path}` is a {type(self._held).__name__} whose position cannot be read, so it cannot be restored "
+            "for each client: compute its values from a buffer of the model instead, such as a count of "
+            "steps, or make a new one each time in the code that uses it"
         )
 
 
 class _Unseen(Exception):
-    """An iterator's position cannot be seen."""
+    """An iterator's position cannot be read."""
 
 
 def _standing(value: Any, depth: int) -> Any:
     """Return an iterator's position as plain values that can be compared, with the positions of the iterators that it
-    goes through."""
+    reads from."""
     if isinstance(value, PLAIN):
         return repr(value)
     if isinstance(value, tuple):

@@ -37,7 +37,7 @@ class Program:
         initial: Every leaf's initial value (numpy).
         shared: The tensors of shared leaves that have a gradient, by leaf.
         buffers: The tensors of shared leaves without a gradient.
-        personal: The tensors of the device's own leaves.
+        personal: The tensors of personal leaves, which are never sent.
         trained: The tensors of all leaves with a gradient.
         hidden: The state that the code keeps outside the leaves.
         moved: The paths of hidden state that has changed, and the findings of a witness (`sumus.executors.witness`).
@@ -48,7 +48,7 @@ class Program:
         self.task = task
         device = str(device)
         if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-            raise TaskError(f"device {device!r} is not known: cpu, cuda or cuda:NUMBER")
+            raise TaskError(f"device {device!r} is not known: give cpu, cuda or cuda:NUMBER")
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise TaskError("device 'cuda' was requested, but torch finds no GPU; leave it out to use the CPU")
@@ -121,13 +121,13 @@ class Program:
                 tensor.copy_(value)
 
     def look_at(self, name: str, part: object, restores: bool = False) -> None:
-        """Also watch the state of a part of the algorithm, under a name in `moved`.
+        """Also watch the state of a part of the algorithm. `moved` names its changes by this name.
 
         Args:
             name: The name.
             part: The part.
-            restores: Whether the state is restored before each client, as that of the model's code is. False for code that a
-                server calls as well.
+            restores: Whether the state is restored before each client, like the state of the model's code. False for code that
+                a server calls as well.
         """
         if (name, id(part)) not in self._parts:
             self._parts[name, id(part)] = part, HiddenState({name: part}, self.tensors.values() if restores else ())
@@ -176,7 +176,7 @@ class Program:
         _expect_same_roles(self.tensors, self.leaves)
 
     def end(self) -> None:
-        """Restore this state for the last time, so that the next run with the same code begins alike."""
+        """Restore the hidden state for the last time, so that the next run with the same code begins in the same state."""
         for own in self._restoring:
             with suppress(TaskError):
                 self._parts[own][1].end()
@@ -188,10 +188,9 @@ class Program:
             is_same = tensor._version == version or _sum_of(tensor) == kept
             if not (is_same if before is None else _same_numbers(tensor, before[name])):
                 raise TaskError(
-                    f"`{name}` is a frozen parameter, and the code changes it as it trains: it would be different in each "
-                    "process, and would not be sent. Make it a buffer (register_buffer), which is averaged as "
-                    "running statistics are; "
-                    f'or keep one at each client, with leaves={{"{name}": "personal"}}'
+                    f"`{name}` is a frozen parameter, but the code changes it while it trains: it would be different in each "
+                    "process, and would not be sent. Make it a buffer (register_buffer), which is averaged like running "
+                    f'statistics; or keep a separate one at each client, with leaves={{"{name}": "personal"}}'
                 )
             self._frozen[name] = tensor, tensor._version, kept
 
@@ -225,8 +224,9 @@ class Program:
         if not isinstance(losses, Tensor) or losses.shape != inputs.shape[:1]:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise TaskError(
-                f"loss `{self.description.loss}` gave {got} for a batch of {len(inputs)} and must give one value per example, "
-                f"shape ({len(inputs)},): use reduction='none', or average over everything but the first dimension"
+                f"loss `{self.description.loss}` returned {got} for a batch of {len(inputs)}, but it must return one "
+                f"value per example, shape ({len(inputs)},): use reduction='none', or average over everything but "
+                "the first dimension"
             )
         return outputs, losses
 
@@ -269,7 +269,7 @@ class Program:
         for name, (total, count) in totals.items():
             if not count and total:
                 raise TaskError(
-                    f"metric {name!r} adds up to {total:g} and counts no prediction: count the values that are added"
+                    f"metric {name!r} returned sums of {total:g}, but all its counts are 0: count the values that are added"
                 )
         return totals
 
@@ -300,15 +300,14 @@ class Program:
         outputs = self.outputs(inputs)
         if not isinstance(outputs, Tensor):
             raise TaskError(
-                f"the model gives {_named(outputs)}, but a prediction must be one tensor: let forward return a "
-                "tensor in evaluation "
-                "(`if not self.training`), or wrap the model in one that does"
+                f"the model returns {_named(outputs)}, but a prediction must be one tensor: let forward return a tensor in "
+                "evaluation (`if not self.training`), or wrap the model in a module that does"
             )
         return outputs.cpu()
 
     def state_dict(self, shared: Tree) -> dict[str, Tensor]:
-        """Return a state dict for the user's model: these shared leaves, the initial values of all others, and tied
-        names restored."""
+        """Return a state dict for the user's model: these shared leaves, the initial values of all others, and
+        every name of a tied tensor."""
         state: dict[str, Tensor] = {}
         for name, leaf in self.leaves.items():
             value = self._to_tensor(name, shared.get(name, self.initial[name])).cpu()
@@ -342,8 +341,9 @@ def _classes(program: Program, inputs: Tensor, targets: Tensor) -> int | None:
     except Exception as error:
         raise describe_call(error, inputs, targets) from error
     raise TaskError(
-        f"the model gives {_named(outputs)}, and loss `{program.description.loss}` takes one tensor of scores: choose one of "
-        "the outputs in a loss of your own, such as loss=lambda outputs, targets: losses.cross_entropy(outputs[0], targets)"
+        f"the model returns {_named(outputs)}, but loss `{program.description.loss}` takes one tensor of scores: choose "
+        "one of the outputs in a loss of your own, such as loss=lambda outputs, targets: "
+        "losses.cross_entropy(outputs[0], targets)"
     )
 
 
@@ -365,8 +365,8 @@ def _measured(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
         if not isinstance(tensor, Tensor) or tensor.shape != wanted or tensor.is_complex():
             got = f"{_kind(tensor)}{tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TaskError(
-                f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value per example, or a pair "
-                "(sums, counts) of one each"
+                f"metric {name!r} returned {got} for a batch of {len(targets)}; return one real value per example, or a pair "
+                "(sums, counts) with one sum and one count per example"
             )
     if len(given) == 2:
         counts = given[1].double()
@@ -402,7 +402,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
-    """Return a copy of a module, also if a callable returns the user's own module.
+    """Return a copy of a module, since a callable may return the user's own module.
 
     If a module cannot be copied, or a copy would lose something, the module is made once more. The result must then be a
     new module.
@@ -453,8 +453,8 @@ def _expect_same_roles(tensors: Mapping[str, Tensor], leaves: Mapping[str, Leaf]
     for name, tensor in tensors.items():
         if tensor.requires_grad is not leaves[name].trained:
             raise TaskError(
-                f"the code switches requires_grad of `{name}` as it trains, and a leaf's role is the same in all rounds: "
-                "give roles by leaves=, and to keep a leaf still for a while, use a factor of 0 in forward"
+                f"the code switches requires_grad of `{name}` while it trains, but a leaf must have the same role in "
+                "all rounds: give the role by leaves=; to keep a leaf constant for some steps, use a factor of 0 in forward"
             )
 
 
@@ -485,8 +485,9 @@ def _expect_finite(name: str, tensor: Tensor) -> None:
     odd = tensor.detach()[~torch.isfinite(tensor.detach())]
     if odd.numel():
         raise TaskError(
-            f"leaf `{name}` holds {float(odd[0])} before the first round, and shared leaves are averaged: if it is a constant, "
-            f'such as a mask, pass leaves={{"{name}": "frozen"}}, or register_buffer(..., persistent=False); else mend the model'
+            f"leaf `{name}` holds {float(odd[0])} before the first round, but shared leaves are averaged: if it is a "
+            f'constant, such as a mask, pass leaves={{"{name}": "frozen"}}, or register_buffer(..., persistent=False); if '
+            "not, correct the model"
         )
 
 

@@ -44,8 +44,8 @@ def expect_capturable(graph: Graph, fixed: Sequence[Node]) -> None:
 
 
 def simplify(graph: Graph) -> None:
-    """Remove operators that change nothing: views to the same shape, double transposes, factors of one, and repeated
-    views."""
+    """Remove operators that change nothing: views to the same shape, double transposes, multiplications by one, and
+    repeated views."""
     while _simplified(graph):
         graph.eliminate_dead_code()
 
@@ -88,11 +88,14 @@ def stand_in_noise(graph: Graph, stack: int | None) -> list[NoiseShape]:
             continue
         random = KEYED.get(node.target)
         if random is None:
-            raise NotCapturable(f"it draws `{node.target}`, which has no keyed noise")
+            raise NotCapturable(
+                f"it calls the random operator `{node.target}`, for which sumus cannot draw separate numbers for each client "
+                "and step"
+            )
         first = node.args[0]
         shape = _form(first)[0] if isinstance(first, Node) else tuple(cast(Sequence[int], first))
         if stack is not None and (not shape or shape[0] != stack):
-            raise NotCapturable(f"`{node.target}` draws numbers that do not belong to one client")
+            raise NotCapturable(f"`{node.target}` draws random numbers for several clients together")
         draws.append(NoiseShape(random.normal, shape if stack is None else shape[1:]))
         with graph.inserting_after(last):
             last = graph.placeholder(f"noise_{len(draws) - 1}")

@@ -55,8 +55,8 @@ def local_step(
         work: The client's work.
         values: The values from `step_values`, optionally with a `mask` (B,). Rows whose mask is 0 pad a short batch, and
             do not count. Batch statistics (BatchNorm) still include the padding.
-        functional: Differentiate by `torch.func`, as is needed under `vmap`; otherwise by autograd, which keeps fused
-            kernels whole.
+        functional: Whether to differentiate by `torch.func`, which is needed under `vmap`; if not, by autograd, which keeps
+            fused kernels whole.
     """
     params = {name: values[f"params/{name}"].detach() for name in program.trained}
     buffers = {name: values[f"buffers/{name}"].clone() for name in program.tensors if f"buffers/{name}" in values}

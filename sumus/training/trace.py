@@ -58,7 +58,7 @@ def trace_step(program: Program, work: ClientWork, inputs: Tensor, targets: Tens
     """Trace the graph of one step for batches of this shape.
 
     Raises:
-        PlanError: The client trains by code of its own.
+        PlanError: The user's own code trains the clients.
         TaskError: The step does more than a graph can hold.
     """
     work.expect_steps("a program for a phone")

@@ -153,7 +153,7 @@ class HiddenWalk:
 
     Args:
         roots: The objects at which the walk begins, by the name that paths begin with.
-        leaves: Tensors that the plan carries. They are not hidden.
+        leaves: The tensors that are leaves of the model. They are not hidden state.
 
     Attributes:
         places: The places where state can be.

@@ -71,7 +71,7 @@ class OperationCalls:
             )
         if len(ask.arguments) > len(operation.takes) or not ask.named.keys() <= {*operation.takes, *operation.named}:
             takes = ", ".join((*operation.takes, *sorted(operation.named)))
-            raise RequestRefused("not_allowed", f"{operation.name} takes only {takes} here")
+            raise RequestRefused("not_allowed", f"at a worker, {operation.name} takes only {takes}")
         arguments = [
             self._argument(operation, *each, used) for each in zip(operation.takes, ask.arguments, strict=False)
         ]
@@ -94,7 +94,7 @@ class OperationCalls:
         ):
             raise RequestRefused(
                 "private",
-                f"`{name}` of {operation.name} depends on the owner's data, and a failure would reveal them: use a tensor "
+                f"`{name}` of {operation.name} depends on the owner's data, and an error would reveal the data: use a tensor "
                 "that you sent",
             )
         return found
@@ -156,12 +156,12 @@ class OperationCalls:
             if isinstance(error, NotImplementedError) or " meta " in str(error):
                 raise RequestRefused(
                     "impossible",
-                    f"{name}: the shape of the result would depend on numbers in a tensor, which is not allowed here",
+                    f"{name}: the shape of the result would depend on numbers in a tensor, which a worker does not allow",
                 ) from error
             raise impossible(name, error) from error
 
     def _without_cycle(self, call: BoundCall, outline: Outline) -> None:
-        """Refuse a call that would give a leaf a history.
+        """Refuse a call that would give a history (autograd's `grad_fn`) to a leaf.
 
         A leaf is part of the graphs that computed its gradients. If it got a history as well, it could be part of its
         own history, and that memory would never be freed.
@@ -205,7 +205,8 @@ class OperationCalls:
             raise impossible(call.operation.name, error) from error
 
     def _computed(self, call: BoundCall, outline: Outline) -> list[Tensor]:
-        """Perform a call on private tensors. It is never refused, since only private numbers can make it fail now."""
+        """Perform a call on private tensors. The caller gets NaN and no error if it fails, since only private numbers can make
+        it fail now."""
         try:
             with saving(self._held.memories.note):
                 results = call.results(closed=True)
@@ -213,9 +214,7 @@ class OperationCalls:
                 (each.shape, each.dtype, each.learns) for each in outline.results
             ]:
                 return results
-            LOG.error(
-                "%s returned other tensors than its outline predicts, so the caller gets NaN", call.operation.name
-            )
+            LOG.error("%s returned tensors that differ from its outline, so the caller gets NaN", call.operation.name)
         except Exception as error:
             name, why = call.operation.name, first_line(error)
             LOG.error("%s failed on private numbers, so the caller gets NaN: %s", name, why)

@@ -25,11 +25,12 @@ def worker(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE.py[:NAME]", help="A file that defines `tensors` (or NAME), by name, and perhaps `policy`."
+            metavar="FILE.py[:NAME]",
+            help="A file that defines `tensors` (or NAME), a dict of tensors by name, and perhaps `policy`.",
         ),
     ],
     listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Address to listen on; port 0 for any.")
+        str, typer.Option(metavar="HOST:PORT", help="Address to listen on; port 0 for any free port.")
     ] = "127.0.0.1:0",
     token_file: Annotated[
         str | None,
@@ -86,7 +87,7 @@ def load_tensors(file: str) -> tuple[Mapping[str, Any], "Policy"]:
 
 
 def token_of(file: str | None, environment: Mapping[str, str]) -> str:
-    """Read the token from a file, standard input or the environment. A missing file is made, with a new token."""
+    """Read the token from a file, standard input or the environment. A missing file is created, with a new token."""
     from sumus.storage.files import write_whole
     from sumus.virtual.remote import read_token
 

@@ -112,14 +112,15 @@ class HeldTensors:
     # ── limits ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_room(self, more: int) -> None:
-        """Refuse a request if the caller would have too many tensors with `more` further ones."""
+        """Refuse a request if the caller would have too many tensors with `more` further tensors."""
         if len(self.tensors) + more > self.policy.tensors:
             raise RequestRefused(
-                "too_many", f"you hold {self.policy.tensors} tensors here, the largest number allowed: delete pointers"
+                "too_many",
+                f"you hold {self.policy.tensors} tensors here, the maximum: delete pointers that you do not need",
             )
 
     def check_memory(self, more: int) -> None:
-        """Refuse a request if the caller would have too many bytes with `more` further ones."""
+        """Refuse a request if the caller would have too many bytes with `more` further bytes."""
         if not self.memories.fits(more + self.graphs.bytes, self.policy.held):
             raise RequestRefused(
                 "too_many",
@@ -132,7 +133,7 @@ class HeldTensors:
         if seconds > self.policy.seconds:
             raise RequestRefused(
                 "too_large",
-                f"this may take {seconds:.0f} s, and a request may take at most {self.policy.seconds:g} s: split the work",
+                f"this may take {seconds:.0f} s, but a request may take at most {self.policy.seconds:g} s: split the work",
             )
 
     def check_size(self, nbytes: int) -> None:
@@ -140,18 +141,18 @@ class HeldTensors:
         if nbytes > self.policy.largest:
             raise RequestRefused(
                 "too_large",
-                f"the tensor has {nbytes} bytes, and at most {self.policy.largest} are allowed here: split the work",
+                f"the tensor has {nbytes} bytes, but at most {self.policy.largest} are allowed here: split the work",
             )
 
     def check_form(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Refuse a tensor that is too large, or whose dtype cannot be sent."""
         self.check_size(bytes_of(shape, dtype))
         if dtype not in DTYPE_NAMES:
-            raise RequestRefused("impossible", f"the result would be of {dtype}, which cannot be sent")
+            raise RequestRefused("impossible", f"the result would have the dtype {dtype}, which cannot be sent")
         if len(shape) > MOST_DIMENSIONS:
             raise RequestRefused(
                 "impossible",
-                f"the tensor has {len(shape)} dimensions, and at most {MOST_DIMENSIONS} are supported here",
+                f"the tensor has {len(shape)} dimensions, but at most {MOST_DIMENSIONS} are supported here",
             )
 
 

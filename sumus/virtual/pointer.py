@@ -48,7 +48,7 @@ _KNOWN_HERE = frozenset({
 _SEVERAL_SIZES = frozenset({"view", "reshape", "expand", "repeat", "permute"})
 """Functions that take a shape, either as one argument or as separate numbers."""
 _NO_MATTER = frozenset({"_stacklevel", "memory_format", "norm_type", "non_blocking"})
-"""Arguments without an effect on numbers, unless with another argument that a worker does not accept."""
+"""Arguments that have no effect on numbers, except together with another argument that a worker does not accept."""
 
 
 class PointerError(UsageError):
@@ -86,8 +86,8 @@ class PointerWorker(Protocol):
         ...
 
     def call_by(self, pointer: "Pointer | None", number: int | None = None) -> None:
-        """Make this pointer the one for its tensor at the worker. With None and the tensor's number, the next call makes a
-        new pointer."""
+        """Let `pointer()` return this pointer for its tensor. With None and the tensor's number, the next call of `pointer()`
+        makes a new pointer."""
         ...
 
     def let_go(self, number: int) -> None:
@@ -394,12 +394,12 @@ def _same_place(worker: PointerWorker, tensor: Any) -> Pointer:
     """Return a tensor if it is a pointer at this worker; refuse any other tensor."""
     if not isinstance(tensor, Pointer):
         raise PointerError(
-            f"one tensor is in this process, and another is at {worker.name!r}: send it first, with "
+            f"one tensor is in this process, but another is at {worker.name!r}: send the first one, with "
             "sumus.virtual.send(tensor, worker)"
         )
     if tensor.worker is not worker:
         raise PointerError(
-            f"one tensor is at {worker.name!r} and another at {tensor.worker.name!r}: move one of them, with "
+            f"one tensor is at {worker.name!r}, but another is at {tensor.worker.name!r}: move one of them, with "
             "sumus.virtual.move(pointer, worker)"
         )
     return tensor
@@ -413,5 +413,5 @@ def _name_of(function: Any) -> str:
 
 def _no_numbers(pointer: Pointer, what: str) -> NoReturn:
     raise PointerError(
-        f"`{what}` needs numbers, and they are at {pointer.worker.name!r}: fetch them first, with .get()"
+        f"`{what}` needs numbers, but they are at {pointer.worker.name!r}: fetch them first, with .get()"
     )

@@ -70,7 +70,7 @@ class RemoteWorker(Worker):
         if isinstance(said, RefusalAnswer):
             raise WorkerRefused(url, said.code, said.detail)
         if not isinstance(said, BeginAnswer):
-            raise self._strange(ParticipantError(None, "it admitted no caller"))
+            raise self._strange(ParticipantError(None, "it did not admit this caller"))
         self._caller, self.name, self.names = said.caller, said.worker, said.names
 
     def __repr__(self) -> str:

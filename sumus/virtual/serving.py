@@ -82,7 +82,7 @@ def serve(
         port: The port to listen on; 0 for any free port.
         tls: The files of the certificate chain and of its key, in PEM.
         names: Further host names that callers use for this machine.
-        insecure: Whether other machines may reach it without TLS.
+        insecure: Whether other machines may reach the worker without TLS.
         ready: Function that is called with the URL as soon as the worker accepts requests.
     """
     app = worker_app(name, tensors, policy or Policy(), token, names=(host, *names))
@@ -149,7 +149,7 @@ class Callers:
             if len(self._callers) >= self.policy.callers:
                 raise RequestRefused(
                     "busy",
-                    f"this worker has {self.policy.callers} callers, the largest number: close one, or try later",
+                    f"this worker has {self.policy.callers} callers, the maximum: close one, or try later",
                 )
             self._callers[_hash(secret)] = _Caller(Workbench(self._tensors, self.policy), self._clock())
         return secret
@@ -162,8 +162,8 @@ class Callers:
             if caller is None:
                 raise RequestRefused(
                     "unknown_caller",
-                    f"it does not know this caller, or forgot it after {self.policy.idle_s:g} s without a request; connect "
-                    "again, and send the tensors again",
+                    f"the worker does not know this caller, or forgot it after {self.policy.idle_s:g} s without a request; "
+                    "connect again, and send the tensors again",
                 )
             caller.last = self._clock()
             return caller.bench
@@ -269,7 +269,7 @@ class _Plane:
         self._authorize(request)
         length = announced(request, most)
         if not self._room:
-            raise RequestRefused("busy", "the worker has as many requests as it can receive at once: try again")
+            raise RequestRefused("busy", "the worker is receiving the maximum number of requests: try again")
         self._room -= 1
         try:
             return await whole(request, length)
@@ -305,7 +305,7 @@ def _of(error: Exception) -> RequestRefused:
             return RequestRefused("malformed", str(error))
         case _:
             LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-            return RequestRefused("failed", "the worker has a defect, and its log has the traceback")
+            return RequestRefused("failed", "the worker has a defect: ask its owner for the traceback in its log")
 
 
 def _refusal(no: RequestRefused) -> Response:

@@ -99,7 +99,9 @@ class Workbench:
             except Exception as error:  # a defect does not end the worker; the log gets the traceback
                 LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
                 self._said = write(
-                    WorkerAnswer(RefusalAnswer("failed", "the worker has a defect, and its log has the traceback"))
+                    WorkerAnswer(
+                        RefusalAnswer("failed", "the worker has a defect: ask its owner for the traceback in its log")
+                    )
                 )
                 return self._said
 

@@ -1,7 +1,7 @@
 """Workers, to which callers send tensors: in this process or elsewhere, with the same interface.
 
 alice = VirtualWorker("alice")
-carol = VirtualWorker("carol", {"inputs": inputs}, Policy(fetch="parameters"))     with tensors of its own
+carol = VirtualWorker("carol", {"inputs": inputs}, Policy(fetch="parameters"))     a worker that offers tensors
 
 pointer = alice.send(torch.tensor([1.0, 2.0]))
 carol["inputs"]                                                a pointer to a tensor that carol offers
@@ -183,12 +183,13 @@ class Worker:
 
     def _strange(self, error: Exception) -> ParticipantError:
         return ParticipantError(
-            None, f"worker {self.name!r} sent an unexpected response ({error}): does it run this version?"
+            None,
+            f"worker {self.name!r} sent an unexpected response ({error}): run the same version of sumus on both sides",
         )
 
 
 class InstalledHook(Protocol):
-    """A `TorchHook`, as far as a worker uses it: only as a sign that the worker's name follows."""
+    """A `TorchHook`. A worker uses it only as a sign that the worker's name follows."""
 
     def unhook(self) -> None:
         """Restore torch."""
@@ -253,9 +254,13 @@ def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[st
     for name, given in tensors.items():
         tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
         if not isinstance(tensor, Tensor) or isinstance(tensor, Pointer) or tensor.device.type != "cpu":
-            raise UsageError(f"a worker offers tensors or arrays by name, and {name!r} is a {type(given).__name__}")
+            raise UsageError(
+                f"a worker offers CPU tensors or arrays by name, but {name!r} is not one: it is a {type(given).__name__}"
+            )
         if tensor.dtype not in DTYPE_NAMES:
-            raise UsageError(f"the tensor {name!r} is of {tensor.dtype}: use one of {', '.join(DTYPE_NAMES.values())}")
+            raise UsageError(
+                f"the tensor {name!r} has the dtype {tensor.dtype}: use one of {', '.join(DTYPE_NAMES.values())}"
+            )
         found[name] = tensor.detach()
     private = [tensor for name, tensor in found.items() if name not in public]
     return {

@@ -31,7 +31,7 @@ def test_no_pair_of_ways_differs_without_a_word(features: list[str], way: str) -
 @pytest.mark.parametrize("planted", PLANTED)
 def test_each_planted_kind_is_said_or_refused(planted: str) -> None:
     found = trained([planted], "autograd")
-    assert found.refused or any("changes as the code runs" in note for note in found.notes)
+    assert found.refused or any("changes while the code runs" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

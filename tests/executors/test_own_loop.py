@@ -174,21 +174,21 @@ WRONG = {
     "the end of the program": (raising(SystemExit(3)), "ended the program: SystemExit: 3; call it on"),
     "NaN": (giving({**STATE, "bias": torch.tensor([0.0, np.nan])}, 5, {"loss": 1.0}), r"`params\[bias\]`.*clip its gradients"),
     "a loss of NaN": (giving(STATE, 5, {"loss": float("nan")}), r"`metrics\[loss\]`.*clip its gradients"),
-    "another shape": (giving({**STATE, "bias": torch.zeros(3)}, 5, {}), r"shape \(3,\) for the leaf `bias`.* \(2,\): give"),
-    "complex numbers": (giving({**STATE, "bias": torch.zeros(2) * 1j}, 5, {}), "complex64 of shape .*: give real numbers"),
-    "text": (giving({**STATE, "bias": "none"}, 5, {}), "a str for the leaf `bias`: give a tensor|for the leaf `bias`"),
-    "a missing leaf": (giving({"weight": STATE["weight"]}, 5, {}), "lacks `bias`: give the leaves"),
-    "one more leaf": (giving({**STATE, "extra": 1}, 5, {}), "has `extra`, which the model has not: give the leaves"),
-    "no state": (giving(None, 5, {}), "gave nothing as its state: let it give a state dict"),
-    "no count": (giving(STATE, {}), r"gave a tuple of 2: let it give \(state, count, metrics\)"),
-    "nothing": (lambda state, examples: None, r"gave nothing: let it give \(state, count, metrics\)"),
-    "a count of 0": (giving(STATE, 0, {}), "gave 0 as the number of examples .* a whole number from 1"),
-    "a negative count": (giving(STATE, -3, {}), "gave -3 as the number"),
-    "half a count": (giving(STATE, 2.5, {}), "gave 2.5 as the number"),
-    "a truth as a count": (giving(STATE, True, {}), "gave True as the number"),
-    "an unknown metric": (giving(STATE, 5, {"f1": 1.0}), "metric 'f1', and the task measures loss, accuracy: leave it out"),
-    "a metric of text": (giving(STATE, 5, {"loss": "low"}), "gave a str as the mean of 'loss': give a number"),
-    "no metrics": (giving(STATE, 5, 1.0), "gave a float as its metrics: give means by name"),
+    "another shape": (giving({**STATE, "bias": torch.zeros(3)}, 5, {}), r"shape \(3,\) for the leaf `bias`.* \(2,\): return"),
+    "complex numbers": (giving({**STATE, "bias": torch.zeros(2) * 1j}, 5, {}), "complex64 of shape .*: return real numbers"),
+    "text": (giving({**STATE, "bias": "none"}, 5, {}), "a str for the leaf `bias`: return a tensor|for the leaf `bias`"),
+    "a missing leaf": (giving({"weight": STATE["weight"]}, 5, {}), "lacks `bias`: return a state dict with exactly"),
+    "one more leaf": (giving({**STATE, "extra": 1}, 5, {}), "has `extra`, which the model does not have: return a state dict"),
+    "no state": (giving(None, 5, {}), "returned nothing as its state: it must return a state dict"),
+    "no count": (giving(STATE, {}), r"returned a tuple of 2: it must return \(state, count, metrics\)"),
+    "nothing": (lambda state, examples: None, r"returned nothing: it must return \(state, count, metrics\)"),
+    "a count of 0": (giving(STATE, 0, {}), "returned 0 as the number of examples .* a whole number of at least 1"),
+    "a negative count": (giving(STATE, -3, {}), "returned -3 as the number"),
+    "half a count": (giving(STATE, 2.5, {}), "returned 2.5 as the number"),
+    "a truth as a count": (giving(STATE, True, {}), "returned True as the number"),
+    "an unknown metric": (giving(STATE, 5, {"f1": 1.0}), "metric 'f1', but the task measures only loss, accuracy: leave the"),
+    "a metric of text": (giving(STATE, 5, {"loss": "low"}), "returned a str as the mean of 'loss': return a number"),
+    "no metrics": (giving(STATE, 5, 1.0), "returned a float as its metrics: return means by name"),
 }  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def test_a_frozen_leaf_stays_as_it_is_and_may_be_left_out() -> None:
     roles = {"weight": "frozen"}
     simulated(lambda state, examples: ({"bias": state["bias"] + 1}, 5, {"loss": 1.0}), leaves=roles)
     with pytest.raises(
-        sumus.TaskError, match=r"client \d: `shifted` changed `weight`, which is frozen .* requires_grad_"
+        sumus.TaskError, match=r"client \d: `shifted` changed `weight`, but this leaf is frozen .* requires_grad_"
     ):
         simulated(shifted, leaves=roles)
 
@@ -238,13 +238,13 @@ def test_two_numbers_for_one_tied_leaf_are_refused() -> None:
     def train(state: Any, examples: Any) -> Any:
         return {**state, "other.weight": state["one.weight"] + 1}, 5, {"loss": 1.0}
 
-    with pytest.raises(sumus.TaskError, match="other numbers for `other.weight` than for `one.weight`"):
+    with pytest.raises(sumus.TaskError, match="different numbers for `other.weight` and `one.weight`"):
         simulated(train, model=Tied)
 
 
 MEASURED = {
-    "a missing metric": (lambda state, examples: (3, {"loss": 1.0}), "gave no 'accuracy', and the task measures loss, accuracy"),
-    "no count": (lambda state, examples: {"loss": 1.0}, r"let it give \(count, metrics\)"),
+    "a missing metric": (lambda state, examples: (3, {"loss": 1.0}), "returned no 'accuracy', but the task measures loss"),
+    "no count": (lambda state, examples: {"loss": 1.0}, r"it must return \(count, metrics\)"),
     "an exception": (raising(KeyError("x")), "failed: KeyError"),
 }  # fmt: skip
 

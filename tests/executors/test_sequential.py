@@ -463,14 +463,14 @@ def test_a_state_begins_with_init_and_goes_on_with_what_was_kept() -> None:
 def test_a_state_without_a_first_state_is_refused() -> None:
     """Else it would be lost, or missing in the first round: nothing would show in the second."""
     work = returning(lambda *_: {"params": {}}, lambda *_: {"b": {}, "a": {"": 1.0}}, init=no_state)
-    with pytest.raises(UsageError, match=r"custom\(\) keeps \['a', 'b'\]: give it init="):
+    with pytest.raises(UsageError, match=r"custom\(\) returned the state \['a', 'b'\].*: give it init="):
         trained_by(program_of(), work, {"alice": some(20, 0)})
 
 
 @pytest.mark.parametrize("leaves", [{}, {"2.*": "personal"}])
 def test_the_name_of_personal_leaves_is_taken(leaves: Mapping[str, Any]) -> None:
     work = returning(lambda *_: {"params": {}}, lambda *_: {"personal": {"2.bias": torch.zeros(CLASSES)}})
-    with pytest.raises(UsageError, match="leave the name 'personal' to personal leaves"):
+    with pytest.raises(UsageError, match="reserved name 'personal'"):
         trained_by(program_of(leaves=leaves), work, {"alice": some(20, 0)})
 
 

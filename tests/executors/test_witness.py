@@ -23,8 +23,8 @@ from sumus.training.program import Program
 from sumus.types import Broadcast
 from tests.simulating import simulated
 
-AGAIN = "the same client gave other numbers when it was trained again"
-READ = "gives other examples each time it is read"
+AGAIN = "the same client gave different numbers when it was trained again"
+READ = "gives different examples each time it is read"
 STEPS = 2
 """Of each client in a round."""
 WORK = sumus.sgd(lr=0.2, batch_size=2)

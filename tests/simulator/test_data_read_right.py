@@ -66,14 +66,14 @@ HIDDEN[2, 1] = True
         (torch.from_numpy(X), "one Tensor, without targets"),
         (pd.DataFrame(X), "one DataFrame, without targets"),
         ((X, None), "it has no targets"),
-        ([X[0], X[1]], "may be two examples"),
-        ([[0.1, 0.2], [0.3, 0.4]], "may be two examples"),
+        ([X[0], X[1]], "could be two examples"),
+        ([[0.1, 0.2], [0.3, 0.4]], "could be two examples"),
         (Items(*X), "item 0 is a ndarray; give"),
         (Items(*torch.from_numpy(X)), "item 0 is a Tensor"),
         (Items(*((x, y, 0) for x, y in zip(X, Y, strict=True))), "item 0 is a tuple of 3"),
         (Items((X[0], 0), (X[1], None)), "item 1 is a tuple of 2"),
         (Items([0.1, 0.2], [0.3, 0.4]), "list of two numbers"),
-        (Items((X[0], 0), (X[1], True)), "item 1 is bool, and item 0 int64"),
+        (Items((X[0], 0), (X[1], True)), "item 1 is bool, but item 0 is int64"),
         (Items((X[0], 0), (X[1], "1")), "holds text"),
         (Items((X[0], BIG), (X[1], 0.5)), "item 0 is int64, which float64 rounds"),
         (Items((np.ma.masked_array(X[0], mask=HIDDEN[2]), 0)), "row 1 is masked"),
@@ -88,7 +88,7 @@ HIDDEN[2, 1] = True
             (np.where(HIDDEN, 2.0**24 + 1, X.astype("f8")), Y),
             r"16777217 at row 2, column 1, which .* float32 rounds to 16777216",
         ),
-        ((np.where(HIDDEN, 1e39, X.astype("f8")), Y), "at example 2 are beyond the model's float32"),
+        ((np.where(HIDDEN, 1e39, X.astype("f8")), Y), "at example 2 are outside the range of the model's float32"),
         ((X, np.array([0, 1, 2**63, 1], np.uint64)), "beyond 2.63 at example 2"),
         ((torch.from_numpy(X).to_sparse(), Y), "its inputs are sparse_coo: give a dense tensor"),
         ((np.where(HIDDEN, np.nan, X), Y), "NaN or an infinity at example 2, column 1"),
@@ -102,7 +102,7 @@ def test_what_is_not_understood_is_refused_by_client_and_row(examples: Any, said
 
 @pytest.mark.parametrize("prepared", [X[:2], torch.zeros(2, 3), {"x": X}, (X, Y, Y), None])
 def test_a_preparation_gives_a_pair(prepared: Any) -> None:
-    with pytest.raises(sumus.DataError, match="client 'bob': prepare gave a .*; it must return a pair"):
+    with pytest.raises(sumus.DataError, match="client 'bob': prepare returned a .*; it must return a pair"):
         run((X, Y), prepare=lambda inputs, targets: prepared)
 
 

@@ -91,9 +91,9 @@ def test_a_label_out_of_range_at_the_very_first_client_is_found_too() -> None:
     [
         (
             {"loss": nn.CrossEntropyLoss()},
-            r"loss `CrossEntropyLoss` gave () for a batch of 2 and must give one value per",
+            r"loss `CrossEntropyLoss` returned () for a batch of 2, but it must return one value per",
         ),
-        ({"loss": lambda outputs, targets: outputs}, "gave (2, 2) for a batch of 2"),
+        ({"loss": lambda outputs, targets: outputs}, "returned (2, 2) for a batch of 2"),
         (
             {"model": lambda: nn.Linear(5, 2)},
             "the model or its loss failed on inputs (2, 3) float32 and targets (2,) int64: RuntimeError",

@@ -89,8 +89,8 @@ def counting(sums: Callable[[torch.Tensor], torch.Tensor], counts: Callable[[tor
         (counting(torch.ones_like, lambda t: -torch.ones_like(t)), "counts -1 predictions"),
         (counting(torch.ones_like, lambda t: t + math.nan), "counts nan predictions"),
         (counting(torch.ones_like, lambda t: t + math.inf), "counts inf predictions"),
-        (counting(torch.ones_like, torch.zeros_like), "adds up to .* and counts no prediction"),
-        (counting(torch.ones_like, lambda t: t[:1]), r"gave \(1,\) for a batch"),
+        (counting(torch.ones_like, torch.zeros_like), "returned sums of .* all its counts are 0"),
+        (counting(torch.ones_like, lambda t: t[:1]), r"returned \(1,\) for a batch"),
         (lambda o, t: o.double().sum(1) * 1j, "complex numbers"),
         (lambda o, t: o, r"gave \(2, 2\) for a batch of 2"),
         (lambda o, t: 0.5, "gave float"),
@@ -192,7 +192,7 @@ def test_random_views_are_said_to_be_drawn_once(kind: str) -> None:
         lambda: nn.Linear(4, 2), sumus.losses.cross_entropy, prepare=noisy if kind == "preparation" else None
     )
     history = sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1)), people, 1, out=sumus.Output(progress=False))
-    assert [note for note in history.notes if "client 0 gives other examples each time it is read" in note]
+    assert [note for note in history.notes if "client 0 gives different examples each time it is read" in note]
 
 
 def test_views_that_a_model_draws_are_new_each_time_and_need_no_note() -> None:

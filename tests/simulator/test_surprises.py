@@ -307,6 +307,8 @@ def test_a_rest_of_one_example_under_batch_norm_is_refused_with_the_remedy() -> 
         return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
     rest_of_one = {**people(1), 1: tuple(np.concatenate([part, part[:1]]) for part in people(1)[0])}
-    with pytest.raises(sumus.TaskError, match=r"client 1: .*batch_size= that leaves no rest of one.*GroupNorm"):
+    with pytest.raises(
+        sumus.TaskError, match=r"client 1: .*batch_size= with which no client has a last batch.*GroupNorm"
+    ):
         sumus.simulate(task(model=normed), sumus.fedavg(WORK), rest_of_one, 1)
     assert sumus.simulate(task(model=normed), sumus.fedavg(WORK), people(2), 1).notes == ()

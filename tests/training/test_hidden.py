@@ -266,7 +266,7 @@ def test_what_cannot_be_put_back_is_refused_once_it_moves(moving: Any) -> None:
     hidden = HiddenState({"loss": [moving]})
     assert hidden.restore() == []
     next(moving)
-    with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+ that advances as clients train"):
+    with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+ that advances while clients train"):
         hidden.restore()
 
 
@@ -289,7 +289,7 @@ def test_what_does_not_show_where_it_stands_is_refused_at_once() -> None:
     begun = growing()
     next(begun)
     for iterator in (begun, map(abs, begun)):
-        with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+, and its position cannot be read"):
+        with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+ whose position cannot be read"):
             HiddenState({"loss": [iterator]}).restore()
 
 
@@ -345,7 +345,7 @@ def test_what_is_large_is_compared_at_first_and_at_powers_of_two_and_what_began_
     assert hidden.changed(whole=False) == []
     bank[3] = 1
     assert hidden.changed(whole=False) == [], "not looked at"
-    with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is large, and changed .* clients may have begun"):
+    with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` changed .* too large .* clients may have begun"):
         hidden.restore()
     assert bank[3] == 0
     bank[3] = 1
@@ -635,7 +635,7 @@ class Scripted(nn.Module):
 def test_what_a_scripted_module_counts_is_seen() -> None:
     one, two = (run(lambda: torch.jit.script(Scripted()), **way) for way in ({}, {"through": "wire"}))  # pyright: ignore
     assert one.model_sha256 == two.model_sha256
-    assert one.notes[0].startswith("`model.calls` changes as the code runs")
+    assert one.notes[0].startswith("`model.calls` changes while the code runs")
     assert run(lambda: torch.jit.script(nn.Sequential(nn.Linear(4, 2)))).notes == ()  # pyright: ignore
 
 
@@ -692,7 +692,7 @@ UNAVERAGED: dict[str, Callable[[], nn.Module]] = {
 def test_a_buffer_whose_mean_is_none_is_refused_unless_asked_for(what: str) -> None:
     net = UNAVERAGED[what]
     with pytest.raises(
-        sumus.TaskError, match=r"the buffer `\w+` .*a mean of clients' buffers.*\"personal\".*\"shared\""
+        sumus.TaskError, match=r"the buffer `\w+` .*a mean of several clients' buffers.*\"personal\".*\"shared\""
     ):
         run(net)
     for role in ("personal", "shared"):
@@ -763,7 +763,7 @@ def test_whole_numbers_that_move_are_said_and_those_of_batch_norm_are_not() -> N
         return inputs * (1 + 0.1 * m.steps)
 
     (note,) = run(lambda: With(counted, steps=torch.zeros((), dtype=torch.long))).notes
-    assert "`model.steps` changes as the code runs" in note
+    assert "`model.steps` changes while the code runs" in note
     (note,) = run(lambda: nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.Linear(4, 2))).notes
     assert "num_batches_tracked" in note
 
@@ -780,7 +780,7 @@ def test_a_loss_that_counts_gives_one_model_in_every_way_and_runs_alike_again() 
     ways = [{}, {"executor": "sequential"}, {"executor": "vectorized:2"}, {"through": "wire"}, {}]
     histories = [run(lambda: With(lambda m, x: x), loss, **way) for way in ways]
     assert len({history.model_sha256 for history in histories}) == 1
-    assert all(any("calls` changes as the code runs" in note for note in history.notes) for history in histories)
+    assert all(any("calls` changes while the code runs" in note for note in history.notes) for history in histories)
     assert "trained by autograd, not sequential: its steps change `loss.count.calls`" in histories[1].notes[0]
 
 
@@ -809,7 +809,7 @@ def test_a_large_array_that_begins_to_change_late_is_refused_or_said_at_the_end(
         said = " ".join(run(lambda: With(lambda m, x: x), loss, rounds=20, after_round=switch, **way).notes)
     except sumus.SumusError as error:
         said = str(error)
-    assert "`loss.bank` is large, and changed as clients trained, after it had stayed the same" in said
+    assert "`loss.bank` changed while clients trained, but it is too large to be compared before each client" in said
     assert not bank.any(), "it is put back all the same"
 
 
@@ -832,7 +832,7 @@ def test_what_a_part_of_the_algorithm_keeps_is_said() -> None:
     work = sumus.fedavg(sumus.sgd(lr=0.1), update=sumus.Transform(apply=scaled))
     task = sumus.Task(lambda: With(lambda m, x: x), sumus.losses.cross_entropy)
     (note,) = sumus.simulate(task, work, PEOPLE, rounds=1, out=sumus.Output(progress=False)).notes
-    assert note.startswith("`update.apply.count.calls` changes as the code runs")
+    assert note.startswith("`update.apply.count.calls` changes while the code runs")
 
 
 def test_check_says_what_is_kept() -> None:

@@ -222,6 +222,6 @@ def test_check_takes_outputs_of_hugging_face() -> None:
 
 def test_a_loss_of_one_output_says_which_there_are() -> None:
     with pytest.raises(
-        sumus.TaskError, match="the model gives a dict of a, b, and loss `cross_entropy` takes one tensor"
+        sumus.TaskError, match="the model returns a dict of a, b, but loss `cross_entropy` takes one tensor"
     ):
         run(lambda: Several(lambda a, b: {"a": a, "b": b}))

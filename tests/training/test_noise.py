@@ -196,7 +196,7 @@ def assert_same_noise(
     ours: Any = MAKES[executor](program_of(model), WORK)
     assert_close(trained_by(ours, clients), wanted)
     assert (ours.refused is not None) == refused
-    assert not refused or "numbers that do not have the batch's rows first" in ours.refused
+    assert not refused or "whose first dimension is not the rows of the batch" in ours.refused
 
 
 # ── the same in every executor ───────────────────────────────────────────────────────────────────────────────────────
