@@ -26,7 +26,7 @@ def worker(
         str,
         typer.Argument(
             metavar="FILE.py[:NAME]",
-            help="A file that defines `tensors` (or NAME), a dict of tensors by name, and perhaps `policy`.",
+            help="A file with a dict `tensors` (or NAME) of tensors by name, and perhaps a `policy`.",
         ),
     ],
     listen: Annotated[

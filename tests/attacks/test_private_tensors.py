@@ -293,7 +293,7 @@ TOO_LONG: dict[str, Callable[[VirtualWorker], Any]] = {
 
 @pytest.mark.parametrize("what", TOO_LONG)
 def test_what_would_take_too_long_is_not_begun(what: str) -> None:
-    with pytest.raises(WorkerRefused, match="s, and a request may take at most 0.01 s: split the work"):
+    with pytest.raises(WorkerRefused, match="s, but a request may take at most 0.01 s: split the work"):
         TOO_LONG[what](owner(Policy(seconds=0.01)))
 
 

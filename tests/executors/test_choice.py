@@ -264,7 +264,7 @@ def test_what_was_asked_for_is_given_where_it_can_be() -> None:
     program = program_of(dense)
     for choice in (AUTOGRAD, ExecutorChoice("sequential"), ExecutorChoice("vectorized", 4)):
         found = checked(choice, program, WORK, clients(), broadcast_of(program))
-        assert found == ExecutorChosen(choice, "as asked for")
+        assert found == ExecutorChosen(choice, "as requested")
 
 
 def test_a_run_is_as_long_as_its_steps_and_their_arithmetic() -> None:

@@ -100,7 +100,7 @@ def test_a_label_out_of_range_at_the_very_first_client_is_found_too() -> None:
         ),
         (
             {"metrics": {"accuracy": lambda outputs, targets: outputs.mean()}},
-            "metric 'accuracy' gave () for a batch of 2",
+            "metric 'accuracy' returned () for a batch of 2",
         ),
         ({"prepare": lambda x, y: (x / [[]], y)}, "client 'alice': prepare failed: ValueError"),
     ],

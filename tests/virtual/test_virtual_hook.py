@@ -153,7 +153,7 @@ def test_momentum_at_one_worker_is_that_of_plain_torch(hook: sy.TorchHook, make:
 def test_momentum_that_is_elsewhere_is_said_and_not_mixed_up(hook: sy.TorchHook) -> None:
     bob, alice = (sy.VirtualWorker(hook, id=name) for name in ("bob", "alice"))
     sets: Any = [(DATA.send(w), TARGET.send(w)) for w in (bob, alice)]  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(PointerError, match="one tensor is at 'bob' and another at 'alice'|is at"):
+    with pytest.raises(PointerError, match="one tensor is at 'bob', but another is at 'alice'|is at"):
         losses_of(there, lambda parameters: optim.SGD(parameters, lr=0.1, momentum=0.9), sets)
 
 

@@ -83,7 +83,7 @@ def test_its_text_says_that_it_learns(alice: VirtualWorker) -> None:
     ],
 )
 def test_numbers_are_fetched_first(alice: VirtualWorker, ask: Any) -> None:
-    with pytest.raises(PointerError, match=r"needs numbers, and they are at 'alice'.*\.get\(\)"):
+    with pytest.raises(PointerError, match=r"needs numbers, but they are at 'alice'.*\.get\(\)"):
         ask(send(torch.tensor(1), alice))
 
 
@@ -98,14 +98,14 @@ def test_a_tensor_that_is_here_is_sent_first(alice: VirtualWorker) -> None:
     ):
         with pytest.raises(
             PointerError,
-            match=r"is in this process, and another is at 'alice': send it first, with sumus\.virtual\.send",
+            match=r"is in this process, but another is at 'alice': send the first one, with sumus\.virtual\.send",
         ):
             mixed()
 
 
 def test_tensors_of_two_workers_are_brought_together_first(alice: VirtualWorker, bob: VirtualWorker) -> None:
     x, y = send(torch.ones(2), alice), send(torch.ones(2), bob)
-    with pytest.raises(PointerError, match=r"one tensor is at 'alice' and another at 'bob'.*sumus\.virtual\.move"):
+    with pytest.raises(PointerError, match=r"one tensor is at 'alice', but another is at 'bob'.*sumus\.virtual\.move"):
         x + y
     assert (x + move(y, alice)).get().tolist() == [2.0, 2.0]
 

@@ -271,7 +271,7 @@ def test_private_numbers_are_no_index() -> None:
         lambda: labels // worker["zero"],
         lambda: labels % (worker["zero"] + 1),
     ):
-        with pytest.raises(WorkerRefused, match="a failure would reveal them: use a tensor that you sent") as caught:
+        with pytest.raises(WorkerRefused, match="an error would reveal the data: use a tensor that you sent") as caught:
             told()
         assert caught.value.code == "private"
     assert get(worker["inputs"][send(torch.tensor([1, 1]), worker)]).tolist() == [[3.0, 4.0]] * 2
@@ -375,7 +375,7 @@ def test_an_argument_that_is_not_in_the_table_is_nothing(named: str) -> None:
     said, _ = read(WorkerAnswer, bench.answer(write(WorkerRequest(2, Call("relu", (Ref(0),), {named: Ref(0)})))))
     assert isinstance(said.answer, RefusalAnswer)
     assert said.answer.code == "not_allowed"
-    assert "relu takes only input here" in said.answer.detail
+    assert "relu takes only input" in said.answer.detail
 
 
 LARGE: dict[str, Callable[[Any], Any]] = {
@@ -407,14 +407,14 @@ def test_a_tensor_over_the_limit_is_refused_before_it_is_there(how: str) -> None
 def test_a_tensor_over_the_limit_is_not_taken() -> None:
     worker = VirtualWorker("alice", policy=Policy(largest=400))
     send(torch.ones(100), worker)
-    with pytest.raises(WorkerRefused, match="the tensor has 404 bytes, and at most 400 are allowed here"):
+    with pytest.raises(WorkerRefused, match="the tensor has 404 bytes, but at most 400 are allowed here"):
         send(torch.ones(101), worker)
 
 
 def test_tensors_are_counted() -> None:
     worker = VirtualWorker("alice", policy=Policy(tensors=3))
     held = [send(torch.ones(1), worker) for _ in range(3)]
-    with pytest.raises(WorkerRefused, match="you hold 3 tensors here, the largest number allowed: delete pointers"):
+    with pytest.raises(WorkerRefused, match="you hold 3 tensors here, the maximum: delete pointers"):
         held[0] + 1
     assert held[0].add_(1).get().item() == 2.0, "that makes none"
     del held[1:]
@@ -478,7 +478,7 @@ def test_a_defect_is_no_news_to_the_caller(monkeypatch: pytest.MonkeyPatch, capl
     bench = Workbench({}, Policy())
     monkeypatch.setitem(workbench._DOES, CountHeld, lambda bench, ask, behind: 1 // 0)  # pyright: ignore[reportPrivateUsage]
     said, _ = read(WorkerAnswer, bench.answer(write(WorkerRequest(1, CountHeld()))))
-    assert said.answer == RefusalAnswer("failed", "the worker has a defect, and its log has the traceback")
+    assert said.answer == RefusalAnswer("failed", "the worker has a defect: ask its owner for the traceback in its log")
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -509,7 +509,7 @@ def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any], why: str
 
 def test_what_cannot_be_offered_is_refused() -> None:
     assert get(VirtualWorker("a", {"x": np.ones(2)}, Policy(fetch="all"))["x"]).tolist() == [1.0, 1.0]  # type: ignore[dict-item]
-    with pytest.raises(sumus.UsageError, match="a worker offers tensors or arrays by name, and 'x' is a list"):
+    with pytest.raises(sumus.UsageError, match="a worker offers CPU tensors or arrays by name, but 'x' is not one: it is a list"):
         VirtualWorker("a", {"x": [1.0]})  # type: ignore[dict-item]
-    with pytest.raises(sumus.UsageError, match="the tensor 'x' is of torch.bfloat16"):
+    with pytest.raises(sumus.UsageError, match="the tensor 'x' has the dtype torch.bfloat16"):
         VirtualWorker("a", {"x": torch.ones(2, dtype=torch.bfloat16)})

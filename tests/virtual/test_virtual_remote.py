@@ -193,7 +193,7 @@ def test_as_many_callers_as_the_policy_says() -> None:
     device = Device(callers=2)
     first, _ = device.caller(), device.caller()
     with pytest.raises(
-        WorkerRefused, match="this worker has 2 callers, the largest number: close one, or try later"
+        WorkerRefused, match="this worker has 2 callers, the maximum: close one, or try later"
     ) as caught:
         device.caller()
     assert caught.value.code == "busy"
@@ -328,7 +328,7 @@ def test_another_process_gives_the_same_and_its_end_is_told(file: Path) -> None:
         here = VirtualWorker("dora", OWN, Policy(fetch="parameters"))
         learnt, again = learn(here), learn(there)
         assert all(torch.equal(leaf, again[name]) for name, leaf in learnt.items())
-        with pytest.raises(WorkerRefused, match="the tensor has 120000 bytes, and at most 100000 are allowed here"):
+        with pytest.raises(WorkerRefused, match="the tensor has 120000 bytes, but at most 100000 are allowed here"):
             send(torch.ones(30_000), there)
         x = send(torch.ones(2), there)
         process.kill()
