@@ -241,7 +241,7 @@ REFUSED = {
     "a mean over the batch": (Centred, "vectorized", "examples of a batch influence each other"),
     "a branch": (Branching, "sequential", "depends on the values of tensors"),
     "a counter": (Counting, "sequential", "changes its own attribute `calls`"),
-    "its own order": (Sampling, "sequential", "draws `aten.randperm"),
+    "its own order": (Sampling, "sequential", "random operator `aten.randperm"),
 }
 
 

@@ -92,8 +92,8 @@ def counting(sums: Callable[[torch.Tensor], torch.Tensor], counts: Callable[[tor
         (counting(torch.ones_like, torch.zeros_like), "returned sums of .* all its counts are 0"),
         (counting(torch.ones_like, lambda t: t[:1]), r"returned \(1,\) for a batch"),
         (lambda o, t: o.double().sum(1) * 1j, "complex numbers"),
-        (lambda o, t: o, r"gave \(2, 2\) for a batch of 2"),
-        (lambda o, t: 0.5, "gave float"),
+        (lambda o, t: o, r"returned \(2, 2\) for a batch of 2"),
+        (lambda o, t: 0.5, "returned float"),
     ],
 )
 def test_what_no_metric_can_count_is_refused(metric: Any, said: str) -> None:
