@@ -509,7 +509,9 @@ def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any], why: str
 
 def test_what_cannot_be_offered_is_refused() -> None:
     assert get(VirtualWorker("a", {"x": np.ones(2)}, Policy(fetch="all"))["x"]).tolist() == [1.0, 1.0]  # type: ignore[dict-item]
-    with pytest.raises(sumus.UsageError, match="a worker offers CPU tensors or arrays by name, but 'x' is not one: it is a list"):
+    with pytest.raises(
+        sumus.UsageError, match="a worker offers CPU tensors or arrays by name, but 'x' is not one: it is a list"
+    ):
         VirtualWorker("a", {"x": [1.0]})  # type: ignore[dict-item]
     with pytest.raises(sumus.UsageError, match="the tensor 'x' has the dtype torch.bfloat16"):
         VirtualWorker("a", {"x": torch.ones(2, dtype=torch.bfloat16)})
