@@ -103,7 +103,7 @@ KEYED: dict[Any, Random] = {
     _aten.rand.default: Random(False, _sized),
     _aten.randn.default: Random(True, _sized),
 }
-"""The random operators that keyed noise replaces."""
+"""The random operators whose results are computed from a client's noise."""
 
 
 def is_random(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
