@@ -305,7 +305,7 @@ def _roc_auc(bins: int, of_chances: bool) -> SeveralSums:
         classed = _classes(targets, 2)
         if bool((classed == IGNORED).any()):
             raise TaskError(
-                f"roc_auc takes targets of 0 and 1, and there is a {IGNORED}: leave these examples out in prepare="
+                f"roc_auc takes targets of 0 and 1, but there is a {IGNORED}: leave these examples out in prepare="
             )
         scores = outputs.double().reshape(len(outputs), -1)
         if of_chances and bool(((outputs < 0) | (outputs > 1)).any()):

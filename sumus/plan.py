@@ -42,7 +42,7 @@ MOST_VALUE = 2.0**8
 MOST_WEIGHT = 2**16
 """The largest weight of one client in a plan that names no cap."""
 OVER_SELECT = 1.3
-"""The number of devices to which a deployed round is given for each report that it needs, since some devices never answer."""
+"""The number of devices that get work in a deployed round for each report that it needs, since some devices never answer."""
 FITTED = FixedPoint(0, 1.0, 1, 1)
 """A placeholder for a conversion that is as precise as the overflow rule allows for all clients that the pacing chooses."""
 

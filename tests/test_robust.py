@@ -409,7 +409,7 @@ def test_a_centre_that_forgets_a_part_is_named() -> None:
     """One of one's own, which gives only `params`, where statistics must have a centre too."""
     own = dataclasses.replace(robust.median(), centre=lambda ones, weights: {"params": ones[0]["params"]})
     by = algorithm(own)
-    with pytest.raises(UsageError, match=r"gave \['params'\], and the parts are \['buffers', 'params'\]"):
+    with pytest.raises(UsageError, match=r"returned \['params'\], but must return \['buffers', 'params'\]"):
         combined(by, drawn(3, 0))
 
 
