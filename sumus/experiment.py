@@ -138,7 +138,7 @@ class Experiment:
         self._expect_whole_work()
         if self.plan.edges.rounds > 1 and not self.edge_groups:
             raise ExperimentError(
-                f"the plan lets edges run {self.plan.edges.rounds} rounds of their own, but there are no edges: give edge_groups= "
+                f"the plan lets edges do {self.plan.edges.rounds} rounds of their own, but there are no edges: give edge_groups= "
                 "(--edge-groups)"
             )
         if self.plan.pacing.cohort > len(self.population):

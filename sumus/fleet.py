@@ -126,8 +126,8 @@ class FleetNetwork:
     """The network between a fleet's devices and the server. By default a message takes no time, and always arrives.
 
     Attributes:
-        down: Bytes per second that the median device receives. These rates vary as much as the devices' speeds, but independently.
-            None if transfers take no time.
+        down: Bytes per second that the median device receives. These rates vary as much as the devices' speeds, but
+            independently. None if transfers take no time.
         up: Bytes per second that the median device sends; otherwise like `down`.
         latency: Seconds that a message takes.
         flaky: The share of messages that are lost on their way and sent again.
@@ -173,7 +173,11 @@ class FleetTiming:
         hold_plain_numbers(self)
         _expect(self, "jitter", 0, math.inf, _FINITE)
         _expect(
-            self, "skew", 0, 0.5, "it is a share, of at most 0.5: a clock that runs half as fast, or half as fast again"
+            self,
+            "skew",
+            0,
+            0.5,
+            "give from 0 to 0.5: with 0.5, clocks run from half to one and a half times the true speed",
         )
         if self.by not in ("client", "examples"):
             raise ExperimentError(f"FleetTiming(by={self.by!r}): give 'client' or 'examples'")
@@ -228,9 +232,9 @@ class Fleet:
             drawn = ("seconds", "spread", "down", "up", "hours", "skew")
             if unused := [name for name in drawn if given[name] != defaults[name]]:
                 raise ExperimentError(f"Fleet(trace=): the file describes the devices; leave out {', '.join(unused)}")
-        _expect(self, "spread", 1, math.inf, "it is the slowest over the fastest, 1 or more")
+        _expect(self, "spread", 1, math.inf, "it is the slowest time divided by the fastest, so 1 or more")
         if self.hours is not None:
-            _expect(self, "hours", 1e-9, 24, "it must be positive, and hours at most 24")
+            _expect(self, "hours", 1e-9, 24, "it must be above 0 and at most 24")
 
     @staticmethod
     def of(figures: Mapping[str, Any]) -> "Fleet":

@@ -115,7 +115,9 @@ def _check(lr: float, *betas: float) -> None:
 
 @registered("server/sgd")
 def sgd(lr: float = 1.0) -> ServerOptimizer:
-    """Make the optimizer gradient descent: x ← x + ηΔ. With η = 1, the new model is the mean of the clients' models.
+    """Make an optimizer that does gradient descent: x ← x + ηΔ.
+
+    With η = 1, the new model is the mean of the clients' models.
 
     [McMahan et al. 2017, arXiv:1602.05629, Algorithm 1]
 

@@ -121,7 +121,7 @@ class Pacing:
         if self.concurrency is not None and (self.over_select not in (None, 1.0) or self.least):
             raise PlanError(
                 "pacing-buffer",
-                "over_select= and least= apply only to synchronous rounds, and with concurrency= rounds are "
+                "over_select= and least= apply only to synchronous rounds, but with concurrency= rounds are "
                 "buffers: leave them out",
             )
 

@@ -381,7 +381,7 @@ def _expect_deciding(roles: Mapping[str, Role], deciding: set[str], leaves: Sequ
                 "averaged nor trained: leave it out; such leaves are frozen"
             )
         raise TaskError(
-            f"leaves={{{pattern!r}: {role!r}}} decides nothing: a pattern after it matches all of its leaves, and the last one "
+            f"leaves={{{pattern!r}: {role!r}}} has no effect: later patterns match all of its leaves, and the last matching one "
             "decides; put it after them"
         )
 

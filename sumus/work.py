@@ -597,7 +597,7 @@ def client(train: OwnFunction, evaluate: OwnFunction | None = None) -> ClientWor
             params[which] = offer(function) or to_json(function)
     if names["train"] == names.get("evaluate"):
         raise PlanError(
-            "own-loop", f"train= and evaluate= are both called `{names['train']}`: give them names of their own"
+            "own-loop", f"train= and evaluate= are both called `{names['train']}`: give them different names"
         )
     functions = {name: function for which, name in names.items() if (function := given[which]) is not None}
     work = _own_work(OwnLoop(names["train"], names.get("evaluate"), functions))

@@ -234,8 +234,8 @@ FORMS: dict[str, tuple[Callable[[Update], Update], str]] = {
         r"`params\[fc.bias\]` is float16, but the plan's are floats",
     ),
     "truth values": (lambda sent: changed(sent, "params", fc_bias=np.ones(3, bool)), r"is bool, but the plan's are"),
-    "complex numbers": (lambda sent: changed(sent, "control", fc_bias=np.ones(3, complex)), r"is complex128, and the"),
-    "unsigned integers": (lambda sent: changed(sent, "params", fc_bias=np.ones(3, np.uint64)), r"is uint64, and the"),
+    "complex numbers": (lambda sent: changed(sent, "control", fc_bias=np.ones(3, complex)), r"is complex128, but the"),
+    "unsigned integers": (lambda sent: changed(sent, "params", fc_bias=np.ones(3, np.uint64)), r"is uint64, but the"),
     "text": (lambda sent: changed(sent, "params", fc_bias=np.array(["a", "b", "c"])), r"is <U1, but the plan's are"),
     "objects": (lambda sent: changed(sent, "params", fc_bias=np.array([None] * 3)), r"is object, but the plan's are"),
     "a scalar of integers": (
@@ -469,7 +469,7 @@ def hop_size(hop: FirstHop) -> int:
 def test_codes_where_the_plan_has_floats_and_floats_where_it_has_codes_are_refused() -> None:
     refused(hop_of(), an_update(CODES[8]), r"`params\[fc.bias\]` has shape None")
     refused(hop_of(CODES[8]), an_update(), r"`params\[fc.bias\]` has shape \(3,\), but the plan's is None")
-    refused(hop_of(CODES[8]), changed(an_update(CODES[8]), "control", scale=np.zeros((), np.int8)), "is int8, and the")
+    refused(hop_of(CODES[8]), changed(an_update(CODES[8]), "control", scale=np.zeros((), np.int8)), "is int8, but the")
 
 
 # ── a first update defines nothing ───────────────────────────────────────────────────────────────────────────────────

@@ -293,7 +293,7 @@ def test_with_too_few_contributors_the_round_is_void(name: str) -> None:
 def test_a_client_without_examples_is_refused_and_no_contributor() -> None:
     """It is neither one of the three that are needed, nor a value among theirs."""
     by, clients = algorithm(robust.trimmed_mean(WEIGHED, attackers=1)), drawn(4, 0)
-    with pytest.raises(EmptyError, match="a client without examples is not a contributor"):
+    with pytest.raises(EmptyError, match="a client without examples cannot contribute"):
         combined(by, clients, [5, 0, 7, 9])
 
 

@@ -323,7 +323,7 @@ def test_a_function_that_cannot_be_called_so_is_refused_at_once() -> None:
         sumus.client(lambda state: state)
     with pytest.raises(sumus.PlanError, match="takes functions, not 3"):
         sumus.client(3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(sumus.PlanError, match="give them names of their own"):
+    with pytest.raises(sumus.PlanError, match="give them different names"):
         sumus.client(own_loops.train, own_loops.train)
 
 
