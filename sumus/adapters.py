@@ -3,7 +3,7 @@
     sumus.adapters.flower(client_fn)                    Flower's NumPyClient
     sumus.adapters.flower(train, evaluate)              the functions of Flower's ClientApp
 
-The code stays as it is. Flower is imported only for the functions of a ClientApp, which need its messages themselves.
+The code is not changed. Flower is imported only for the functions of a ClientApp, whose arguments are Flower's own messages.
 """
 
 import functools
@@ -20,18 +20,19 @@ from sumus.work import ClientWork, client
 Config: TypeAlias = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _LOSSES = ("loss", "train_loss", "train-loss", "eval_loss", "eval-loss")
-"""The names under which Flower's templates give a loss."""
+"""The names that Flower's templates use for a loss."""
 
 
 @dataclass
 class FlowerContext:
-    """What a `client_fn` reads of Flower's Context, without Flower.
+    """The fields of Flower's Context that a `client_fn` reads. This class does not need Flower.
 
     Attributes:
         node_config: "partition-id" is the client's id.
-        run_config: As given to `flower`.
-        examples: The client's (inputs, targets), prepared. Flower has none: its clients load their own.
-        state: Empty, and kept nowhere.
+        run_config: The `run_config` that was passed to `flower`.
+        examples: The client's (inputs, targets), after the task's `prepare`. Flower's own Context has no such
+            field: there, clients load their data themselves.
+        state: Empty at each call. sumus does not store it, so code that writes to it is refused.
     """
 
     node_config: dict[str, Any]
@@ -48,20 +49,22 @@ def flower(
     metrics: Mapping[str, str] = MappingProxyType({}),
     run_config: Mapping[str, Any] = _NOTHING,
 ) -> ClientWork:
-    """Return client work by code that was written for Flower 1.42: a NumPyClient, or the functions of a ClientApp.
+    """Return client work that runs code written for Flower 1.42: a NumPyClient, or the functions of a ClientApp.
 
     Args:
-        train: (context) → NumPyClient, Flower's `client_fn`; `context.examples` are the client's examples. Or (message,
-            context) → message, the train function of a ClientApp.
-        evaluate: The same `client_fn`, to measure by its clients' `evaluate`; or the evaluate function of the ClientApp. None to
-            measure by the task's loss and metrics.
-        config: What Flower's strategy sends as the config; or a function of the round, from 1. "server-round" is added.
-        metrics: The task's metric → the name under which Flower's code gives it. Its other numbers are left out. A loss is
-            found under "loss", "train_loss" and "eval_loss".
-        run_config: What `context.run_config` holds.
+        train: Flower's `client_fn`: (context) → NumPyClient, where `context.examples` holds the client's examples. Or the
+            train function of a ClientApp: (message, context) → message.
+        evaluate: The same `client_fn`, if its clients' `evaluate` measures the model; or the evaluate function of the
+            ClientApp. None if the task's loss and metrics measure it.
+        config: The config that Flower's strategy would send; or a function that returns it for a round, counted from 1. The
+            key "server-round" is added.
+        metrics: For each metric of the task, the name that Flower's code uses for it. Other numbers of Flower's code are left
+            out. A loss is also found under the names "loss", "train_loss" and "eval_loss".
+        run_config: The value of `context.run_config`.
 
     Returns:
-        Client work, opaque as that of `sumus.client`. The weight of a client is its number of examples, as in Flower's FedAvg.
+        Client work whose steps sumus does not see, as with `sumus.client`. The weight of a client is its number of examples,
+        as in Flower's FedAvg.
 
     Raises:
         PlanError: A function takes neither (context) nor (message, context).
@@ -75,7 +78,7 @@ def flower(
 
 @dataclass(frozen=True)
 class _Setting:
-    """The arguments of `flower` that its code sees."""
+    """The arguments `config`, `metrics` and `run_config` of `flower`."""
 
     config: Config
     metrics: Mapping[str, str]
@@ -90,7 +93,7 @@ class _Setting:
         return {"partition-id": about.client}
 
     def means(self, given: Mapping[str, Any], loss: float | None = None) -> dict[str, float]:
-        """Return the metrics that the task has, by its names."""
+        """Return the metrics of the task, under the task's names. given: the metrics under the names of Flower's code."""
         found = {name: given[own] for name, own in self.metrics.items() if own in given}
         if "loss" not in found:
             losses = [given[name] for name in _LOSSES if name in given] if loss is None else [loss]
@@ -99,7 +102,7 @@ class _Setting:
 
 
 def _adapted(function: OwnFunction, setting: _Setting, which: str) -> OwnFunction:
-    """Return a function as `sumus.client` takes it. which: "fit" or "evaluate"."""
+    """Return a function with the arguments that `sumus.client` needs. which: "fit" or "evaluate"."""
     try:
         given = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     except (TypeError, ValueError):
@@ -110,13 +113,13 @@ def _adapted(function: OwnFunction, setting: _Setting, which: str) -> OwnFunctio
         return functools.partial(_call_client_app, function, setting, "train" if which == "fit" else "evaluate")
     raise PlanError(
         "own-loop",
-        f"flower() takes a function of (context) that makes a NumPyClient, or a function of (message, context) as those of a "
-        f"ClientApp, not {function!r:.80}: for a NumPyClient that exists, write a client_fn that makes it",
+        f"flower() takes a function of (context) that returns a NumPyClient, or a function of (message, context) of a "
+        f"ClientApp, not {function!r:.80}: if you have a NumPyClient, write a client_fn that returns it",
     )
 
 
 def _named(function: OwnFunction, adapted: OwnFunction, which: str) -> OwnFunction:
-    """Return a function with the name and the module of the user's own, so that a plan can name it."""
+    """Return `adapted` with the name and the module of the user's `function`, so that a plan can name it."""
 
     def call(state: Any, examples: Any, about: ClientRound) -> Any:
         return adapted(state, examples, about)
@@ -129,28 +132,31 @@ def _named(function: OwnFunction, adapted: OwnFunction, which: str) -> OwnFuncti
 def _call_numpy_client(
     client_fn: OwnFunction, setting: _Setting, which: str, state: Any, examples: Any, about: ClientRound
 ) -> Any:
-    """Train or measure by a NumPyClient: its parameters are the values of the state dict, in their order."""
+    """Let a NumPyClient train or measure. Its parameters are the values of the state dict, in the same order."""
     context = FlowerContext(setting.node_config(about), dict(setting.run_config), examples)
     made = client_fn(context)
     own = getattr(made, "numpy_client", made)  # what `to_client()` makes holds the NumPyClient
     method = getattr(own, which, None)
     if not callable(method):
         raise UsageError(
-            f"client_fn made a {type(own).__name__}, which has no `{which}`: let it make a NumPyClient, or leave evaluate= out"
+            f"client_fn returned a {type(own).__name__}, which has no `{which}`: return a NumPyClient, or leave evaluate= out"
         )
     parameters = [leaf.cpu().numpy() for leaf in state.values()]
     given = method(parameters, setting.config_of(about))
     _expect_nothing_kept(context.state)
     if not isinstance(given, tuple) or len(cast(tuple[Any, ...], given)) != 3:
-        raise UsageError(f"`{which}` of the NumPyClient gave no three values: let it give what Flower asks of it")
+        raise UsageError(
+            f"`{which}` of the NumPyClient did not return three values: return (parameters, number of examples, metrics) from "
+            "`fit`, and (loss, number of examples, metrics) from `evaluate`"
+        )
     first, count, metrics = cast(tuple[Any, Any, Mapping[str, Any]], given)
     if which == "evaluate":
         return count, setting.means(metrics, float(first))
     leaves = cast(Sequence[Any], first)
     if len(leaves) != len(state):
         raise UsageError(
-            f"`fit` of the NumPyClient gave {len(leaves)} arrays, and the model's state dict has {len(state)} entries "
-            f"({', '.join(state)}): let it give all of them in that order, [leaf.numpy() for leaf in net.state_dict().values()]"
+            f"`fit` of the NumPyClient returned {len(leaves)} arrays, but the model's state dict has {len(state)} entries "
+            f"({', '.join(state)}): return all of them in that order, [leaf.numpy() for leaf in net.state_dict().values()]"
         )
     return dict(zip(state, leaves, strict=True)), count, setting.means(metrics)
 
@@ -158,15 +164,15 @@ def _call_numpy_client(
 def _call_client_app(
     function: OwnFunction, setting: _Setting, kind: str, state: Any, examples: Any, about: ClientRound
 ) -> Any:
-    """Train or measure by a function of a ClientApp."""
+    """Let a function of a ClientApp train or measure."""
     try:
         import flwr.app as records  # pyright: ignore
         import flwr.app.metadata as described  # pyright: ignore
         import flwr.supercore.date as date  # pyright: ignore
     except ImportError as error:
         raise UsageError(
-            f"the functions of a ClientApp need flwr, and it cannot be imported here ({error}): pip install flwr, or give a "
-            "client_fn that makes a NumPyClient"
+            f"the functions of a ClientApp need flwr, but it cannot be imported here ({error}): pip install flwr, or give a "
+            "client_fn that returns a NumPyClient"
         ) from error
     own, parts, clock = cast(Any, records), cast(Any, described), cast(Any, date)
     arrays, config = own.ArrayRecord(state), own.ConfigRecord(setting.config_of(about))
@@ -178,26 +184,31 @@ def _call_client_app(
     reply: Any = function(message, context)
     _expect_nothing_kept(context.state)
     if reply.has_error():
-        raise UsageError(f"its reply is an error: {reply.error}")
+        raise UsageError(f"the reply of the ClientApp's function is an error: {reply.error}")
     content: Any = reply.content
     metrics: dict[str, Any] = {
         name: value for record in content.metric_records.values() for name, value in record.items()
     }
     if "num-examples" not in metrics:
-        raise UsageError('its reply has no metric "num-examples", which Flower\'s FedAvg asks for: add it')
+        raise UsageError(
+            "the reply of the ClientApp's function has no metric \"num-examples\", which becomes the client's weight: add it"
+        )
     count = int(metrics["num-examples"])
     if kind == "evaluate":
         return count, setting.means(metrics)
     given = list(content.array_records.values())
     if len(given) != 1:
-        raise UsageError(f"its reply has {len(given)} ArrayRecords: reply with one, of the model's state dict")
+        raise UsageError(
+            f"the reply of the ClientApp's function has {len(given)} ArrayRecords, but it must have one, with the model's "
+            "state dict: correct the function"
+        )
     return given[0].to_torch_state_dict(), count, setting.means(metrics)
 
 
 def _expect_nothing_kept(state: Any) -> None:
-    """Refuse code that keeps a state at the client, which no client work of this kind keeps."""
+    """Refuse code that writes to Flower's `context.state`, which sumus does not store between rounds."""
     if len(state):
         raise UsageError(
-            f"it keeps {', '.join(map(str, state))} in context.state, and client work by code of your own keeps nothing between "
-            'rounds: make it a leaf of the model that is "personal" in leaves= of the task'
+            f"the code keeps {', '.join(map(str, state))} in context.state, but sumus does not store context.state between "
+            'rounds: make these values leaves of the model, and give them the role "personal" in the task\'s leaves='
         )

@@ -7,7 +7,7 @@ contributors, and metrics. This makes several things possible: edges of edges, r
 (a partial sum is a checkpoint) and asynchronous rounds (a buffer is a sum). Integer sums do not depend on order or topology,
 so all of these give the same bits.
 
-An `Update` is a device's report, in floats or narrow codes. The first hop (sumus/first_hop.py) turns it into an
+An `Update` is a device's report, in floats or in small integers (codes). The first hop (sumus/first_hop.py) turns it into an
 `Aggregate` with one contributor, called an aggregate of one. A `Part` says how an update is weighted and what the sum
 is divided by. The `Aggregator` divides.
 """
@@ -30,7 +30,9 @@ BUFFERS = "buffers"
 """The part of shared leaves without a gradient (running statistics): averaged, outside of transforms and optimizers."""
 
 WIDEST = 2.0**16
-"""A part with a bound of at least this size counts as unbounded: the bound limits only the size of sums, and no update."""
+"""A part with a bound of at least this size counts as unbounded: such a bound keeps sums from overflowing, but is too wide to
+limit what one device can do.
+"""
 
 
 # ── what is sent, and what it is divided by ──────────────────────────────────────────────────────────────────────────
@@ -58,8 +60,8 @@ class Part:
 
     Attributes:
         name: The part's name.
-        content: "leaves" (a tree like the model's shared leaves with a gradient), "scalar": `{"": number}`, or "bins":
-            vectors that hold a single 1, or only zeros.
+        content: "leaves": a tree like the model's shared leaves with a gradient. "scalar": one number, as the tree
+            `{"": number}`. "bins": vectors that hold a single 1, or only zeros.
         weight: The integer that multiplies a client's contribution: the number of its examples ("examples"), 1
             ("uniform"), or the weight from a rule of `sumus.staleness`, in units of 1/1024. Denominators are counted in
             the same units.
@@ -83,7 +85,10 @@ class Part:
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
         if not self.name or "/" in self.name:
-            raise PlanError("part-words", f"a part is called {self.name!r}: give it a name, without a slash")
+            raise PlanError(
+                "part-words",
+                f"{self.name!r} cannot be the name of a part: give a text that is not empty and holds no slash",
+            )
         for given, known, rule, other in (
             (self.content, ("leaves", "scalar", "bins"), (), ""),
             (self.weight, ("examples", "uniform"), Staleness, ", or a rule of sumus.staleness"),
@@ -104,7 +109,10 @@ class Part:
                 self.least, -math.inf, math.inf if self.bound is None else self.bound, f"Part({self.name!r}, least=)"
             )
             if self.content != "scalar":
-                raise PlanError("part-words", f"part {self.name!r} has least={self.least}, which only scalars may have")
+                raise PlanError(
+                    "part-words",
+                    f"part {self.name!r} has least={self.least}, which only a scalar may have: leave it out",
+                )
             object.__setattr__(self, "least", float(self.least))
         if self.cap is not None and not (self.weight == "examples" and self.cap >= 1):
             raise PlanError(
@@ -160,7 +168,7 @@ class Update:
 
     Attributes:
         client: The device's id, for errors.
-        parts: Trees by part, after the transforms. Leaves are float32 or float64, or signed integer codes of a narrow dtype.
+        parts: The tree of each part, after the transforms. Leaves are float32 or float64, or integer codes (int8 or int16).
         examples: The number of examples that the device has trained on.
         metrics: For each metric, the sum over predictions and the number of predictions.
     """
@@ -247,7 +255,7 @@ def check_same_shape(left: Aggregate, right: Aggregate) -> None:
     mine, theirs = _layouts(left.sums), _layouts(right.sums)
     if mine != theirs:
         raise ParticipantError(
-            None, f"the parts of two sums differ ({mine} and {theirs}): they do not belong to one plan"
+            None, f"the parts of two sums differ ({mine} and {theirs}): they do not belong to the same plan"
         )
 
 
@@ -281,7 +289,7 @@ class RunningSum:
         self.add_counts(other)
 
     def vectors_for(self, trees: Mapping[str, Tree]) -> Mapping[str, Array]:
-        """Return the sum's flat vectors by part, for adding trees of these shapes. The first call makes the vectors.
+        """Return the sum's flat vectors by part, to which trees of these shapes can be added. The first call makes the vectors.
 
         Raises:
             ParticipantError: The trees have other leaves or shapes than the sum.
@@ -292,7 +300,7 @@ class RunningSum:
         if mine != theirs:
             raise ParticipantError(
                 None,
-                f"the parts of an update differ from the sum's ({theirs} and {mine}): they do not belong to one plan",
+                f"the parts of an update differ from the sum's ({theirs} and {mine}): they do not belong to the same plan",
             )
         return self._vectors
 
@@ -375,7 +383,7 @@ class Aggregator(Value):
         if "params" not in names or BUFFERS in names or len(set(names)) < len(names):
             raise PlanError(
                 "part-words",
-                f"the parts are {names}: name each once, `params` among them, and leave `{BUFFERS}` to sumus",
+                f"the parts are called {names}: use each name once, include `params`, and leave `{BUFFERS}` to sumus",
             )
 
 

@@ -76,12 +76,12 @@ class Algorithm:
         expect(self.server, ServerOptimizer, "server=")
         parts, rules = {part.name for part in self.aggregator.parts}, self.client.rules
         for what, wanted, given in (
-            ("the client sends {1}, and the aggregator combines {0}", parts, rules.sends),
-            ("the server optimizer takes {0}, and the aggregator combines {1}", self.server.takes, parts),
-            ("the client receives {0}, and the server broadcasts {1}", rules.receives, self.server.broadcasts),
+            ("the client sends {1}, but the aggregator combines {0}", parts, rules.sends),
+            ("the server optimizer needs {0}, but the aggregator combines {1}", self.server.takes, parts),
+            ("the client needs {0}, but the server broadcasts {1}", rules.receives, self.server.broadcasts),
         ):
             if not set(wanted) <= set(given):
-                raise PlanError("parts-match", what.format(sorted(wanted), sorted(given)) + ": they must go together")
+                raise PlanError("parts-match", what.format(sorted(wanted), sorted(given)) + ": these must match")
 
     def parts(self, task: Description) -> tuple[Part, ...]:
         """Return the parts that a client sends: the aggregator's, and `buffers`, weighted like `params`, if there are any."""
@@ -129,13 +129,13 @@ class Algorithm:
     ) -> Update:
         """Make a client's update after training: transform each part, and leave out parts that the aggregator does not combine.
 
-        Raise DivergedError if a part is not finite before the transforms, since narrow codes would hide this.
+        Raise DivergedError if a part is not finite before the transforms, since integer codes would hide this.
 
         Args:
-            parts: The parts that the client's work gave, as floats.
+            parts: The parts that the client's work returned, as floats.
             metrics: (sum, count) by metric name.
             seed: The round's public seed.
-            rng: The client's private randomness; only transforms draw from it.
+            rng: The client's private random generator; only transforms use it.
         """
         combined = {BUFFERS, *(part.name for part in self.aggregator.parts)}
         in_chain = {part.name for part in self.aggregator.parts if part.in_chain and self.update.links}
@@ -181,7 +181,8 @@ class Algorithm:
             raise UsageError(f"{self.aggregator!r} cannot work on a sum: give each update separately, to combine_each")
         if int(total.count) > sums.max_count:
             raise ParticipantError(
-                None, f"a sum of {int(total.count)} contributors, planned for {sums.max_count}: it may have overflowed"
+                None,
+                f"a sum has {int(total.count)} contributors, but the plan allows {sums.max_count}: it may have overflowed",
             )
         if total.empty or int(total.count) < self.aggregator.least:
             return {}
@@ -206,7 +207,7 @@ class Algorithm:
             chosen = dict(centre(contributions, {part: [int(one.weights[part]) for one in ones] for part in weights}))
         if set(chosen) != set(weights):
             raise UsageError(
-                f"the centre of {self.aggregator!r} gave {sorted(chosen)}, and the parts are {sorted(weights)}"
+                f"the centre of {self.aggregator!r} returned {sorted(chosen)}, but must return {sorted(weights)}"
             )
         totals = {part: times(tree, int(weights[part])) for part, tree in chosen.items()}
         return self._divided(totals, weights, len(ones), task, population)
@@ -257,7 +258,7 @@ class Algorithm:
     def step(self, combined: Mapping[str, Tree], state: ServerState, task: Description) -> ServerState:
         """Take the server optimizer's step, and average the buffers. If nothing was combined, the state does not change.
 
-        The step lowers no number of a `positive` buffer to less than `LEAST_POSITIVE`, or further if it was smaller before.
+        The step lowers no number of a `positive` buffer below `LEAST_POSITIVE`, and lowers none that is already below it.
         Raise UsageError if the next broadcast would not be finite, or would have other leaves, shapes or dtypes.
         """
         if not combined:
@@ -273,10 +274,10 @@ class Algorithm:
         for part, tree in after.broadcast.items():
             if (found := _forms(tree)) != (before := _forms(seen.broadcast.get(part, {}))):
                 raise UsageError(
-                    f"the update of {self.server!r} made {part!r} {found}, and it was {before}: keep leaves, shapes and dtypes"
+                    f"the update of {self.server!r} made {part!r} {found}, but it was {before}: keep leaves, shapes and dtypes"
                 )
         if (leaf := first_non_finite(after.broadcast["params"])) is not None:
-            raise UsageError(f"the server optimizer {self.server!r} ran to NaN or infinity at `{leaf}`: lower its rate")
+            raise UsageError(f"the server optimizer {self.server!r} gave NaN or infinity at `{leaf}`: lower its rate")
         if BUFFERS in combined:
             averaged = _averaged(state.broadcast[BUFFERS], combined[BUFFERS], task.positive)
             after = replace(after, broadcast={**after.broadcast, BUFFERS: averaged})
@@ -302,7 +303,7 @@ class Algorithm:
         with at_client(client):
             with own_code("apply", self.update, "it must return a tree of arrays by name"):
                 sent = dict(self.update.apply(tree, Context(shapes, seed, examples=examples, rng=rng)))
-            _check_layout(sent, laid_out(self.update, shapes), lambda: f"{self.update!r} gave")
+            _check_layout(sent, laid_out(self.update, shapes), lambda: f"{self.update!r} returned")
         return tree_map(lambda leaf: leaf if leaf.dtype.kind == "i" else narrowed(leaf, body), sent)
 
     def _sent(self, part: Part, task: Description) -> Layout:
@@ -356,7 +357,7 @@ class Algorithm:
         values = tree_map(_as_float64, total) if self.update.code_bits else sums.decode(part, total)
         with own_code("invert", self.update, "it must return a tree of arrays by name"):
             inverted = dict(self.update.invert(values, Context(task.trained_layout, seed)))
-        _check_layout(inverted, task.trained_layout, lambda: f"the server end of {self.update!r} gave")
+        _check_layout(inverted, task.trained_layout, lambda: f"invert of {self.update!r} returned")
         return inverted
 
 
@@ -381,10 +382,10 @@ def _check_finite(client: object, part: str, tree: Tree) -> None:
 
 
 def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None:
-    """Raise UsageError if a transform gave other leaves or shapes than its layout says."""
+    """Raise UsageError if a transform returned other leaves or shapes than its layout says."""
     found = {name: getattr(leaf, "shape", None) for name, leaf in tree.items()}
     if found != {name: tuple(shape) for name, shape in expected.items()}:
-        raise UsageError(f"{what()} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
+        raise UsageError(f"{what()} {found}, but its layout says {dict(expected)}: correct the transform or its layout")
 
 
 def _room(rounding: Tree, by: int, unit: float, rounds: int) -> Tree:

@@ -56,7 +56,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Federated learning: devices train on data that never leaves them, and the server works with their sum."""
+    """Federated learning: devices train on data that never leaves them, and the server works with the sum of their updates."""
 
 
 for command in (

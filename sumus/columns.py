@@ -2,11 +2,11 @@
 with its row.
 
     array_of([1, 2.5])              array([1. , 2.5])
-    array_of(["a", 1])              ValueError: row 1 is a number (1), and row 0 is text ('a')
-    array_of([2**60 + 1, 0.5])      ValueError: row 0 is 1152921504606846977, which float64 rounds to 1152921504606846976
+    array_of(["a", 1])              ValueError: row 1 is a number (1), but row 0 is text ('a'): ...
+    array_of([2**60 + 1, 0.5])      ValueError: row 0 is 1152921504606846977, which float64 cannot hold ...
 
-NumPy's own conversion would turn the number in the second line into text, round the number in the third line, and read
-the values behind a mask.
+NumPy's own conversion would turn the number in the second line into text, round the number in the third line, and use
+values that a mask hides.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,9 @@ def stacked(rows: Sequence[Array], axis: int = 0, names: Sequence[str] = ()) -> 
         if row.shape != first.shape:
             raise ValueError(f"{name} has shape {row.shape}, but {called[0]} has shape {first.shape}")
         if _kind(row) != _kind(first):
-            raise ValueError(f"{name} is {_kind(row)}{_shown(row)}, and {called[0]} is {_kind(first)}{_shown(first)}")
+            raise ValueError(
+                f"{name} is {_kind(row)}{_shown(row)}, but {called[0]} is {_kind(first)}{_shown(first)}: give values of one kind"
+            )
     whole = np.stack(rows, axis)
     for name, row, kept in zip(called, rows, np.moveaxis(whole, axis, 0), strict=True):
         if row.dtype != whole.dtype:
@@ -106,7 +108,7 @@ def numbers_of(values: Any) -> Array:
 
 
 def ids_of(by: Any) -> list[Any] | Array:
-    """Read a column of client ids. Each id stands for one person.
+    """Read a column of client ids. Each id names one person.
 
     Args:
         by: One id for each example.
@@ -123,7 +125,7 @@ def ids_of(by: Any) -> list[Any] | Array:
         found: Array = np.asarray(by.to_numpy() if hasattr(by, "to_numpy") else by)
         if found.dtype.kind in "Mm" and np.isnat(found).any():
             raise ValueError(
-                f"by= has no client for example {int(np.isnat(found).argmax())} (NaT): give every example one"
+                f"by= has no client for example {int(np.isnat(found).argmax())} (NaT): give every example a client"
             )
         if found.dtype.kind not in "Of" or found.ndim != 1:
             return found
@@ -131,16 +133,16 @@ def ids_of(by: Any) -> list[Any] | Array:
     ids = list(cast(Sequence[Any], by))
     for row, one in enumerate(ids):
         if _is_missing(one):
-            raise ValueError(f"by= has no client for example {row} ({one!r}): give every example one")
+            raise ValueError(f"by= has no client for example {row} ({one!r}): give every example a client")
         if _kind_of(one) != _kind_of(ids[0]):
             raise ValueError(
-                f"by= holds values that do not compare (example {row} is {_kind_of(one)}, {one!r:.60}, and example 0 "
+                f"by= holds values of different kinds (example {row} is {_kind_of(one)}, {one!r:.60}, but example 0 is "
                 f"{_kind_of(ids[0])}, {ids[0]!r:.60}): give ids of one kind"
             )
         if isinstance(one, float | np.floating) and _is_beyond_whole(cast(Any, one)):
             raise ValueError(
-                f"by= has the client {one!r} for example {row}, and floats of that size may stand for several whole numbers: "
-                "give whole numbers or text"
+                f"by= has the client {one!r} for example {row}, but several whole numbers may have been rounded to a float of "
+                "that size: give whole numbers or text"
             )
     return [one.item() if isinstance(one, np.generic) else one for one in ids]
 
@@ -177,17 +179,20 @@ def _listed(values: Sequence[Any]) -> Array:
             if not isinstance(one, wanted):
                 other = next((place for place, value in enumerate(values) if isinstance(value, wanted)), 0)
                 raise ValueError(
-                    f"row {row} is {_kind_of(one)} ({one!r:.60}), and row {other} is {_kind_of(values[other])} "
-                    f"({values[other]!r:.60})"
+                    f"row {row} is {_kind_of(one)} ({one!r:.60}), but row {other} is {_kind_of(values[other])} "
+                    f"({values[other]!r:.60}): give values of one kind"
                 )
             if len(one) and one[-1] in ("\0", 0):
                 raise ValueError(
-                    f"row {row} is a text that ends with a zero byte ({one!r:.60}), which NumPy leaves out"
+                    f"row {row} is a text that ends with a zero byte ({one!r:.60}), which NumPy would drop: remove it"
                 )
     if array.dtype.kind == "f":
         for row, one in enumerate(values):
             if isinstance(one, int | np.integer) and int(array[row]) != int(cast(Any, one)):
-                raise ValueError(f"row {row} is {one}, which {array.dtype} rounds to {int(array[row])}")
+                raise ValueError(
+                    f"row {row} is {one}, which {array.dtype} cannot hold (it would become {int(array[row])}): give smaller "
+                    "numbers, or only whole numbers"
+                )
     return array
 
 
@@ -220,7 +225,10 @@ def _expect_unrounded(before: Array, after: Array, name: str) -> None:
         one, other = int(before[tuple(place)]), int(after[tuple(place)])
         if one != other:
             entry = ", ".join(map(str, place)) or "0"
-            raise ValueError(f"{name}{entry} is {one}, which {after.dtype} rounds to {other}")
+            raise ValueError(
+                f"{name}{entry} is {one}, which {after.dtype} cannot hold (it would become {other}): give smaller numbers, or "
+                "only whole numbers"
+            )
 
 
 def _kind(array: Array) -> str:

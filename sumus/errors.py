@@ -8,7 +8,7 @@
     │   ├── ExperimentError        the population, the file, or the folder of a run
     │   └── BadReading             one reading that was sent to a node (sumus/node/readings.py)
     ├── ParticipantError       one participant's message cannot be counted (attributes `client`, and `code` for the wire)
-    │   ├── DivergedError          the participant's training ran to NaN or infinity
+    │   ├── DivergedError          the participant's training produced NaN or infinity
     │   ├── BeyondBoundError       a value is larger than the plan's sums can hold
     │   └── EmptyError             the message has no weight
     └── SealError              a sealed body cannot be opened (sumus/storage/keyring.py)
@@ -204,7 +204,7 @@ def check_shape(shape: tuple[int, ...]) -> None:
     """Raise PlanError if a shape has a negative side or more than `MOST_NUMBERS` numbers."""
     if any(side < 0 for side in shape) or math.prod(shape) > MOST_NUMBERS:
         raise PlanError(
-            "positive", f"shape {shape!s:.80}: sides are at least 0, and at most {MOST_NUMBERS} numbers fit"
+            "positive", f"shape {shape!s:.80}: each side must be at least 0, and their product at most {MOST_NUMBERS}"
         )
 
 
@@ -220,8 +220,8 @@ def expect_number(value: object, low: float, high: float, what: str, open_low: b
     """
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= cast(float, value) <= high or (open_low and value == low):
-        first = f"above {low:g}" if open_low else f"from {low:g}"
-        upto = f" to {high:g}" if math.isfinite(high) else ", and finite"
+        first = f"above {low:g}" if open_low else f"of at least {low:g}"
+        upto = f" and at most {high:g}" if math.isfinite(high) else ", and finite"
         raise PlanError("positive", f"{what}={value!r}: it must be a number {first}{upto}")
 
 
@@ -236,12 +236,12 @@ class ParticipantError(SumusError):
 
 
 class DivergedError(ParticipantError):
-    """A participant's training ran to NaN or infinity. The message names the part and the leaf that contain such a value."""
+    """A participant's training produced NaN or infinity. The message names the part and the leaf that contain such a value."""
 
     code = "not_finite"
 
     def __init__(self, client: object, part: str, leaf: str, remedy: str = "") -> None:
-        own = f", or mend the {leaf}: it may divide by zero" if part == "metrics" else ""
+        own = f", or correct the {leaf}: it may divide by zero" if part == "metrics" else ""
         remedy = remedy or f"lower the learning rate, or pass clip_norm= to the client's optimizer{own}"
         super().__init__(client, f"the update is not finite at `{part}[{leaf}]`: its training diverged; {remedy}")
 

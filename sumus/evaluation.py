@@ -2,7 +2,7 @@
 
     hop = evaluation_hop(description, most=100)                   the first hop of such a sum
     update = evaluation_report(client, program.evaluate(...), examples)
-    means, histograms = evaluation_of(total, hop)                 the results, without any single device's
+    means, histograms = evaluation_of(total, hop)                 the results over all devices
 
 A device reports each metric as (sum, count), together with the bin, out of twenty, in which the device's own mean lies.
 These reports are added like updates. If the sum has enough contributors, nobody learns what a single device measured.
@@ -121,7 +121,7 @@ def check_measured(update: Update, trains: bool) -> None:
             contributors.
 
     Raises:
-        ParticipantError: The report does not contain its loss, or is in a bin of a metric that it did not measure.
+        ParticipantError: The report does not contain its loss, or is in the histogram of a metric that it did not measure.
     """
     if trains and update.metrics.get("loss", (0.0, 0))[1] < 1:
         raise ParticipantError(
@@ -131,7 +131,9 @@ def check_measured(update: Update, trains: bool) -> None:
     counted = counts({name: count for name, (_, count) in update.metrics.items()})
     for name, bins in update.parts.get(HISTOGRAM.name, {}).items():
         if counted.get(name, 0) < 1 and bins.any():
-            raise ParticipantError(update.client, f"it is in a bin of {name!r}, but measured {name!r} on no example")
+            raise ParticipantError(
+                update.client, f"it has a 1 in the histogram of {name!r}, but measured {name!r} on no example"
+            )
 
 
 def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: int) -> None:

@@ -102,7 +102,7 @@ class Experiment:
         population: Client id → examples, which are read only when the client is picked.
         rounds: The number of rounds.
         evaluate: The measurements, and how often they are taken.
-        seed: The seed of everything random; two runs with one seed give one model, bit for bit.
+        seed: The seed of everything random; two runs with the same seed give the same model, bit for bit.
         fleet: The properties of the devices; by default all of them finish, and every report arrives.
         edge_groups: The edges of clients: a number of edges, which divide the population equally and in order; or a function
             from a client's id to the name of its edge. By default there are no edges. The plan decides what edges do.
@@ -132,7 +132,7 @@ class Experiment:
             expect(self.edge_groups, int, "edge_groups=")
             if not 0 <= self.edge_groups <= len(self.population):
                 raise ExperimentError(
-                    f"edge_groups={self.edge_groups}: give from 1 to {len(self.population)}, as many as there are clients, or "
+                    f"edge_groups={self.edge_groups}: give from 1 to {len(self.population)} (all clients), or "
                     "a function of a client's id"
                 )
         self._expect_whole_work()
@@ -148,19 +148,19 @@ class Experiment:
             )
 
     def _expect_whole_work(self) -> None:
-        """Raise PlanError if a client's own code would have to stop after some of its steps."""
+        """Raise PlanError if the user's own code would have to stop after some of its steps, or to measure in batches."""
         loop = self.plan.algorithm.client.loop
         if loop is None:
             return
         if self.fleet.stragglers and self.fleet.partial_work:
             raise PlanError(
                 "own-loop",
-                f"stragglers take some of their steps, and `{loop.train}` takes its steps in code of its own: give "
+                f"stragglers take only some of their steps, but sumus cannot stop `{loop.train}` after some steps: give "
                 "Fleet(partial_work=False), so that a straggler is not counted, or train by sgd(), adam() or adamw()",
             )
         if loop.evaluate is not None and self.evaluate.batch_size is not None:
             raise PlanError(
                 "own-loop",
-                f"Evaluation(batch_size=) is for the task's metrics, and `{loop.evaluate}` measures all examples of a client "
+                f"Evaluation(batch_size=) is for the task's metrics, but `{loop.evaluate}` measures all examples of a client "
                 "at once: leave batch_size= out",
             )

@@ -54,8 +54,8 @@ class FirstHop:
         parts: The parts that are sent, with their weights.
         layouts: The (leaf, shape) pairs of each part, as it is sent.
         sums: The rule that turns floats into integers.
-        weight_cap: The cap of the plan's `weight` stage, by which devices multiply by the weight; None if there is no
-            such stage, so that the first hop multiplies.
+        weight_cap: The cap of the plan's `weight` stage, in which devices multiply by their weights; None if there is no
+            such stage and the first hop multiplies.
         code_bits: The width of integer codes; None if leaves are floats.
         metrics: The names of the metrics that a report may contain.
         norms: For each part, the largest L2 norm that may be sent, in parameters or codes; None for a part without a limit.
@@ -107,7 +107,8 @@ class FirstHop:
         ):
             if len(given) not in wanted:
                 raise PlanError(
-                    "part-words", f"{len(given)} {what}, where there must be {max(wanted)}: give one for each"
+                    "part-words",
+                    f"{len(given)} {what}, but {max(wanted)} are needed: one for each part (ranges: each metric)",
                 )
         for part in self.parts:
             if misfit := self.sums.misfit(part):
@@ -176,7 +177,7 @@ class FirstHop:
                 sum may weigh less: its later rounds may have fewer devices than the first.
 
         Raises:
-            ParticipantError: The sum has another plan or another number of reports, or is larger than they can add up to.
+            ParticipantError: The sum has another plan or number of reports, or is larger than `count` reports can add up to.
         """
         least = count if least is None else least
         if int(total.count) != count:
@@ -341,7 +342,7 @@ class FirstHop:
                 wrong = min(name for name in {*found, *expected} if found.get(name) != expected.get(name))
                 raise ParticipantError(
                     update.client,
-                    f"`{part.name}[{wrong}]` has shape {found.get(wrong)}, and the plan's is {expected.get(wrong)}",
+                    f"`{part.name}[{wrong}]` has shape {found.get(wrong)}, but the plan's is {expected.get(wrong)}",
                 )
             _check_numbers(update.client, part, tree, self.code_bits if part.in_chain else None)
 
@@ -400,7 +401,7 @@ def _check_numbers(client: object, part: Part, tree: Tree, codes: int | None) ->
     for name, leaf in tree.items():
         if codes is None:
             if leaf.dtype.kind != "f" or leaf.dtype.itemsize not in (4, 8):
-                raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are floats")
+                raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, but the plan's are floats")
             if part.least is not None and not float(leaf) >= part.least and not math.isnan(float(leaf)):
                 raise BeyondBoundError(
                     client, f"`{part.name}` is {float(leaf):g}, but the plan accepts no value below {part.least:g}"
@@ -411,11 +412,11 @@ def _check_numbers(client: object, part: Part, tree: Tree, codes: int | None) ->
         largest = 2 ** (codes - 1) - 1
         if leaf.dtype != (np.int8 if codes <= 8 else np.int16):
             raise ParticipantError(
-                client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are {codes}-bit codes"
+                client, f"`{part.name}[{name}]` is {leaf.dtype}, but the plan's are {codes}-bit codes"
             )
         if leaf.size and max(-int(leaf.min()), int(leaf.max())) > largest:
             raise ParticipantError(
-                client, f"`{part.name}[{name}]` holds codes beyond ±{largest}, which do not belong to this plan"
+                client, f"`{part.name}[{name}]` holds codes beyond ±{largest}, the largest {codes}-bit code"
             )
 
 

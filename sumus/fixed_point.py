@@ -63,7 +63,7 @@ class FixedPoint:
             raise PlanError(
                 "sum-overflow",
                 f"a sum of {self.max_count} clients with weights up to {self.max_weight}, values up to {self.bound:g} and "
-                f"{self.fraction_bits} fraction bits can reach 2^{reach:.1f}, and must stay below 2^62: lower one of them",
+                f"{self.fraction_bits} fraction bits can reach 2^{reach:.1f}, but must stay below 2^62: lower one of these",
             )
 
     @classmethod
@@ -147,8 +147,8 @@ class FixedPoint:
         if update.examples < 1:
             raise EmptyError(
                 update.client,
-                f"its update was trained on {update.examples} examples: a client without examples is not a contributor, "
-                "for any weights of the plan",
+                f"its update was trained on {update.examples} examples: a client without examples cannot contribute, "
+                "whatever weights the plan uses",
             )
         if missing := {part.name for part in parts} - set(update.parts):
             raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
@@ -172,7 +172,7 @@ class FixedPoint:
             )
         if isinstance(part.weight, Staleness) and part.largest_weight(1) > self.max_weight:
             return (
-                f"part {part.name!r} weighs up to {part.largest_weight(1)}, and the sums are planned for weights up to "
+                f"part {part.name!r} weighs up to {part.largest_weight(1)}, but the sums are planned for weights up to "
                 f"{self.max_weight}: give FixedPoint.fit(..., max_weight={part.largest_weight(1)}), or leave sums out"
             )
         return None
@@ -212,7 +212,7 @@ class FixedPoint:
             if reach <= limit:
                 continue
             if leaf.dtype.kind == "i":
-                said = f"the codes reach {reach:.0f} at `{part.name}[{name}]`, where a sum of the plan holds "
+                said = f"the codes reach {reach:.0f} at `{part.name}[{name}]`, but a sum of the plan holds "
                 return BeyondBoundError(client, f"{said}{self.bound:g}·2^{self.fraction_bits}")
             if not math.isfinite(reach):
                 return DivergedError(client, part.name, name)

@@ -1,7 +1,7 @@
 """The devices of a population: how fast they are, when they are online, and what goes wrong.
 
     Fleet(seconds=60, spread=10)                         speeds spread 1:10, a round's work takes about a minute
-    Fleet(seconds=60, spread=10, hours=8, waits=False)   phones: online some hours a day; the server tells them when to come
+    Fleet(seconds=60, spread=10, hours=8, waits=False)   phones: online some hours a day; the server says when to check in
     Fleet(seconds=60, network=FleetNetwork(flaky=0.2))   one message in five is lost, and sent again
 
 A fleet is a few numbers; `devices(count, rng)` draws the devices from them. `sumus.simulator` reads measured devices from a file.
@@ -72,7 +72,7 @@ class DeviceArrays:
         return len(self.seconds)
 
     def online_until(self, who: Array, now: Array | float) -> Floats:
-        """Return when these devices go offline: infinity for never, and `now` if they are offline already.
+        """Return when these devices go offline: infinity if they never do, and `now` if they are offline already.
 
         Args:
             who: The positions of the devices.
@@ -126,8 +126,8 @@ class FleetNetwork:
     """The network between a fleet's devices and the server. By default a message takes no time, and always arrives.
 
     Attributes:
-        down: Bytes per second that the median device receives. Devices vary in it as much as in speed, but independently. None:
-            transfers take no time.
+        down: Bytes per second that the median device receives. These rates vary as much as the devices' speeds, but
+            independently. None if transfers take no time.
         up: Bytes per second that the median device sends; otherwise like `down`.
         latency: Seconds that a message takes.
         flaky: The share of messages that are lost on their way and sent again.
@@ -173,7 +173,11 @@ class FleetTiming:
         hold_plain_numbers(self)
         _expect(self, "jitter", 0, math.inf, _FINITE)
         _expect(
-            self, "skew", 0, 0.5, "it is a share, of at most 0.5: a clock that runs half as fast, or half as fast again"
+            self,
+            "skew",
+            0,
+            0.5,
+            "give from 0 to 0.5: with 0.5, clocks run from half to one and a half times the true speed",
         )
         if self.by not in ("client", "examples"):
             raise ExperimentError(f"FleetTiming(by={self.by!r}): give 'client' or 'examples'")
@@ -193,8 +197,8 @@ class Fleet:
         spread: The slowest device's seconds divided by the fastest's; seconds are log-uniform.
         hours: The number of hours a day that a device is online, that is on its charger, unmetered and idle: three quarters of
             them at night, beginning in the evening. None for always.
-        waits: Whether an idle device is woken when there is work for it (it holds a request open), or comes by itself, within
-            the window that it was given.
+        waits: True if an idle device holds a request open, so that the server can give it work at any time; False if it checks
+            in by itself, within the window that the server gave it.
         network: The time that messages take, and the share that is lost.
         timing: The variation of durations, and the error of clocks.
         trace: A CSV file of measured devices, in place of those drawn from these numbers
@@ -228,9 +232,9 @@ class Fleet:
             drawn = ("seconds", "spread", "down", "up", "hours", "skew")
             if unused := [name for name in drawn if given[name] != defaults[name]]:
                 raise ExperimentError(f"Fleet(trace=): the file describes the devices; leave out {', '.join(unused)}")
-        _expect(self, "spread", 1, math.inf, "it is the slowest over the fastest, 1 or more")
+        _expect(self, "spread", 1, math.inf, "it is the slowest time divided by the fastest, so 1 or more")
         if self.hours is not None:
-            _expect(self, "hours", 1e-9, 24, "it must be positive, and hours at most 24")
+            _expect(self, "hours", 1e-9, 24, "it must be above 0 and at most 24")
 
     @staticmethod
     def of(figures: Mapping[str, Any]) -> "Fleet":

@@ -49,7 +49,7 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Generator[Non
 @contextmanager
 def unheard() -> Generator[None, None, None]:
     """Block Ctrl-C and SIGTERM in processes that are started in the block. The process that started them receives the signals,
-    and ends them.
+    and ends these processes.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     try:

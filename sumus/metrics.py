@@ -201,7 +201,7 @@ def binary_accuracy(outputs: Any, targets: Any) -> Any:
     outputs = fitted(outputs, targets)
     if bool(((outputs < 0) | (outputs > 1)).any()):
         raise TaskError(
-            "binary_accuracy takes probabilities from 0 to 1, and these outputs go from "
+            "binary_accuracy takes probabilities from 0 to 1, but these outputs go from "
             f"{float(outputs.min()):g} to {float(outputs.max()):g}: use binary_accuracy_with_logits for scores before a sigmoid"
         )
     return _sides(outputs, outputs > 0.5, targets)
@@ -243,7 +243,7 @@ def by_class(metric: Callable[[Any, Any], Any], classes: int | Sequence[str]) ->
         raise TaskError("by_class takes a metric with a single mean, such as accuracy")
     if not names or len(set(names)) < len(names) or not all(_is_word(name) for name in names):
         raise TaskError(
-            f"by_class(classes={classes!r:.80}): give how many classes there are, or their names: each once, printable, "
+            f"by_class(classes={classes!r:.80}): give the number of classes, or their names: each once, printable, "
             "without a slash or an @"
         )
 
@@ -305,12 +305,12 @@ def _roc_auc(bins: int, of_chances: bool) -> SeveralSums:
         classed = _classes(targets, 2)
         if bool((classed == IGNORED).any()):
             raise TaskError(
-                f"roc_auc takes targets of 0 and 1, and there is a {IGNORED}: leave these examples out in prepare="
+                f"roc_auc takes targets of 0 and 1, but there is a {IGNORED}: leave these examples out in prepare="
             )
         scores = outputs.double().reshape(len(outputs), -1)
         if of_chances and bool(((outputs < 0) | (outputs > 1)).any()):
             raise TaskError(
-                f"roc_auc takes probabilities from 0 to 1, and these outputs go from {float(outputs.min()):g} to "
+                f"roc_auc takes probabilities from 0 to 1, but these outputs go from {float(outputs.min()):g} to "
                 f"{float(outputs.max()):g}: use roc_auc_with_logits for scores before a sigmoid"
             )
         logits = scores.logit() if of_chances else scores
@@ -408,7 +408,7 @@ def _sides(outputs: Any, above: Any, targets: Any) -> Any:
     """
     if not bool(((targets >= 0) & (targets <= 1)).all()):
         raise TaskError(
-            f"targets of two classes are 0 and 1, and these go from {float(targets.min()):g} to {float(targets.max()):g}: "
+            f"targets of two classes must be 0 and 1, but these go from {float(targets.min()):g} to {float(targets.max()):g}: "
             "write them as 0 and 1"
         )
     return _each((above == (targets > 0.5)).double().masked_fill(outputs.isnan(), float("nan")))

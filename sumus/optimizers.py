@@ -115,7 +115,9 @@ def _check(lr: float, *betas: float) -> None:
 
 @registered("server/sgd")
 def sgd(lr: float = 1.0) -> ServerOptimizer:
-    """Make gradient descent: x ← x + ηΔ. With η = 1, the new model is the mean of the clients' models.
+    """Make an optimizer that does gradient descent: x ← x + ηΔ.
+
+    With η = 1, the new model is the mean of the clients' models.
 
     [McMahan et al. 2017, arXiv:1602.05629, Algorithm 1]
 
@@ -128,14 +130,14 @@ def sgd(lr: float = 1.0) -> ServerOptimizer:
 
 @registered("server/momentum")
 def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> ServerOptimizer:
-    """Make momentum (FedAvgM): v ← βv + Δ;  x ← x + ηv. [Hsu et al. 2019, arXiv:1909.06335, section 4.3]
+    """Make the optimizer momentum (FedAvgM): v ← βv + Δ;  x ← x + ηv. [Hsu et al. 2019, arXiv:1909.06335, section 4.3]
 
     Over all rounds, one Δ moves the model by η(1 + β + β² + …)Δ = η/(1 − β) Δ, with `nesterov` too.
 
     Args:
         lr: η.
         beta: β.
-        nesterov: Whether the step is x ← x + η(Δ + βv) instead.
+        nesterov: Whether to use Nesterov momentum, with the step x ← x + η(Δ + βv).
     """
     _check(lr, beta)
 
@@ -148,7 +150,7 @@ def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> Serv
 
 @registered("server/adagrad")
 def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
-    """Make Adagrad: m ← βm + (1−β)Δ;  v ← v + Δ²;  x ← x + ηm/(√v + τ), where v starts at τ².
+    """Make the optimizer Adagrad: m ← βm + (1−β)Δ;  v ← v + Δ²;  x ← x + ηm/(√v + τ), where v starts at τ².
 
     [Reddi et al. 2021, arXiv:2003.00295, Algorithm 2, line FedAdagrad]
 
@@ -173,7 +175,7 @@ def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
 def adam(
     lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3, bias_correction: bool = False
 ) -> ServerOptimizer:
-    """Make Adam: m ← β₁m + (1−β₁)Δ;  v ← β₂v + (1−β₂)Δ²;  x ← x + ηm/(√v + τ), where v starts at τ².
+    """Make the optimizer Adam: m ← β₁m + (1−β₁)Δ;  v ← β₂v + (1−β₂)Δ²;  x ← x + ηm/(√v + τ), where v starts at τ².
 
     [Reddi et al. 2021, arXiv:2003.00295, Algorithm 2, line FedAdam]
 
@@ -226,7 +228,7 @@ def _adam_ratio(beta1: float, beta2: float, bias_correction: bool) -> float | No
 
 @registered("server/yogi")
 def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> ServerOptimizer:
-    """Make Yogi: `adam` with v ← v − (1−β₂)Δ² sign(v − Δ²), so v moves by (1−β₂)Δ² for any v. The arguments are those of `adam`.
+    """Make Yogi: `adam` with v ← v − (1−β₂)Δ² sign(v − Δ²), so v moves by (1−β₂)Δ² for any v. Arguments: as in `adam`.
 
     [Reddi et al. 2021, arXiv:2003.00295, Algorithm 2, line FedYogi]
 

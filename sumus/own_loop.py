@@ -1,11 +1,11 @@
-"""A client's training by code of the user's own: the names under which a plan knows that code, and where it is found.
+"""Training by the user's own code: how a plan names this code, and where a device finds it.
 
     def train(state, examples): ...                  your own loop, at the top of a module
     work = sumus.client(train=train)                 client work; `work.loop` is an `OwnLoop`
 
-Code never travels. A plan holds only the names of the functions. A device finds a function of that name among those that its
-own file has given to `sumus.client`; no other function of its file can be called by a plan. So a server cannot choose code
-that the owner of the device did not offer.
+Code is never sent to another machine. A plan holds only the names of the functions. A device finds a function of that name
+among those that its own file has given to `sumus.client`; no other function of its file can be called by a plan. So a server
+cannot choose code that the owner of the device did not offer.
 """
 
 import inspect
@@ -25,12 +25,12 @@ _offered: dict[str, dict[str, OwnFunction]] = {}
 
 @dataclass(frozen=True)
 class ClientRound:
-    """What an own function may know of the work that it does, as its third argument.
+    """The third argument of a user's own training or evaluation function: facts about the work that it does.
 
     Attributes:
         client: The client's id; on a device, the device's name.
         number: The round, from 0; None when a model is measured.
-        seed: A number from 0 to 2³² − 1, for libraries that seed themselves. It is another one for each client and round.
+        seed: A number from 0 to 2³² − 1, for the random generators of other libraries. It differs between clients and rounds.
     """
 
     client: Any
@@ -73,12 +73,12 @@ class OwnLoop:
         if found:
             raise PlanError(
                 "own-loop",
-                f"the plan trains by a function `{name}`, and {' and '.join(sorted(found))} have one each: rename one, in the "
-                "plan too",
+                f"the plan names a function `{name}`, but the modules {' and '.join(sorted(found))} each define one: rename "
+                "all but the one that the plan means",
             )
         raise PlanError(
             "own-loop",
-            f"the plan trains by a function `{name}` of the owner's, and this process offers none of that name: define it at "
+            f"the plan names a function `{name}` of the user's own, but this process offers none of that name: define it at "
             f"the top of the file that defines the task, and add the line sumus.client(train={name}) there, with evaluate= if "
             "the plan has one",
         )
@@ -107,7 +107,7 @@ def parameters_of(function: OwnFunction) -> int:
     """Return how many arguments a function takes from sumus: two, or three if it cannot be called without a `ClientRound`.
 
     Raises:
-        PlanError: It takes neither.
+        PlanError: The function takes neither two nor three arguments.
     """
     if not callable(function):
         raise PlanError("own-loop", f"client() takes functions, not {function!r:.80}")
@@ -124,8 +124,8 @@ def parameters_of(function: OwnFunction) -> int:
     name = getattr(function, "__qualname__", type(function).__name__)
     raise PlanError(
         "own-loop",
-        f"`{name}` takes {signature}, and is called with (state, examples), or with (state, examples, round): let it take "
-        "these, and give everything else a default",
+        f"`{name}` takes {signature}, but is called with (state, examples), or with (state, examples, round): let it take "
+        "these, and give every other parameter a default",
     )
 
 

@@ -64,8 +64,8 @@ class Pacing:
         least: The share of the cohort that a round needs; with fewer reports it is abandoned at the deadline or, without a
             deadline, when the sessions of all chosen devices have ended.
         deadline: Seconds from a round's opening until it ends, even if reports are missing; None to wait for all of
-            them. For a buffer: the seconds that a device may take. With a deadline, the place of a device that gives
-            up, or is silent for much longer than the work takes, is given to another device (docs/protocol.md, "Places").
+            them. For a buffer: the seconds that a device may take. With a deadline, another device gets
+            the work of a device that gives up, or is silent for much longer than the work takes (docs/protocol.md, "Places").
         concurrency: The number of devices that train at once. If it is given, rounds are buffers.
         most_stale: The number of versions that a report's model may be behind; None for no limit.
         separation: The smallest number of models from one contribution of a device to its next. With 5, at least four
@@ -121,7 +121,7 @@ class Pacing:
         if self.concurrency is not None and (self.over_select not in (None, 1.0) or self.least):
             raise PlanError(
                 "pacing-buffer",
-                "over_select= and least= apply only to synchronous rounds, and with concurrency= rounds are "
+                "over_select= and least= apply only to synchronous rounds, but with concurrency= rounds are "
                 "buffers: leave them out",
             )
 

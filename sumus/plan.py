@@ -42,7 +42,7 @@ MOST_VALUE = 2.0**8
 MOST_WEIGHT = 2**16
 """The largest weight of one client in a plan that names no cap."""
 OVER_SELECT = 1.3
-"""The number of devices to which a deployed round is given for each report that it needs, since some devices never answer."""
+"""The number of devices that get work in a deployed round for each report that it needs, since some devices never answer."""
 FITTED = FixedPoint(0, 1.0, 1, 1)
 """A placeholder for a conversion that is as precise as the overflow rule allows for all clients that the pacing chooses."""
 
@@ -273,7 +273,7 @@ class Rule:
 def _sums_too_few(plan: Plan) -> str | None:
     if plan.sums.max_count < plan.pacing.cohort:
         return (
-            f"sums are planned for {plan.sums.max_count} contributors and the cohort is {plan.pacing.cohort}: "
+            f"sums are planned for {plan.sums.max_count} contributors, but the cohort is {plan.pacing.cohort}: "
             "raise max_count, which costs fraction bits, or lower the cohort"
         )
     return None
@@ -315,8 +315,8 @@ def _cohort_too_small(plan: Plan) -> str | None:
     aggregator = plan.algorithm.aggregator
     if plan.pacing.cohort < aggregator.least:
         return (
-            f"{aggregator!r} needs {aggregator.least} contributors and the cohort is {plan.pacing.cohort}: every round would "
-            "be void; enlarge the cohort, or count on fewer attackers"
+            f"{aggregator!r} needs {aggregator.least} contributors, but the cohort is {plan.pacing.cohort}: every round would "
+            "fail; enlarge the cohort, or count on fewer attackers"
         )
     return None
 
@@ -364,7 +364,7 @@ def _weight_first(plan: Plan) -> str | None:
     seen: str | None = None
     for stage in plan.algorithm.update.links:
         if stage.props.weight_cap is not None and seen is not None:
-            return f"{stage!r} comes after {seen}: a weight after the clip undoes it; put weight first, and only once"
+            return f"{stage!r} comes after {seen}: a weight after the clip undoes the clip; put weight first, and only once"
         seen = repr(stage)
     return None
 

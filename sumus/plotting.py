@@ -8,7 +8,7 @@ from sumus.errors import ExperimentError, extra
 
 
 def colormap(name: str, count: int) -> Any:
-    """Return `count` colours of a colormap, as different as the map allows."""
+    """Return `count` colors of a colormap, as different as the map allows."""
     return importlib.import_module("matplotlib").colormaps[name].colors[:count]
 
 

@@ -56,11 +56,11 @@ def standardize_running(
     """Make a step that scales each channel to mean 0 and deviation 1, by a running estimate over this person's own
     examples. It does not need labels.
 
-    Examples come in the order in which they were recorded. Example i is standardised by the mean and the deviation of
+    Examples come in the order in which they were recorded. Example i is standardized by the mean and the deviation of
     examples 0 to i. No later examples are used, so a device can do the same while data arrives.
 
     Args:
-        prior: The number of examples that `center` and `scale` stand for at the start; 0 for none.
+        prior: The number of examples that `center` and `scale` count for at the start; 0 to ignore them.
         center: The mean at the start.
         scale: The deviation at the start.
         axes: The axes of one example that are averaged over; by default all but the last, for `(time, channel)`

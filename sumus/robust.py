@@ -9,8 +9,8 @@ until its round ends (`sumus serve --spool`). A server that keeps only sums refu
 larger share of attackers than the population: if one client in five is dishonest, about every third random cohort has
 more than one in five.
 
-These aggregators protect the position of the aggregate. Honest clients with unusual data look like attackers to all of
-them. So compare their cost without an attack with what they save under attack (docs/results.md).
+These aggregators limit how far attackers can move the result. Honest clients with unusual data look like attackers to all
+of them. So compare their cost without an attack with what they save under attack (docs/results.md).
 """
 
 import math

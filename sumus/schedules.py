@@ -27,7 +27,7 @@ class Schedule(Value):
             round_number: The round, counted from 0.
 
         Raises:
-            UsageError: `at` raised an exception, or did not give a finite number from 0.
+            UsageError: `at` raised an exception, or did not return a finite number of at least 0.
         """
         with own_code("the rate", self, "at must return a number for every round, counted from 0"):
             rate = float(self.at(round_number))
@@ -41,7 +41,7 @@ class Schedule(Value):
             step: The local step, counted from 1.
 
         Raises:
-            UsageError: `within` raised an exception, or did not give a finite number from 0.
+            UsageError: `within` raised an exception, or did not return a finite number of at least 0.
         """
         if self.within is None:
             return 1.0

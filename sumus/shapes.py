@@ -47,7 +47,9 @@ def scores_last(outputs: Any, targets: Any, axis: int | None, named: str) -> Any
     """
     mine, theirs = tuple(outputs.shape), tuple(targets.shape)
     if len(mine) < 2 or (axis is not None and not (1 <= axis < len(mine) or 1 - len(mine) <= axis < 0)):
-        raise TaskError(f"outputs {mine} have no axis {axis if axis is not None else 'of classes'} beside the batch's")
+        raise TaskError(
+            f"outputs {mine} have no axis {axis if axis is not None else 'of classes'} besides the batch axis"
+        )
     place = len(mine) - 1 if axis is None else axis % len(mine)
     rest = mine[:place] + mine[place + 1 :]
     if not theirs or rest[0] != theirs[0] or _long_axes(rest) != _long_axes(theirs):
@@ -55,7 +57,7 @@ def scores_last(outputs: Any, targets: Any, axis: int | None, named: str) -> Any
         if axis is None and len(mine) > 2 and mine[:1] + mine[2:] == theirs:
             hint = f"; for classes on axis 1, as in torch, use {named}_along(1)"
         raise TaskError(
-            f"outputs {mine} with the classes on axis {place} need targets {rest}, and they are {theirs}: "
+            f"outputs {mine} with the classes on axis {place} need targets {rest}, but the targets are {theirs}: "
             f"they {_difference(rest, theirs)}{hint}"
         )
     if axis is None and len(mine) > 2 and mine[1] == mine[-1] and mine[:1] + mine[2:] == theirs:

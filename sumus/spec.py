@@ -7,8 +7,8 @@ A call of the function returns a `Transform` whose `spec` is `{"name": "update/c
 {"max_norm": 1.0}}`. `build(spec)` calls the function again. So a plan can be written as JSON and read by another
 machine. Values are compared and printed by their spec.
 
-A value that a user writes without registering it has the name `custom`. The simulator runs it. A plan that must travel
-to devices is refused, and the error names the value.
+A value that a user writes without registering it has the name `custom`. The simulator runs it. A plan with such
+a value cannot be sent to devices: it is refused, and the error names the value.
 """
 
 import copy
@@ -141,7 +141,9 @@ def build(description: Json) -> Any:
     """
     if isinstance(description, Mapping):
         if "name" not in description or not set(description) <= {"name", "with"}:
-            raise PlanError("unknown-name", f"expected an object with name and with, got {sorted(description)}")
+            raise PlanError(
+                "unknown-name", f"expected an object with the keys `name` and `with`, got {sorted(description)}"
+            )
         name, params = description["name"], description.get("with", {})
         if isinstance(name, str) and name not in {MAPPING, *_factories}:
             load_own()
@@ -176,7 +178,8 @@ def call_with(factory: Callable[..., Any], name: str, params: Mapping[str, Json]
     signature = inspect.signature(factory)
     if unknown := set(params) - set(signature.parameters):
         raise PlanError(
-            "unknown-name", f"{name!r} takes no {sorted(unknown)}; is this version of sumus too old for the plan?"
+            "unknown-name",
+            f"{name!r} has no parameters {sorted(unknown)}; this version of sumus may be too old for the plan: upgrade it",
         )
     call = signature.bind_partial()
     call.arguments.update({parameter: build(value) for parameter, value in params.items()})
@@ -193,7 +196,8 @@ def _check_types(factory: Callable[..., Any], name: str, call: inspect.BoundArgu
         hint = declared.get(parameter, Any)
         many = call.signature.parameters[parameter].kind is inspect.Parameter.VAR_POSITIONAL
         if not _is_of(value, tuple[hint, ...] if many else hint):
-            raise PlanError("wrong-type", f"{name.rpartition('/')[2]} takes no {value!r:.80} as {parameter}")
+            said = f"{name.rpartition('/')[2]} does not accept {parameter}={value!r:.80}"
+            raise PlanError("wrong-type", f"{said}: it must be of the type {inspect.formatannotation(hint)}")
 
 
 def _declared(factory: Callable[..., Any]) -> Mapping[str, Any]:
@@ -244,7 +248,7 @@ def to_json(value: object) -> Json:
 
 
 def is_custom(value: Value) -> list[str]:
-    """Describe the parts of a value that are not registered; empty if the value can travel."""
+    """List, as text, the calls in a value that have no registered name. A value without such calls can be sent to devices."""
 
     def walk(description: Json) -> list[str]:
         if isinstance(description, Mapping):
@@ -296,7 +300,7 @@ def _where(factory: Any) -> tuple[str, str]:
 
 
 def _as_declared(value: Any, annotation: str) -> Any:
-    """Convert an argument to its declared type. Then `lr=1`, `lr=1.0` and `lr=np.float64(1)` give the same plan id.
+    """Convert an argument to its declared type, so that `lr=1`, `lr=1.0` and `lr=np.float64(1)` give the same plan id.
 
     Integers become floats if the parameter is a float; numpy numbers become Python numbers.
     """

@@ -197,7 +197,7 @@ class Task:
                 raise TaskError(f"metric {name!r} takes a function of (outputs, targets), not {type(metric).__name__}")
             if metric is binary_accuracy and _is_on_logits(self.loss):
                 raise TaskError(
-                    f"metric {name!r} takes probabilities from 0 to 1, and the loss takes scores before a sigmoid: use "
+                    f"metric {name!r} takes probabilities from 0 to 1, but the loss takes scores before a sigmoid: use "
                     "sumus.metrics.binary_accuracy_with_logits"
                 )
         sums_of(self.metrics)  # refuses two sums with one name
@@ -316,7 +316,7 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
             if asked == "shared":
                 raise TaskError(
                     f"leaves={{{pattern!r}: 'shared'}} names `{name}`, which has requires_grad=False and is never trained: leave "
-                    "it out, call it 'frozen' or 'personal', or let it be trained"
+                    "it out, give it the role 'frozen' or 'personal', or set its requires_grad=True"
                 )
             role = asked or "frozen"
         if pattern is not None and role == asked:
@@ -359,9 +359,7 @@ def _pattern_of(names: tuple[str, ...], roles: Mapping[str, Role]) -> str | None
     found = {name: pattern for name, pattern in deciding.items() if pattern is not None}
     if len({roles[pattern] for pattern in found.values()}) > 1:
         asked = ", ".join(f"`{name}` {roles[pattern]!r}" for name, pattern in found.items())
-        raise TaskError(
-            f"leaves= asks for {asked}, and they are one tensor with several names: give all of them one role"
-        )
+        raise TaskError(f"leaves= asks for {asked}, but these are names of one tensor: give all of them one role")
     return next(reversed(found.values()), None)
 
 
@@ -383,7 +381,7 @@ def _expect_deciding(roles: Mapping[str, Role], deciding: set[str], leaves: Sequ
                 "averaged nor trained: leave it out; such leaves are frozen"
             )
         raise TaskError(
-            f"leaves={{{pattern!r}: {role!r}}} decides nothing: a pattern after it matches all of its leaves, and the last one "
+            f"leaves={{{pattern!r}: {role!r}}} has no effect: later patterns match all of its leaves, and the last matching one "
             "decides; put it after them"
         )
 
@@ -409,7 +407,7 @@ def _expect_plain(name: str, tensor: Any) -> None:
             "buffer, or remove get_extra_state() from the model"
         )
     if type(tensor).__name__.startswith("Uninitialized"):
-        raise TaskError(f"`{name}` has no shape yet: initialise lazy layers first, by one forward pass inside model=")
+        raise TaskError(f"`{name}` has no shape yet: initialize lazy layers first, by one forward pass inside model=")
     if not hasattr(tensor, "requires_grad"):
         raise TaskError(f"`{name}` is a {type(tensor).__name__}: leaves must be tensors; keep it as an attribute")
     if str(tensor.device) == "meta":

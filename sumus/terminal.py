@@ -1,7 +1,7 @@
 """Output to a terminal.
 
     echo("kitchen.csv: 40 kept")                a line on standard output
-    console().print(table)                      tables and colours, by rich
+    console().print(table)                      tables and colors, by rich
 
 These functions escape text that comes from outside, so their callers do not have to escape it.
 """
@@ -45,7 +45,7 @@ def console(error: bool = False) -> Console:
 
 
 class _PlainConsole(Console):
-    """A console that escapes the text that it shows. Its own colours and cursor movements are control segments, and are
+    """A console that escapes the text that it shows. Its own colors and cursor movements are control segments, and are
     not escaped.
     """
 

@@ -13,10 +13,10 @@ gradient: `params` of `correct` are the shared and the personal ones, `params` o
 handles running statistics.
 
 The rules use only operators that numpy and torch share, so an executor can run them client by client, vectorize them,
-or trace them into a graph for a phone. An executor may fuse a rule that it recognises by its spec.
+or trace them into a graph for a phone. An executor may fuse a rule that it recognizes by its spec.
 
-`client(train=...)` is client work whose steps are code of the user's own (`sumus.own_loop`): state dict in, state dict out. It
-has no rules and no steps that sumus knows.
+`client(train=...)` is client work by the user's own training function (`sumus.own_loop`), which receives a state dict and returns
+one. sumus does not know its steps, so it has no rules.
 """
 
 import fnmatch
@@ -195,12 +195,12 @@ class ClientWork(Value):
         if said:
             raise PlanError(
                 "own-loop",
-                f"{', '.join(said)} of client work are for steps that sumus takes, and here the code of "
+                f"{', '.join(said)} of client work apply only to steps that sumus takes, but here the code of "
                 f"`{self.loop.train}` takes them: leave them out and do it in that code, or train by sgd(), adam() or adamw()",
             )
 
     def expect_steps(self, what: str) -> None:
-        """Raise PlanError if the user's own code trains, so that nothing is known of its steps.
+        """Raise PlanError if the user's own code trains, so that sumus does not know its steps.
 
         Args:
             what: What needs the steps, such as "a program for a phone".
@@ -208,7 +208,8 @@ class ClientWork(Value):
         if self.loop is not None:
             raise PlanError(
                 "own-loop",
-                f"{what} needs the gradient and the number of a client's steps, and {self!r} takes them in code of its own: "
+                f"{what} needs to know the gradient and the number of a client's steps, but in {self!r} the user's own code "
+                "takes the steps: "
                 "train by sgd(), adam() or adamw()",
             )
 
@@ -237,7 +238,7 @@ class ClientWork(Value):
         return self.rules.init is not no_state
 
     def step_count(self, examples: int) -> int:
-        """Return the number of steps in one round for a client with this number of examples; 1 for code of the user's own."""
+        """Return the number of steps in one round for a client with this number of examples; 1 if the user's own code trains."""
         return self.steps or (self.epochs or 1) * self._batches_a_pass(examples)
 
     def batches(self, examples: int, rng: np.random.Generator, most: int | None = None) -> Iterator[Any]:
@@ -275,7 +276,7 @@ def expect_plain(client: ClientWork, by: str) -> None:
     if client.loop is not None:
         raise PlanError(
             "own-loop",
-            f"{by} changes or counts each local step of a client, and {client!r} takes its steps in code of its own: take "
+            f"{by} changes or counts each local step of a client, but in {client!r} the user's own code takes them: use "
             "fedavg, with any server optimizer, or fedbuff; or let sumus take the steps, by sgd(), adam() or adamw()",
         )
     if not client.rules.are_plain:
@@ -549,8 +550,10 @@ def adamw(
 
 
 def _no_steps(grad: Any, state: LeafState, param: Any, lr: Any, step: Any) -> tuple[Any, LeafState]:
-    """Stand in the place of an optimizer, for code that has an optimizer of its own. It is never called."""
-    raise PlanError("own-loop", "the client's own code trains: no rule can take its steps")
+    """A placeholder for the optimizer of client work by the user's own code. It is never called."""
+    raise PlanError(
+        "own-loop", "the client's own code takes the training steps, so sumus has no optimizer rule to apply"
+    )
 
 
 def _own_work(loop: OwnLoop) -> ClientWork:
@@ -564,13 +567,13 @@ def _read_client(train: str, evaluate: str | None = None) -> ClientWork:
 
 
 def client(train: OwnFunction, evaluate: OwnFunction | None = None) -> ClientWork:
-    """Return client work by a training loop of your own. What it does inside is unknown to sumus.
+    """Return client work that runs a training loop of your own. sumus does not know what the loop does.
 
-    Torch's, numpy's and Python's generators are seeded for each client and round before `train`, and put back after it. The
-    functions may be called in other processes, in any order of clients.
+    The random generators of torch, numpy and Python are seeded for each client and round before `train`, and restored after
+    it. The functions may be called in other processes, in any order of clients.
 
     Args:
-        train: (state, examples) → (state, count, metrics). `state`: the model's state dict, tensors of the client's own.
+        train: (state, examples) → (state, count, metrics). `state`: the model's state dict, as copies for this client.
             `examples`: the client's (inputs, targets), prepared, tensors with one row for each example. It returns all leaves
             of the state dict after training, as tensors or arrays; the number of examples that it trained on, which weighs the
             client; and the mean of "loss" and of any of the task's metrics over these, such as {"loss": 0.3}. Without "loss",
@@ -594,7 +597,7 @@ def client(train: OwnFunction, evaluate: OwnFunction | None = None) -> ClientWor
             params[which] = offer(function) or to_json(function)
     if names["train"] == names.get("evaluate"):
         raise PlanError(
-            "own-loop", f"train= and evaluate= are both called `{names['train']}`: give them names of their own"
+            "own-loop", f"train= and evaluate= are both called `{names['train']}`: give them different names"
         )
     functions = {name: function for which, name in names.items() if (function := given[which]) is not None}
     work = _own_work(OwnLoop(names["train"], names.get("evaluate"), functions))

@@ -75,9 +75,9 @@ def test_a_numpy_client_needs_no_flower() -> None:
 
 
 WRONG = {
-    "too few arrays": ({"fit": lambda parameters, config: (parameters[:1], 3, {})}, "gave 1 arrays, and the model"),
-    "no values": ({"fit": lambda parameters, config: None}, "gave no three values"),
-    "no method": ({}, "which has no `fit`: let it make a NumPyClient"),
+    "too few arrays": ({"fit": lambda parameters, config: (parameters[:1], 3, {})}, "returned 1 arrays, but the model"),
+    "no values": ({"fit": lambda parameters, config: None}, "did not return three values"),
+    "no method": ({}, "which has no `fit`: return a NumPyClient"),
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_a_state_that_would_be_lost_is_refused() -> None:
         context.state["head"] = 1
         return Shifting(context)
 
-    with pytest.raises(sumus.UsageError, match=r"client \d: it keeps head in context.state.*personal"):
+    with pytest.raises(sumus.UsageError, match=r"client \d: the code keeps head in context.state.*personal"):
         simulated(sumus.adapters.flower(keeping, config={"step": 1}))
 
 

@@ -173,7 +173,7 @@ def test_sums_of_different_plans_are_refused() -> None:
     }
     for what, stranger in strangers.items():
         for add in (lambda: base.merge(stranger), lambda: running([base, stranger])):  # noqa: B023
-            with pytest.raises(ParticipantError, match="do not belong to one plan") as error:
+            with pytest.raises(ParticipantError, match="do not belong to the same plan") as error:
                 add()
             assert error.value.client is None
         assert what

@@ -129,7 +129,7 @@ def test_a_sum_of_more_people_than_planned_is_refused() -> None:
     total, sums = total_of(algorithm, CLIENTS), dataclasses.replace(SUMS, max_count=4)
     assert algorithm.combine(total, TASK, sums, b"", 4)
     with pytest.raises(
-        ParticipantError, match="a sum of 8 contributors, planned for 4: it may have overflowed"
+        ParticipantError, match="a sum has 8 contributors, but the plan allows 4: it may have overflowed"
     ) as error:
         algorithm.combine(total.merge(total), TASK, sums, b"", 4)
     assert error.value.client is None

@@ -210,7 +210,7 @@ def test_pack_writes_a_bundle_that_names_its_plan(file: Path, tmp_path: Path) ->
             FILE.replace("(inputs.sum(1) > 0).astype", "[][client].astype"),
             "line 9: IndexError: list index out of range",
         ),
-        (FILE.replace("sumus.sgd(lr=0.2", "sumus.sgd(lr='fast'"), "sgd takes no 'fast' as lr"),
+        (FILE.replace("sumus.sgd(lr=0.2", "sumus.sgd(lr='fast'"), "sgd does not accept lr='fast'"),
     ],
     ids=[
         "none",

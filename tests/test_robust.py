@@ -293,7 +293,7 @@ def test_with_too_few_contributors_the_round_is_void(name: str) -> None:
 def test_a_client_without_examples_is_refused_and_no_contributor() -> None:
     """It is neither one of the three that are needed, nor a value among theirs."""
     by, clients = algorithm(robust.trimmed_mean(WEIGHED, attackers=1)), drawn(4, 0)
-    with pytest.raises(EmptyError, match="a client without examples is not a contributor"):
+    with pytest.raises(EmptyError, match="a client without examples cannot contribute"):
         combined(by, clients, [5, 0, 7, 9])
 
 
@@ -409,7 +409,7 @@ def test_a_centre_that_forgets_a_part_is_named() -> None:
     """One of one's own, which gives only `params`, where statistics must have a centre too."""
     own = dataclasses.replace(robust.median(), centre=lambda ones, weights: {"params": ones[0]["params"]})
     by = algorithm(own)
-    with pytest.raises(UsageError, match=r"gave \['params'\], and the parts are \['buffers', 'params'\]"):
+    with pytest.raises(UsageError, match=r"returned \['params'\], but must return \['buffers', 'params'\]"):
         combined(by, drawn(3, 0))
 
 

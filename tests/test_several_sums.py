@@ -162,7 +162,7 @@ def test_one_class_alone_has_no_auc_and_nan_is_nan() -> None:
         (lambda: metrics.by_class(metrics.roc_auc(), 2), "a metric with a single mean"),
         (lambda: metrics.by_class(metrics.accuracy, ["a", "a"]), "each once"),
         (lambda: metrics.by_class(metrics.accuracy, ["a/b"]), "without a slash"),
-        (lambda: metrics.by_class(metrics.accuracy, 0), "how many classes there are"),
+        (lambda: metrics.by_class(metrics.accuracy, 0), "the number of classes"),
         (
             lambda: metrics.by_class(metrics.accuracy, 2)(torch.rand(1, 3), torch.tensor([2])),
             "the target 2 is not a class",

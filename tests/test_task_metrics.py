@@ -54,7 +54,7 @@ CLASSES = [losses.cross_entropy, metrics.accuracy, metrics.top_k_accuracy(2)]
         ((4, 1), (4,), "hold one score per prediction"),
         ((4, 7, 1), (4, 7), "hold one score per prediction"),
         ((4,), (4,), "have no axis of classes"),
-        ((4, 5, 6), (4, 6), r"need targets \(4, 5\), and they are \(4, 6\).* use \w+_along\(1\)"),
+        ((4, 5, 6), (4, 6), r"need targets \(4, 5\), but the targets are \(4, 6\).* use \w+_along\(1\)"),
         ((4, 5, 5), (4, 5), r"with the classes on axis 1 and on axis 2: choose one, by \w+_along\(1\) or"),
         ((4, 6, 2, 3), (4, 3, 2), r"need targets \(4, 6, 2\)"),
         ((4, 3, 2, 5), (4, 2, 3), "another order"),
@@ -133,7 +133,7 @@ def test_scores_before_a_sigmoid_are_not_cut_at_one_half() -> None:
 @pytest.mark.parametrize("metric", [metrics.binary_accuracy, metrics.binary_accuracy_with_logits])
 @pytest.mark.parametrize("targets", [[-1.0, 1.0], [1.0, 2.0], [-100.0, 1.0], [math.nan, 0.0]])
 def test_targets_of_two_classes_are_zero_and_one(metric: Callable[[Any, Any], Any], targets: list[float]) -> None:
-    with pytest.raises(sumus.TaskError, match="targets of two classes are 0 and 1"):
+    with pytest.raises(sumus.TaskError, match="targets of two classes must be 0 and 1"):
         metric(torch.tensor([0.2, 0.7]), torch.tensor(targets))
 
 

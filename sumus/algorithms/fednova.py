@@ -1,4 +1,4 @@
-"""FedNova: a client with more local steps does not pull the model harder. Each update is divided by its steps, and the
+"""FedNova: more local steps give a client no more influence on the model. Each update is divided by its steps, and the
 mean is scaled up again.
 
     d̄ = Σ pᵢ (x − yᵢ) / ‖aᵢ‖₁,   pᵢ = nᵢ / Σn;     x ← x − (Σ pᵢ ‖aᵢ‖₁) d̄

@@ -1,6 +1,6 @@
 """FedProx: FedAvg in which clients stay near the server's model, and send as much work as they had time for.
 
-A client minimises h(w) = F_k(w) + μ/2 ‖w − wᵗ‖², in as many steps as its device has time for. Every report counts, even
+A client minimizes h(w) = F_k(w) + μ/2 ‖w − wᵗ‖², in as many steps as its device has time for. Every report counts, even
 if it contains only a part of the work. [Li et al. 2020, arXiv:1812.06127, Algorithm 2]
 
     part      value     weight      divided by

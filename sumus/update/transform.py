@@ -8,8 +8,8 @@ A transform consists of three functions:
 - `invert` runs on the server, once, on the *sum* of the devices' updates. In a chain, the stages are inverted in
   reverse order. `invert` must be linear. A change that is not linear on a sum (top-k, or a scale for each client)
   cannot be a transform; it is a codec, and is undone before updates are added.
-- `lift` runs on a site, which has already inverted the sums of its devices. From the result, it makes a sum that the
-  server can invert.
+- `lift` runs on a site (an edge that runs rounds of its own), which has already inverted the sums of its devices. From the
+  result, it makes a sum that the server can invert.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _GIVES = "it must return a tree of arrays by name, in the shapes of its layout"
 
 @dataclass(frozen=True)
 class Context:
-    """The information that a transform receives. It contains nothing about other clients, and on the server about no client.
+    """The information that a transform receives. It contains nothing about other clients; on the server, about no client.
 
     Attributes:
         shapes: The shapes of the leaves before this transform.

@@ -319,11 +319,11 @@ def test_where_only_its_difference_is_needed_it_goes(algorithm: sumus.Algorithm)
 
 
 def test_a_function_that_cannot_be_called_so_is_refused_at_once() -> None:
-    with pytest.raises(sumus.PlanError, match=r"takes \(state\), and is called with \(state, examples\)"):
+    with pytest.raises(sumus.PlanError, match=r"takes \(state\), but is called with \(state, examples\)"):
         sumus.client(lambda state: state)
     with pytest.raises(sumus.PlanError, match="takes functions, not 3"):
         sumus.client(3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(sumus.PlanError, match="give them names of their own"):
+    with pytest.raises(sumus.PlanError, match="give them different names"):
         sumus.client(own_loops.train, own_loops.train)
 
 
@@ -364,7 +364,7 @@ def test_of_two_functions_with_one_name_the_tasks_own_module_has_the_right_one()
     assert loop is not None
     assert loop.function("both", sumus.Task(spaces[0]["net"], sumus.losses.cross_entropy))(None, None) == 0
     assert loop.function("both", sumus.Task(spaces[1]["net"], sumus.losses.cross_entropy))(None, None) == 1
-    with pytest.raises(sumus.PlanError, match="first_file and second_file have one each: rename one"):
+    with pytest.raises(sumus.PlanError, match="first_file and second_file each define one: rename all"):
         loop.function("both", TASK)
 
 

@@ -444,7 +444,7 @@ def test_a_sum_that_gives_no_model_pauses_the_run_and_says_why(start: Start) -> 
     round_of(running, devices, plan, 200.0, 200.0)
     training = running.server.tasks[0].training
     running.server.ask_to_do(lambda now: None).result()
-    assert "ran to NaN or infinity" in training.trouble
+    assert "gave NaN or infinity" in training.trouble
     assert devices[0].check_in(plan).reason == "paused"
     assert len(running.models()) == 1
 

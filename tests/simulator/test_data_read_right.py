@@ -190,8 +190,8 @@ def test_columns_of_a_data_set_are_named_with_the_row() -> None:
     for columns, said in (
         ("x", "its column 'x' cannot be read: row 1 holds nothing"),
         ("ragged", r"its column 'ragged' cannot be read: row 1 has shape \(2,\)"),
-        (["real", "text"], "column 'text' is text .*, and column 'real' is a number"),
-        (["big", "real"], f"column 'big', entry 0 is {BIG}, which float64 rounds"),
+        (["real", "text"], "column 'text' is text .*, but column 'real' is a number"),
+        (["big", "real"], f"column 'big', entry 0 is {BIG}, which float64 cannot hold"),
     ):
         people = sumus.Population.from_hugging_face(found, columns, "y", by=["a"] * 4)
         with pytest.raises(sumus.DataError, match=f"client 'a': .*{said}"):

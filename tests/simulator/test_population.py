@@ -93,7 +93,7 @@ def test_columns_of_different_lengths_are_refused() -> None:
 @pytest.mark.parametrize(
     ("by", "message"),
     [
-        (["a", None, "b"], r"by= has no client for example 1 \(None\): give every example one"),
+        (["a", None, "b"], r"by= has no client for example 1 \(None\): give every example a client"),
         ([1, None, 2], "by= has no client for example 1"),
         ([1.0, float("nan"), 2.0], r"by= has no client for example 1 \(nan\)"),
         (np.array([0, 1, np.nan], np.float32), "by= has no client for example 2"),
@@ -113,7 +113,7 @@ def test_an_example_of_nobody_is_refused(by: Any, message: str) -> None:
 
 def test_ids_that_do_not_compare_are_refused() -> None:
     by = np.array([1, "a", 2], dtype=object)
-    with pytest.raises(sumus.ExperimentError, match="by= holds values that do not compare .*: give ids of one kind"):
+    with pytest.raises(sumus.ExperimentError, match="by= holds values of different kinds .*: give ids of one kind"):
         sumus.Population.from_arrays(np.zeros(3), np.zeros(3), by)
 
 

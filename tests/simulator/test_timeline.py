@@ -364,7 +364,7 @@ def test_a_fleet_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> 
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda: FleetTiming(skew=2), r"FleetTiming\(skew=2\): .*at most 0.5"),
+        (lambda: FleetTiming(skew=2), r"FleetTiming\(skew=2\): .*give from 0 to 0.5"),
         (lambda: FleetTiming(by="weight"), "give 'client' or 'examples'"),
         (lambda: FleetNetwork(flaky=1), "no message would ever arrive"),
         (lambda: FleetNetwork(down=0), r"FleetNetwork\(down=0\): it must be positive"),

@@ -159,7 +159,7 @@ NO_LEAVES: dict[str, tuple[Any, str]] = {
     "compressed rows": (lambda: with_buffer(torch.eye(4).to_sparse_csr())(), "sparse_csr.*to_dense"),
     "quantized": (with_buffer(torch.ones(3).to(torch.float8_e4m3fn)), "float8_e4m3fn: train the model before"),
     "without values": (lambda: nn.Linear(4, 2, device="meta"), "meta device"),
-    "without a shape": (lambda: nn.LazyLinear(2), "initialise lazy layers first"),
+    "without a shape": (lambda: nn.LazyLinear(2), "initialize lazy layers first"),
     "complex and personal": (with_buffer(CONSTANTS["a rotation"]), "complex64"),
 }
 

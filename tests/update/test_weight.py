@@ -66,6 +66,6 @@ def test_a_cap_below_one_is_refused(cap: int) -> None:
 
 
 def test_only_examples_are_known_as_a_weight() -> None:
-    with pytest.raises(PlanError, match="takes no 'words' as by") as error:
+    with pytest.raises(PlanError, match="does not accept by='words'") as error:
         weight(cap=9, by="words")  # pyright: ignore[reportArgumentType]
     assert error.value.rule == "wrong-type"

@@ -498,7 +498,7 @@ def test_a_policy_is_a_value() -> None:
         ({"operations": "add"}, r"takes a list of names: write \['add'\]"),
         ({"public": "x"}, "takes a list of names"),
         ({"fetch": "some"}, 'give "none", "parameters" or "all"'),
-        ({"largest": 0}, "must be a number from 1"),
+        ({"largest": 0}, "must be a number of at least 1"),
         ({"idle_s": 0.0}, "must be a number above 0"),
     ],
 )
