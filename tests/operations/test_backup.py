@@ -123,7 +123,9 @@ def test_an_old_database_beside_a_newer_head_does_not_start_until_it_is_reconcil
 ) -> None:
     data = tmp_path / "data"
     put_back(data, tmp_path / "backup" / "sumus.db")
-    with pytest.raises(ExperimentError, match="version 2 was published.*`sumus reconcile` begins a new epoch"):
+    with pytest.raises(
+        ExperimentError, match="version 2 was already published.*`sumus reconcile`, which begins a new noise epoch"
+    ):
         open_service({"tiny": tiny()}, Storage(data))
     assert reconcile(Storage(data)) == {"tiny": 1}
     with served(data) as (service, _):

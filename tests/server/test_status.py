@@ -199,8 +199,8 @@ def test_what_devices_refused_is_said_in_words_and_counts_each_device_once(
 @pytest.mark.parametrize(
     ("pacing", "asked", "said"),
     [
-        ({"requires": sumus.Conditions(charging=True)}, {}, "1 device: not charging, and the plan requires it"),
-        ({"requires": sumus.Conditions(idle=True)}, {}, "1 device: in use, and the plan requires an idle device"),
+        ({"requires": sumus.Conditions(charging=True)}, {}, "1 device: not charging, but the plan requires it"),
+        ({"requires": sumus.Conditions(idle=True)}, {}, "1 device: in use, but the plan requires an idle device"),
         (
             {"requires": sumus.Conditions(version=7)},
             {},
