@@ -22,7 +22,7 @@ class ServerPolicy:
         evaluate: The rules for measuring models on devices; None if devices measure none.
         releases: Whether devices predict with a new model at once, without waiting for an operator to promote it.
         warm_start: Whether a task whose leaves or data have changed starts with the values of the old model that still fit.
-        spool: Whether to serve plans that need each update separately. An update is then encrypted on the disk until its round ends.
+        spool: Whether to serve plans that need each update separately. It is then encrypted on the disk until its round ends.
         priority: Priorities by task; devices get work for tasks of higher priority first.
         memory: The largest number of bytes of memory for bodies in transit.
         group: The seconds for which the server collects reports before it decides on them together; see `server.GROUP`.

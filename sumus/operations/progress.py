@@ -62,7 +62,7 @@ class ServerOpened:
 
 
 class ServerProgress:
-    """Prints a line for each new model, and ends the server once it has made enough models. Its methods run on the deciding thread.
+    """Prints a line for each new model, and ends the server once there are enough models. Its methods run on the deciding thread.
 
     Args:
         server: The server.

@@ -50,8 +50,8 @@ def check_head(path: Path, tasks: list[ServedTask]) -> None:
         head = known.get(name) or at
         if (head["epoch"], head["version"]) > (at["epoch"], at["version"]):
             raise ExperimentError(
-                f"the database has version {at['version']} of {name}, but version {head['version']} was already published, so it is "
-                "an older database, from a backup: run `sumus reconcile`, which begins a new noise epoch from it"
+                f"the database has version {at['version']} of {name}, but version {head['version']} was already published, so it "
+                "is an older database, from a backup: run `sumus reconcile`, which begins a new noise epoch from it"
             )
 
 

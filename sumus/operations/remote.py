@@ -172,7 +172,8 @@ class Remote:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ExperimentError(
-                f"{self.url} cannot be reached ({why_unreached(error)}): check that the server is running, and that this is its admin address"
+                f"{self.url} cannot be reached ({why_unreached(error)}): check that the server runs, "
+                "and that this is its admin address"
             ) from error
 
     def _connection(self, scheme: str, host: str, port: int) -> http.client.HTTPConnection:

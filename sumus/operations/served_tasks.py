@@ -65,7 +65,8 @@ def open_task(
         )
     if plan.pacing.deadline is None:
         notes.append(
-            f"{name}: the plan gives rounds no deadline; on a server, each round then ends after an hour; to change this, give Pacing(deadline=)"
+            f"{name}: the plan gives rounds no deadline; on a server, each round then ends after an hour; "
+            "to change this, give Pacing(deadline=)"
         )
     notes.append(f"{name}: {plan.influence.said}")
     notes += [f"{name}: {each}" for each in hurdles(plan)]

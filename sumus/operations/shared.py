@@ -73,7 +73,8 @@ class Shared:
         except SealError as error:
             if others:
                 raise ExperimentError(
-                    f"replica {others[0].name} has another key ring: give all replicas the same --keys, a folder that all of them can reach"
+                    f"replica {others[0].name} has another key ring: give all replicas the same --keys, "
+                    "a folder that all of them can reach"
                 ) from error
         return self._write(rows, new_key())
 

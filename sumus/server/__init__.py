@@ -10,6 +10,6 @@ A report goes through these modules, from the socket to the disk:
     rounds.*       `protocol.round` decides, in the transaction that writes the decision and the sealed sum
     storage.store  rows, in memory, SQLite or PostgreSQL
 
-A check-in goes through `senders`, `device_plane`, `server`, `admission` and `check_ins`. A closed round becomes a model in `training`,
-or metrics in `evaluation`.
+A check-in goes through `senders`, `device_plane`, `server`, `admission` and `check_ins`. A closed round becomes a model in
+`training`, or metrics in `evaluation`.
 """

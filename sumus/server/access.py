@@ -6,7 +6,8 @@
     access.check(f"Bearer {session}", address, now)                      valid for 12 hours; else raises Refused
 
 The folder holds one hash per file: deleting a file ends the session or code at once, in every process. A person who can read
-the folder cannot log in. A person who can write to it can make a login link; so only the owner of the server should have write access.
+the folder cannot log in. A person who can write to it can make a login link, so
+only the owner of the server should have write access.
 
     logins = Logins(config_folder(os.environ))                           on the operator's machine: `sumus status URL`
     logins.keep(url, session)

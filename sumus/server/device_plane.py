@@ -204,7 +204,8 @@ class DevicePlane:
                 if request.headers.get("sumus-protocol", "") != str(PROTOCOL):
                     raise Refused(
                         "old_protocol",
-                        f"this server uses version {PROTOCOL} of the protocol, but the request another one: upgrade the older side",
+                        f"this server uses version {PROTOCOL} of the protocol, but the request another one: "
+                        "upgrade the older side",
                     )
                 self._check_ready()
             found = await endpoint(request)

@@ -197,7 +197,8 @@ class DeviceRegister:
         if rows.count(token.population) >= self._quotas[token.population]:
             raise Refused(
                 "quota",
-                f"the population {token.population} has as many devices as its quota allows: ask the server's operator for a larger one",
+                f"the population {token.population} has as many devices as its quota allows: "
+                "ask the server's operator for a larger one",
             )
         rows.put_token(replace(token, uses=token.uses - 1))
         return token
