@@ -195,11 +195,7 @@ class DeviceRegister:
         if token.uses < 1 or token.expires < now:
             raise Refused("token_used", "the enrolment token has no uses left, or has expired: ask for a new one")
         if rows.count(token.population) >= self._quotas[token.population]:
-            raise Refused(
-                "quota",
-                f"the population {token.population} has as many devices as its quota allows: "
-                "ask the server's operator for a larger one",
-            )
+            raise Refused("quota", f"the population {token.population} is full: ask the operator for a larger quota")
         rows.put_token(replace(token, uses=token.uses - 1))
         return token
 

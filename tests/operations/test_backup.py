@@ -139,9 +139,9 @@ def test_a_restore_disturbs_nothing(tmp_path: Path, grown: tuple[list[ScriptedDe
     with pytest.raises(ExperimentError, match="move sumus.db, .* keep keys/, head.json and departed.txt"):
         restore(backup, Storage(data))
     with served(data):
-        with pytest.raises(ExperimentError, match="a server runs on .*: stop it first"):
+        with pytest.raises(ExperimentError, match="a server is using .*: stop it first"):
             restore(backup, Storage(data))
-        with pytest.raises(ExperimentError, match="another server runs"):
+        with pytest.raises(ExperimentError, match="another server is using"):
             reconcile(Storage(data))
     with pytest.raises(ExperimentError, match="is not a complete backup"):
         restore(tmp_path, Storage(tmp_path / "other"))

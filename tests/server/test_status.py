@@ -187,7 +187,7 @@ def test_what_devices_refused_is_said_in_words_and_counts_each_device_once(
         first, *others = it.now().refusals
         assert (first.task, first.kind, first.why, first.devices) == ("tiny", "train", "floor-rounds", 2)
         assert first.said.startswith(
-            "2 devices: already took part in as many rounds today as the owner consents to (24,"
+            "2 devices: already took part in as many rounds today as the owner consents to (24 by default;"
         )
         assert {other.why for other in others} <= {"resting"}
         text = printed(it.now(), capsys)
