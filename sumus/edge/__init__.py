@@ -1,5 +1,5 @@
-"""An edge. For its devices it is a server. For the server above, to which it sends its sums, it is one participant that speaks
-for all of these devices.
+"""An edge. For its devices it is a server. For the server above, to which it sends its sums, it is one participant that
+represents all of these devices.
 
 The edge sends the check-ins of many devices to the server above in one request (`uplink`), and holds the work that they are
 given (`relay`). A device's report goes no further than the edge: it is added to a sealed sum, as on a server (`edge_run`), and

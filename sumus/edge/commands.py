@@ -17,7 +17,10 @@ class UpstreamOptions:
     """The server above an edge."""
 
     upstream: Annotated[
-        str | None, typer.Option(metavar="URL", help="The server above, https://HOST:PORT; not needed with a link.")
+        str | None,
+        typer.Option(
+            metavar="URL", help="URL of the server above, https://HOST:PORT; not needed if --link-file holds a link."
+        ),
     ] = None
     link_file: Annotated[
         str | None,
@@ -46,7 +49,7 @@ class EdgeLinkOptions(LinkOptions):
 class EdgeOutputOptions(OutputOptions):
     """The output of an edge."""
 
-    quiet: Annotated[bool, typer.Option(help="Print no line for each sum that was sent.")] = False
+    quiet: Annotated[bool, typer.Option(help="Do not print a line for each sum that was sent.")] = False
 
 
 BESIDE_A_SERVER = EdgeListenOptions(port=8090, admin_port=8091)

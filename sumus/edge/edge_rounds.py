@@ -83,8 +83,8 @@ class EdgeRounds:
     """The rounds of an edge's run, in the form that its table needs.
 
     Attributes:
-        notes: The notes that say for which work each round is.
-        model: The model of a site; None for an edge that only adds.
+        notes: The notes that record the work of each round.
+        model: The model of a site; None for an edge that only adds up reports.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class EdgeRounds:
         Args:
             coordinator: The coordinator of the run's rounds.
             share: The run's work that waits to be fetched.
-            notes: The notes that say for which work each round is.
+            notes: The notes that record the work of each round.
             crowd: The devices of the edge.
             most: The maximum number of reports that one sum may hold.
             linger: The seconds for which more devices are awaited after the last work has arrived.
-            model: The model of a site; None for an edge that only adds.
+            model: The model of a site; None for an edge that only adds up reports.
         """
         self.notes, self.model = notes, model
         self._coordinator, self._share, self._crowd = coordinator, share, crowd
@@ -147,7 +147,7 @@ class EdgeRounds:
         return self.notes.rounds_of_sum(newest, self.work_of(newest))
 
     def expired(self, now: float) -> tuple[str, ...]:
-        """Return the expired sessions without a report that waits to be counted."""
+        """Return the expired sessions, except those whose report waits to be counted."""
         staged = {session for sessions in self._coordinator.staged.values() for session in sessions}
         with self._coordinator.store.transaction() as rows:
             return tuple(session for session in rows.overdue(now) if session not in staged)
@@ -275,7 +275,7 @@ class EdgeRounds:
         return waited_for(lapsed, self._coordinator.facts(now))
 
     def _count_if_illegal(self, facts: EdgeFacts, event: site.SiteEvent) -> None:
-        """Count an event that the edge's tables do not allow, together with those that the round table does not allow."""
+        """Count an event that the edge's tables do not allow, with those that a server's table of rounds does not allow."""
         if self.model is not None and (state := site.state_of(self.model.own)) is not site.SiteState.FIRST_ROUND:
             if (name := site.TABLE.illegal(state, event)) is not None:
                 self._coordinator.illegal[f"site:{state}", name] += 1

@@ -55,7 +55,7 @@ class ReadySum(NamedTuple):
         task: The task's name.
         kind: Whether devices trained or measured.
         body: The sum, as bytes.
-        sessions: The number of sessions that it stands for.
+        sessions: The number of sessions for which it counts as the report.
     """
 
     number: int
@@ -142,7 +142,7 @@ class EdgeRun(Run):
             crowd: The devices of the edge.
             look_again: Called if held check-ins may be answered differently now.
             linger: The seconds for which more devices are awaited after the last work has arrived.
-            model: The model of a site; None for an edge that only adds.
+            model: The model of a site; None for an edge that only adds up reports.
         """
         self.kind = served.kind
         hop = FirstHop.from_json(served.hop)
@@ -292,19 +292,19 @@ class EdgeRun(Run):
         self._decide(arrived, now, row, EventSource(arrived=ArrivedWork(device, request, work)))
 
     def no_work(self, reason: str, now: float) -> None:
-        """Note that the server above has given a device no work."""
+        """Record that the server above has given a device no work."""
         self._look_again()
         self._decide(edge.NoWorkAbove(reason), now)
 
     def delivered(self, number: int, now: float) -> None:
-        """Note that the server above has counted a sum."""
+        """Record that the server above has counted a sum."""
         if self.sums_to_send.pop(number, None) is not None:
             self.trouble = ""
             self._decide(edge.SumCounted(), now, self.coordinator.round(number))
             self.tick(now)
 
     def refused(self, number: int, why: str, now: float) -> None:
-        """Note that the server above has refused a sum for good."""
+        """Record that the server above has refused a sum for good."""
         if self.sums_to_send.pop(number, None) is not None:
             own = self._model is not None and self._model.has_done(number)
             self.trouble = (

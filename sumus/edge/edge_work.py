@@ -31,7 +31,7 @@ class EdgeWork(msgspec.Struct, frozen=True):
 
 
 class EdgeWorkNotes:
-    """The notes of a run's rounds, which say for which work each round is."""
+    """The notes that record the work of each round of a run."""
 
     def __init__(self, store: Store, rounds: int) -> None:
         """Read and write the notes in a store.

@@ -176,7 +176,7 @@ class Relay:
         return True
 
     def note_ended(self, task: str, kind: Kind, sessions: Iterable[str], reason: str) -> None:
-        """Note that these sessions will not report.
+        """Record that these sessions will not report.
 
         Args:
             task: The task's name.

@@ -1,4 +1,4 @@
-"""A site's own model, and the site's standing between two of its sums.
+"""A site's own model, and the site's standing (its saved progress) between two of its sums.
 
     model = SiteModel(served, store, blobs)
     model.read()                           what was written before a crash
@@ -33,11 +33,11 @@ _NOTE = "standing"
 
 
 class SiteStanding(msgspec.Struct, frozen=True):
-    """The standing of a site between two sums, from the end of its first round on.
+    """A site's saved progress between two sums that it sends, from the end of its first round on.
 
     Attributes:
         purpose: The work of the server above, with the time limits of the next round.
-        sessions: The sessions of the server above that the sum will stand for.
+        sessions: The sessions of the server above for which the sum will count as the report.
         model: The model from which the site's devices begin now.
         done: The number of rounds that have changed the model.
         last: The number of the last such round.
@@ -71,7 +71,7 @@ class SiteModel:
     """
 
     def __init__(self, served: Served, store: Store, blobs: Blobs) -> None:
-        """Read the plan; `read` later reads the standing.
+        """Read the plan. `read` must be called later, to read the site's standing (how far its own rounds have got).
 
         Args:
             served: The run, as the server above describes it.
@@ -161,7 +161,7 @@ class SiteModel:
     ) -> SiteStanding:
         """Return the site's standing after a round; the new model is stored among the blobs.
 
-        The remaining rounds share the time until the sum must go up evenly.
+        The remaining rounds share evenly the time until the sum must be sent.
         """
         before = self._site(work.work)
         with usable():

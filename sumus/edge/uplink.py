@@ -195,7 +195,7 @@ class Uplink:
         return True
 
     def _unheard(self, why: str, window: Window | None = None) -> float:
-        """Note why the server above cannot be reached, and return the seconds until the next attempt.
+        """Record why the server above cannot be reached, and return the seconds until the next attempt.
 
         Args:
             why: The reason, in a sentence.

@@ -1,6 +1,6 @@
 """Backup and restoration of a server's folder.
 
-    back_up(Storage(data), folder)       copies rows as of one moment, and their models; also while the server runs
+    back_up(Storage(data), folder)       copies the rows as they are at one moment, and their models, even while the server runs
     restore(folder, Storage(data))       needs a folder without a database; starts a new epoch, and gives up open rounds
 
 A backup holds no data that could open a sum: no keys, no seeds and no sums of open rounds. A device whose report was counted
@@ -92,14 +92,14 @@ def restore(folder: Path, storage: Storage) -> BackupContents:
         raise ExperimentError(f"{folder} is not a complete backup: give the folder that `sumus backup -o` made")
     if storage.data is None or storage.database is not None:
         raise ExperimentError(
-            "a backup is restored into a folder: give the server's folder, without the URL of a database"
+            "a backup can only be restored into a folder: give the server's folder, without the URL of a database"
         )
     make_private(storage.data)
     with ExitStack() as held:
         try:
             held.callback(lock_file(storage.data / "lock"))
         except LockHeldError:
-            raise ExperimentError(f"a server runs on {storage.data}: stop it first") from None
+            raise ExperimentError(f"a server is using {storage.data}: stop it first") from None
         if (storage.data / DATABASE).exists():
             raise ExperimentError(
                 f"there is a database in {storage.data}: move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away, and keep "

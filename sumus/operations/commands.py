@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _out = console()
 
 Pack = Callable[[str, int | None], "Bundle"]
-"""Makes a bundle from FILE.py[:NAME] and a seed; supplied by the caller that has the simulator."""
+"""Makes a bundle from FILE.py[:NAME] and a seed. The caller supplies this function, since it has the simulator."""
 
 
 class RunKind(StrEnum):
@@ -52,13 +52,16 @@ class RunKind(StrEnum):
 Url = Annotated[str, typer.Argument(metavar="URL", help="The admin's address, as `sumus serve` prints it.")]
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
 Version = Annotated[int, typer.Argument(metavar="VERSION", min=0, help="A version of the task's model.")]
-OfRun = Annotated[RunKind, typer.Option(help="Which of the task's runs.")]
+OfRun = Annotated[RunKind, typer.Option(help="Which of the task's two runs: training or evaluation.")]
 Authority = Annotated[
-    Path | None, typer.Option(help="Certificate (PEM) of the server's own authority, for https with --tls auto.")
+    Path | None,
+    typer.Option(help="Certificate (PEM) of the server's own authority, if the server runs with --tls auto."),
 ]
-LinkFile = Annotated[Path | None, typer.Option(help="File with a login link, - for standard input.")]
+LinkFile = Annotated[Path | None, typer.Option(help="File with a login link; - reads standard input.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-BlobsAt = Annotated[str | None, typer.Option("--blobs", help="Where models are stored, if not in the folder.")]
+BlobsAt = Annotated[
+    str | None, typer.Option("--blobs", help="Where models are stored, if not in the server's folder (--data).")
+]
 
 admin = typer.Typer(no_args_is_help=True, help="Look at a running server's models and devices, and change them.")
 
@@ -71,7 +74,9 @@ def register(app: typer.Typer, pack: Pack) -> None:
     def serve(  # pyright: ignore[reportUnusedFunction]
         what: Annotated[
             list[str],
-            typer.Argument(metavar="FILE.py[:NAME]|PLAN.sumus …", help="A file of code, or a bundle of `sumus pack`."),
+            typer.Argument(
+                metavar="FILE.py[:NAME]|PLAN.sumus …", help="A file of Python code, or a bundle that `sumus pack` made."
+            ),
         ],
         storage: StorageOptions,
         listen: ListenOptions,
@@ -79,7 +84,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
         links: LinkOptions,
         output: OutputOptions,
         rounds: Annotated[int | None, typer.Option(min=1, help="Stop once every task has this many models.")] = None,
-        seed: Annotated[int | None, typer.Option(help="Seed of a file's first model.")] = None,
+        seed: Annotated[int | None, typer.Option(help="Seed for the first model of a FILE.py.")] = None,
     ) -> None:
         """Serve tasks to real devices, until Ctrl-C."""
         from sumus.operations.serve import bundles_of, run
@@ -154,13 +159,13 @@ def _readable(now: Any) -> "Group":
         return shown(now)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ExperimentError(
-            f"the server's status cannot be read{f': it lacks {error}' if isinstance(error, KeyError) else ''}; is it of another "
-            "release? Upgrade the older side, or look at it with --json"
+            f"the server's status cannot be read{f': it lacks {error}' if isinstance(error, KeyError) else ''}; the "
+            "server may run another release of sumus: upgrade the older one, or print the status with --json"
         ) from error
 
 
 def login(url: Url, link_file: LinkFile = None, authority: Authority = None) -> None:
-    """Log in with the link that the server printed. Type it when asked, or give it in a file or in SUMUS_LOGIN."""
+    """Log in with the link that the server printed. Type it when asked, or give it in a file or in the variable SUMUS_LOGIN."""
     remote = _remote(url, authority, ask=False)
     remote.log_in(_secret(link_file))
     echo(f"logged in at {remote.url} for 12 hours")
@@ -178,9 +183,11 @@ def link(data: Data) -> None:
     try:
         url = (data / "admin" / "url").read_text()
     except OSError as error:
-        raise ExperimentError(f"no server has run on {data}: give the folder of `sumus serve --data`") from error
+        raise ExperimentError(
+            f"no server has used the folder {data}: give the folder of `sumus serve --data`"
+        ) from error
     echo(login_link(url, Access(data / "admin").new_code(time.time())))
-    echo(f"valid once, within {CODE_S / 60:.0f} minutes", error=True)
+    echo(f"the link works once, for {CODE_S / 60:.0f} minutes", error=True)
 
 
 def models(url: Url, task: TaskName, as_json: AsJson = False, authority: Authority = None) -> None:
@@ -212,11 +219,11 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The file to write.")],
     version: Annotated[
         int | None,
-        typer.Argument(metavar="[VERSION]", min=0, help="By default the released one."),
+        typer.Argument(metavar="[VERSION]", min=0, help="Default: the released version."),
     ] = None,
     authority: Authority = None,
 ) -> None:
-    """Write a version's shared leaves, by the plan's names, as safetensors. An existing file is not overwritten."""
+    """Write a version's shared leaves, under the plan's names, to a safetensors file. An existing file is not overwritten."""
     remote = _remote(url, authority)
     found = remote.ask("GET", f"/v1/admin/models/{_part(task)}")
     wanted = found["released"] if version is None else version
@@ -267,13 +274,14 @@ def token(
     url: Url,
     links: Annotated[int, typer.Option(min=1, help="Make this many links.")] = 1,
     uses: Annotated[
-        int, typer.Option(min=1, help="Devices that each link lets in; one person may enrol all of them.")
+        int,
+        typer.Option(min=1, help="Number of devices that may enrol with each link; one person may enrol all of them."),
     ] = 1,
     days: Annotated[float, typer.Option(min=0.001, help="Days for which each link is valid.")] = 7.0,
     edge: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="DEVICES", help="Make links for edges, each of which may speak for this many devices."
+            min=1, metavar="DEVICES", help="Make links for edges. Each edge may have at most this many devices."
         ),
     ] = None,
     output: Annotated[
@@ -311,7 +319,7 @@ def devices(
         seen = f"last seen {_day(today - row['seen'])}" if row["seen"] else ""
         echo(f"{row['id']}  {row['state']:9}  enrolled {_day(today - row['enrolled'])}  {seen}".rstrip())
     if found["after"]:
-        echo(f"more: --after {found['after']}", error=True)
+        echo(f"for more devices: --after {found['after']}", error=True)
 
 
 def _day(ago: int) -> str:
@@ -323,7 +331,7 @@ def revoke(
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.")],
     authority: Authority = None,
 ) -> None:
-    """Bar a device permanently."""
+    """Exclude a device permanently."""
     _remote(url, authority).ask("POST", f"/v1/admin/devices/{_part(device)}/revoke")
     echo("revoked")
 
@@ -367,7 +375,7 @@ def backup(
     database: Database = None,
     blobs: BlobsAt = None,
 ) -> None:
-    """Copy a server's database and models, also while it runs; without keys, and without sums of open rounds."""
+    """Copy a server's database and models, even while it runs. Keys and the sums of open rounds are not copied."""
     from sumus.operations.backup import back_up
     from sumus.operations.stores import Storage
 
@@ -379,7 +387,7 @@ def restore(
     data: Data,
     blobs: BlobsAt = None,
 ) -> None:
-    """Restore a backup into a server's folder, and begin a new epoch."""
+    """Restore a backup into a server's folder, and begin a new noise epoch."""
     from sumus.operations.backup import restore as restored
     from sumus.operations.stores import Storage
 
@@ -387,7 +395,7 @@ def restore(
 
 
 def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> None:
-    """Begin a new epoch after a database was restored, so that nothing is used twice."""
+    """Begin a new noise epoch after a database was restored: no noise that was spent counts as unspent."""
     from sumus.operations.published import reconcile as reconciled
     from sumus.operations.stores import Storage
 

@@ -45,7 +45,7 @@ class Departures:
                 sync(self._path.parent)
         except OSError as error:
             raise ExperimentError(
-                f"{self._path} cannot be written: {error.strerror or error}; no device is removed before that succeeds"
+                f"{self._path} cannot be written: {error.strerror or error}; no device is removed until the file can be written"
             ) from error
 
     def hold(self, identities: Identities) -> None:

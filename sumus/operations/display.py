@@ -15,7 +15,7 @@ OPEN_END = 1_000_000
 allows."""
 _NUMBERS = ("round", "reports", "train", "dropped")
 SOON_S = 14 * 86400.0
-"""The seconds before its end from which a certificate is shown in red."""
+"""A certificate that expires within this many seconds is shown in red."""
 
 
 def shown(now: dict[str, Any]) -> Group:
@@ -36,8 +36,8 @@ def shown(now: dict[str, Any]) -> Group:
             lines.append(Text(f"this edge cannot reach the server above: {above['trouble']}", "red"))
     replica = now["replica"]
     if len(replica["there"]) > 1 or not replica["leads"]:
-        leader = "it leads" if replica["leads"] else f"{replica['leader'] or 'no replica'} leads"
-        lines.append(Text(f"replica {replica['name']}, {len(replica['there'])} there; {leader}"))
+        leader = "this replica leads" if replica["leads"] else f"{replica['leader'] or 'no replica'} leads"
+        lines.append(Text(f"replica {replica['name']}, {len(replica['there'])} running; {leader}"))
     if (left := now["certificate_s"]) is not None and left < SOON_S:
         lines.append(
             Text(f"the certificate {f'expires in {ago(left)}' if left > 0 else 'has expired'}: renew it", "red")
@@ -81,12 +81,12 @@ def _refusals(refused: list[dict[str, Any]]) -> Iterator[Text]:
 
 
 def _of_task(task: dict[str, Any]) -> Iterator[str]:
-    """Describe a task's newest model, the newest measured one, the influence of one device, and the edges' part."""
+    """Describe a task's newest model, the newest measured one, the influence of one device, and the work of edges."""
     yield from _of_models(task)
     if (influence := task["influence"]) is not None:
         yield f"    {influence['said']}"
     own = f"; edges do {task['edge_rounds']} rounds of their own between two sums" if task["edge_rounds"] > 1 else ""
-    yield f"    no noise is added yet; its place is {'the top' if task['noise_at'] == 'top' else 'at edges'}{own}"
+    yield f"    no noise is added yet; its place would be {'the top server' if task['noise_at'] == 'top' else 'the edges'}{own}"
 
 
 def _of_models(task: dict[str, Any]) -> Iterator[str]:

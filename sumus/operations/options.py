@@ -47,7 +47,7 @@ Database = Annotated[
     str | None,
     typer.Option(
         envvar="SUMUS_DATABASE",
-        help="The database's URL, postgresql+psycopg://HOST/NAME; by default SQLite in the folder.",
+        help="The database's URL, postgresql+psycopg://HOST/NAME; by default SQLite in the server's folder.",
     ),
 ]
 Memory = Annotated[int, typer.Option(min=1, metavar="MIB", help="Memory for reports that are being received.")]
@@ -59,8 +59,12 @@ class StorageOptions:
 
     data: Annotated[Path, typer.Option(help="Folder for all of the server's data.")]
     database: Database = None
-    keys: Annotated[Path | None, typer.Option(help="Folder for the key ring, better on another volume.")] = None
-    blobs: Annotated[str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models and sealed sums.")] = None
+    keys: Annotated[
+        Path | None, typer.Option(help="Folder for the key ring, preferably on another volume than --data.")
+    ] = None
+    blobs: Annotated[
+        str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models and sealed (encrypted) sums.")
+    ] = None
 
     def storage(self) -> "Storage":
         """Return these options as a `Storage`."""
@@ -76,9 +80,9 @@ class ListenOptions:
     host: Annotated[str, typer.Option(help="Address for devices; 0.0.0.0 for all addresses of this machine.")] = (
         "127.0.0.1"
     )
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")] = 8080
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any free one.")] = 8080
     admin_host: Annotated[str, typer.Option(help="Address for the admin and for /metrics.")] = "127.0.0.1"
-    admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any.")] = 8081
+    admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any free one.")] = 8081
     tls: Tls = None
     name: Annotated[
         list[str] | None,
@@ -117,7 +121,9 @@ class PolicyOptions:
     population: Annotated[str, typer.Option(help="The population's name.")] = "default"
     quota: Annotated[int, typer.Option(min=1, help="Maximum number of enrolled devices.")] = 1_000_000
     memory: Memory = 256
-    evaluate: Annotated[int | None, typer.Option(min=1, help="Let this many devices measure a model.")] = None
+    evaluate: Annotated[
+        int | None, typer.Option(min=1, help="Let this many devices measure (evaluate) each model; by default none do.")
+    ] = None
     every: Annotated[int, typer.Option(min=1, help="Measure every Nth version.")] = 1
     promote: Annotated[Promotion, typer.Option(help="Whether a new model is released at once.")] = Promotion.auto
     priority: Annotated[
@@ -129,7 +135,7 @@ class PolicyOptions:
     spool: Annotated[
         bool,
         typer.Option(
-            help="Serve plans that need each update separately; updates stay sealed on the disk until their round is over."
+            help="Serve plans that need each update separately; updates are kept encrypted on the disk until their round is over."
         ),
     ] = False
 
@@ -171,7 +177,9 @@ class LinkOptions:
     ] = 0
     uses: Annotated[
         int,
-        typer.Option(min=1, help="Devices that each link of --tokens lets in; one person may enrol all of them."),
+        typer.Option(
+            min=1, help="Number of devices that may enrol with each link of --tokens; one person may enrol all."
+        ),
     ] = 1
     token_file: Annotated[
         Path | None, typer.Option(help="Write these links to a file, one per line, and do not print them.")
@@ -187,7 +195,7 @@ class LinkOptions:
         """
         if bool(self.edges) != (self.edge_file is not None):
             raise UsageError(
-                "--edges N and --edge-file FILE go together: links for edges are written to a file, and not printed"
+                "give both --edges N and --edge-file FILE, or neither: links for edges are written to a file, and not printed"
             )
 
 
@@ -196,9 +204,9 @@ class OutputOptions:
     """The output of a server."""
 
     log: Annotated[LogForm, typer.Option(help="Format of the log on standard error.")] = LogForm.text
-    quiet: Annotated[bool, typer.Option(help="Print no line for each model.")] = False
+    quiet: Annotated[bool, typer.Option(help="Do not print a line for each model.")] = False
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object when the server answers, and nothing else.")
+        bool, typer.Option("--json", help="Print one JSON object when the server is ready, and nothing else.")
     ] = False
 
     def begin_log(self) -> None:
@@ -268,5 +276,5 @@ def priorities_of(words: list[str]) -> dict[str, int]:
         try:
             found[name] = int(number)
         except ValueError:
-            raise UsageError(f"--priority {word!r}: write TASK=N, with a whole number") from None
+            raise UsageError(f"--priority {word!r}: write TASK=N, where N is a whole number") from None
     return found

@@ -22,9 +22,9 @@ class ServerPolicy:
         evaluate: The rules for measuring models on devices; None if devices measure none.
         releases: Whether devices predict with a new model at once, without waiting for an operator to promote it.
         warm_start: Whether a task whose leaves or data have changed starts with the values of the old model that still fit.
-        spool: Whether to serve plans that need each update separately. An update is then sealed on the disk until its round ends.
-        priority: Priorities by task; devices are asked first to work on the tasks with higher ones.
-        memory: The most bytes of memory for bodies in transit.
+        spool: Whether to serve plans that need each update separately. It is then encrypted on the disk until its round ends.
+        priority: Priorities by task; devices get work for tasks of higher priority first.
+        memory: The largest number of bytes of memory for bodies in transit.
         group: The seconds for which the server collects reports before it decides on them together; see `server.GROUP`.
         limits: The limits on requests per second; None for the default ones.
     """
@@ -49,7 +49,10 @@ def check_name(kind: str, name: str) -> None:
         name: The name.
 
     Raises:
-        ExperimentError: The name has other characters, or more than 64.
+        ExperimentError: The name has a character that is not allowed, or more than 64 characters.
     """
     if not _NAME.fullmatch(name):
-        raise ExperimentError(f"a {kind} is called {name!r}: give it letters, digits, `.`, `_` and `-`, at most 64")
+        raise ExperimentError(
+            f"{name!r} cannot be the name of a {kind}: use 1 to 64 letters, digits, `.`, `_` and `-`, and begin with a letter "
+            "or a digit"
+        )

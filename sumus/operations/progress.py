@@ -51,18 +51,18 @@ class ServerOpened:
         lines = [f"sumus serves {many(len(self.tasks), 'task')} at {self.url}; {self.mode}"]
         lines += [f"  task     {name}: plan {id}" for name, id in self.tasks.items()]
         lines.append(
-            f"  admin    {self.login}   (once, within {CODE_S / 60:.0f} minutes; `sumus admin link` makes another)"
+            f"  admin    {self.login}   (works once, for {CODE_S / 60:.0f} minutes; `sumus admin link` makes another)"
         )
         if self.enrolment is not None:
             first, *others = self.enrolment.split("\n")
-            lines.append(f"  devices  {first}   (within {many(round(TOKEN_S / DAY), 'day')})")
+            lines.append(f"  devices  {first}   (valid for {many(round(TOKEN_S / DAY), 'day')})")
             lines += [f"           {other}" for other in others]
         lines += [f"  note     {note}" for note in self.notes]
         return lines
 
 
 class ServerProgress:
-    """Prints a line for each new model, and ends the server once it has enough. Its methods run on the deciding thread.
+    """Prints a line for each new model, and ends the server once there are enough models. Its methods run on the deciding thread.
 
     Args:
         server: The server.
@@ -123,7 +123,7 @@ def _measured_line(task: str, model: Model) -> str:
 
 @contextmanager
 def spoken(say: Callable[[str], None] | None) -> Generator[Callable[[str], None], None, None]:
-    """Print lines in a thread of their own: a terminal that is paused must not block anything else."""
+    """Print lines in a separate thread: a terminal that is paused must not block anything else."""
     if say is None:
         yield lambda line: None
         return

@@ -29,7 +29,7 @@ def _heads(tasks: list[ServedTask]) -> dict[str, Any]:
 
 
 def check_head(path: Path, tasks: list[ServedTask]) -> None:
-    """Refuse a database that is older than the published versions, since it counts noise as unspent that was spent already.
+    """Refuse a database that is older than the published versions: noise that was spent since then counts in it as unspent.
 
     Args:
         path: The file with the published versions.
@@ -44,14 +44,14 @@ def check_head(path: Path, tasks: list[ServedTask]) -> None:
         known = cast(dict[str, dict[str, int]], json.loads(path.read_text()))
     except ValueError as error:
         raise ExperimentError(
-            f"{path} is damaged: put it back, or `sumus reconcile` to go on from the database"
+            f"{path} is damaged: restore it from a backup, or run `sumus reconcile` to continue from the database"
         ) from error
     for name, at in _heads(tasks).items():
         head = known.get(name) or at
         if (head["epoch"], head["version"]) > (at["epoch"], at["version"]):
             raise ExperimentError(
-                f"the database is at version {at['version']} of {name}, and version {head['version']} was published: it was put "
-                "back from a backup. `sumus reconcile` begins a new epoch from it, in which nothing counts as unspent"
+                f"the database has version {at['version']} of {name}, but version {head['version']} was already published, so it "
+                "is an older database, from a backup: run `sumus reconcile`, which begins a new noise epoch from it"
             )
 
 
@@ -93,7 +93,7 @@ def reconcile(storage: Storage) -> dict[str, int]:
     with ExitStack() as stack:
         stores = Stores(storage, stack)
         if stores.leases.shared and (there := [each.name for each in stores.leases.present(LASTS)]):
-            raise ExperimentError(f"replica {there[0]} works on this database: stop all of them first")
+            raise ExperimentError(f"replica {there[0]} works on this database: stop all replicas first")
         for name in stores.runs():
             task, _, kind = name.rpartition(".")
             with stores.store(name).transaction() as rows:

@@ -38,14 +38,14 @@ class Remote:
     Args:
         url: The plane's address.
         logins: The operator's sessions.
-        authority: The file of a certificate that must have issued the server's; None for those of the system.
+        authority: The file of the CA certificate that must have issued the server's certificate; None for the system's CAs.
     """
 
     def __init__(self, url: str, logins: Logins, authority: Path | None = None) -> None:
         if "#" in url:
             raise UsageError(
-                "a login link is a secret, and others can read commands: give only the URL here, and the link when you are "
-                "asked, in a file (--link-file), or in SUMUS_LOGIN. Use or replace this link now"
+                "a login link is a secret, but others on this machine can read commands: give only the URL here, and give the "
+                "link when you are asked, in a file (--link-file), or in SUMUS_LOGIN. Use this link soon, before others do"
             )
         self.url = origin(url)
         self._logins, self._authority = logins, authority
@@ -56,7 +56,7 @@ class Remote:
         return self._logins.session(self.url) is not None
 
     def log_in(self, link: str) -> None:
-        """Use up a link to log in, and save the session."""
+        """Log in with a link, which works only once, and save the session."""
         url, code = code_of(link)
         if url != self.url:
             raise UsageError(f"this link is for {url}, not {self.url}: give the URL that the link begins with")
@@ -74,7 +74,7 @@ class Remote:
         Args:
             method: GET or POST.
             path: The path.
-            body: The body, which is encoded as JSON; None for none.
+            body: The body, which is encoded as JSON; None for no body.
             known: Whether to send the session's credentials.
 
         Raises:
@@ -143,7 +143,7 @@ class Remote:
     def _check(self, response: http.client.HTTPResponse) -> None:
         if response.headers.get(PLANE, "") != "admin":
             raise ExperimentError(
-                f"{self.url} is not the admin address of a sumus server: give the one that `sumus serve` prints after `admin`"
+                f"{self.url} is not the admin address of a sumus server: give the address that `sumus serve` prints after `admin`"
             )
 
     @contextmanager
@@ -167,12 +167,13 @@ class Remote:
             yield
         except ssl.SSLCertVerificationError as error:
             raise ExperimentError(
-                f"the certificate of {self.url} is not trusted ({error.verify_message}): if it is the server's own, give its "
-                "authority, --authority DATA/tls/authority.pem. A renewed certificate has a new authority: copy the file again"
+                f"the certificate of {self.url} is not trusted ({error.verify_message}): if the server made it itself, give its "
+                "authority: --authority DATA/tls/authority.pem. A renewed certificate has a new authority: copy the file again"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ExperimentError(
-                f"{self.url} cannot be reached ({why_unreached(error)}): is the server running, and is that its admin address?"
+                f"{self.url} cannot be reached ({why_unreached(error)}): check that the server runs, "
+                "and that this is its admin address"
             ) from error
 
     def _connection(self, scheme: str, host: str, port: int) -> http.client.HTTPConnection:

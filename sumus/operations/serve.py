@@ -63,7 +63,7 @@ class Startup:
 
     Attributes:
         tokens: The number of links for devices that the server makes.
-        uses: The number of devices that each of these links lets in.
+        uses: The number of devices that may enrol with each of these links.
         token_file: The file to which these links are written, one per line; None if they are shown to the operator instead.
         rounds: The number of models after which the server stops; None for never.
         edges: The number of links for edges that the server makes, each for one edge.
@@ -189,7 +189,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
 
     Args:
         opens: Opens the service. Its argument is the certificate (PEM) that devices pin, if it was made here; else None.
-        data: The service's folder; None for one that is deleted when the process ends.
+        data: The service's folder; None for a folder that is deleted when the process ends.
         listen: The addresses at which the service answers.
         startup: The service's actions when it starts, and when it stops.
     """
@@ -239,7 +239,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
 
 @contextmanager
 def _spared_collections() -> Generator[None, None, None]:
-    """Within a block, exclude the objects that a server's startup has made from garbage collection.
+    """While the `with` block runs, exclude the objects that a server's startup has made from garbage collection.
 
     They live as long as the server. A full collection would otherwise visit all of them: the server would pause for 90 ms, again
     and again under a flood of requests.

@@ -61,11 +61,12 @@ def open_task(
     check_name("task", name)
     if re.search(r"\.\d+$", name):
         raise ExperimentError(
-            f"a task is called {name!r}: names that end like `.2` are for versions of a task; give another name"
+            f"{name!r} cannot be the name of a task: names that end like `.2` are for versions of a task; give another name"
         )
     if plan.pacing.deadline is None:
         notes.append(
-            f"{name}: the plan gives rounds no deadline; on a server each ends after an hour: Pacing(deadline=)"
+            f"{name}: the plan gives rounds no deadline; on a server, each round then ends after an hour; "
+            "to change this, give Pacing(deadline=)"
         )
     notes.append(f"{name}: {plan.influence.said}")
     notes += [f"{name}: {each}" for each in hurdles(plan)]
@@ -84,8 +85,8 @@ def open_task(
     )
     if (most := most_bytes(training.hop)) > policy.memory:
         raise ExperimentError(
-            f"a report of {name} may have {_mib(most)} MiB, and all reports in transit together {_mib(policy.memory)} MiB: every "
-            f"report would be refused. Give --memory {_mib(2 * most)}, or train fewer leaves"
+            f"a report of {name} may have {_mib(most)} MiB, but all reports in transit together only {_mib(policy.memory)} MiB: "
+            f"every report would be refused. Give --memory {_mib(2 * most)}, or train fewer leaves"
         )
     shared: Tree = {
         leaf: bundle.model[leaf] for leaf in (*plan.description.trained_layout, *plan.description.buffer_layout)
@@ -100,7 +101,7 @@ def open_task(
         first = shared
         if number > 1:
             notes.append(
-                f"{name}: its leaves or its data have changed: this is version {number} of the task, a new model"
+                f"{name}: its leaves or its data have changed: this is version {number} of the task, with a new model"
             )
         if number > 1 and policy.warm_start:
             first, taken = _warm(shared, before, stores)
@@ -112,7 +113,7 @@ def open_task(
 
 
 def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[int, str]:
-    """Find the version of a task, and the name of the previous version that devices use.
+    """Find the number of a task's version, and the name by which devices know the previous version.
 
     Args:
         name: The task.
@@ -133,7 +134,7 @@ def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[
 
 
 def _warm(shared: Tree, before: str, stores: Stores) -> tuple[Tree, int]:
-    """Return the first values of the leaves, and how many leaves take theirs from the task's previous version.
+    """Return the first values of the leaves, and the number of leaves whose value is from the task's previous version.
 
     A leaf takes the value of the previous version if that version has a leaf with the same name and shape.
     """

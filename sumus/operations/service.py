@@ -47,7 +47,7 @@ class WayUp(Protocol):
     """An edge's connection to the server above it."""
 
     def start(self) -> None:
-        """Start to use the connection; the edge's own server has started."""
+        """Start to use the connection. This is called after the edge's own server has started."""
         ...
 
     def status(self) -> AboveStatus:
@@ -55,7 +55,7 @@ class WayUp(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop using the connection; the edge's own server has not stopped yet."""
+        """Stop using the connection. This is called before the edge's own server stops."""
         ...
 
 
@@ -90,7 +90,7 @@ class Service:
         self.certificate: Certificate | None = None
 
     def start(self) -> None:
-        """Recover, and start to decide."""
+        """Recover the stored state, and start to decide about requests."""
         self.server.start()
         if self._way_up is not None:
             self._way_up.start()

@@ -42,16 +42,16 @@ class Shared:
             for other in others:
                 if other.serves != replica.serves:
                     raise ExperimentError(
-                        f"replica {other.name} serves other tasks, plans or options from this database: start all with the "
-                        "same, or stop all of them first"
+                        f"replica {other.name} serves other tasks, plans or options from this database: start all "
+                        "replicas with the same ones, or stop the other replicas first"
                     )
             secret = self._secret(rows, others)
             if replica.shared:
                 mark = b"replicas share these blobs " + hashlib.sha256(secret).digest()
                 if others and self._blobs.size(hashlib.sha256(mark).hexdigest()) is None:
                     raise ExperimentError(
-                        f"replica {others[0].name} keeps models and sums elsewhere: give all the same --blobs, a folder or a "
-                        "bucket that all reach"
+                        f"replica {others[0].name} keeps models and sums elsewhere: give all replicas the same --blobs, a "
+                        "folder or a bucket that all of them can reach"
                     )
                 self._blobs.put(mark)
             replica.beat(rows)
@@ -65,7 +65,7 @@ class Shared:
             self._write(rows, self._secret(rows, ()))
 
     def _secret(self, rows: Rows, others: Sequence[PresentReplica]) -> bytes:
-        """Unwrap the secret. If the ring no longer has its key and no other server uses it, make a new one."""
+        """Unwrap the secret. If the ring no longer has its key and no other server uses the secret, make a new secret."""
         wrapped = rows.note(OF_THE_RUN, self._NOTE)
         try:
             if wrapped is not None:
@@ -73,7 +73,8 @@ class Shared:
         except SealError as error:
             if others:
                 raise ExperimentError(
-                    f"replica {others[0].name} has another key ring: give all the same --keys, a folder that all reach"
+                    f"replica {others[0].name} has another key ring: give all replicas the same --keys, "
+                    "a folder that all of them can reach"
                 ) from error
         return self._write(rows, new_key())
 

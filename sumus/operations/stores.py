@@ -1,8 +1,8 @@
 """The stores of a server, in which it keeps its rows, blobs, sums and keys.
 
-DIR/sumus.db    rows (or a PostgreSQL)          DIR/blobs    plans and models          DIR/sums    sealed partial sums
+DIR/sumus.db    rows (unless PostgreSQL holds them)    DIR/blobs    plans and models          DIR/sums    sealed partial sums
 DIR/keys        the key ring                    DIR/head.json    the last published versions, outside the database
-DIR/lock        held while a server runs        DIR/departed.txt    devices that left or were revoked, outside the database
+DIR/lock        locked while a server runs        DIR/departed.txt    devices that left or were revoked, outside the database
 DIR/replica     the server's name among those that share the database
 """
 
@@ -38,7 +38,7 @@ class Storage:
     Attributes:
         data: The server's folder; None for memory, which is lost when the process ends.
         database: The URL of a database; None for SQLite in the folder.
-        keys: A folder for the key ring, better on another volume; None for one in the server's folder.
+        keys: A folder for the key ring, preferably on another volume; None for a folder in the server's folder.
         blobs: A folder or a URL for plans, models and sealed sums; None for the server's folder.
         lease: The seconds after which another server with the same database may lead if the leader has not renewed its lease.
     """
@@ -110,15 +110,15 @@ class Stores:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder of the server's own if it does not exist. Raise ExperimentError if other users can access it."""
+    """Make a private folder for a server if it does not exist. Raise ExperimentError if other users can access it."""
     try:
         make_private_folder(folder)
         mode = folder.stat().st_mode
     except OSError as error:
-        raise ExperimentError(f"nothing can be kept in {folder}: {error.strerror}; give another folder") from error
+        raise ExperimentError(f"nothing can be written to {folder}: {error.strerror}; give another folder") from error
     if mode & 0o077:
         raise ExperimentError(
-            f"{folder} is open to other users (mode {mode & 0o777:o}), and it holds the ids of all enrolled devices: run "
+            f"{folder} is open to other users (mode {mode & 0o777:o}), but it holds the ids of all enrolled devices: run "
             f"`chmod 700 {shell_word(folder)}`, or give a new folder"
         )
 
@@ -128,15 +128,15 @@ def _lock(path: Path) -> Callable[[], None]:
     try:
         return lock_file(path)
     except LockHeldError:
-        raise ExperimentError(f"another server runs on {path.parent}: stop it first, or give another folder") from None
+        raise ExperimentError(f"another server is using {path.parent}: stop it first, or give another folder") from None
     except OSError as error:
         raise ExperimentError(
-            f"{path} cannot be written: {error.strerror}; give a folder of the server's own"
+            f"{path} cannot be written: {error.strerror}; give a folder in which the server can write"
         ) from error
 
 
 def _name(path: Path) -> str:
-    """Read the server's name among the servers that share a database. If it has none yet, make one."""
+    """Read the server's name among the servers that share a database. If the server has no name yet, make one."""
     if not path.exists():
         write_whole(path, f"{socket.gethostname()}-{secrets.token_hex(2)}".encode(), lasting=True)
     return path.read_text()

@@ -27,14 +27,14 @@ HOUR = 3600.0
 def keys_turned(
     ring: KeyRing, runs: Sequence[Run], wrap_again: Callable[[], object] = lambda: None, spare: int = 0
 ) -> list[int]:
-    """Add a key, and destroy those that no round needs any more. Call this on the deciding thread.
+    """Add a key, and destroy the keys that no round needs any more. Call this on the deciding thread.
 
     Args:
         ring: The key ring.
         runs: The runs, whose open rounds need keys.
-        wrap_again: Wraps again, with the newest key, the secret that an older one wraps; the keys of rounds are not affected.
-        spare: The number of newest keys to keep in addition, since another replica, whose disk shows the folder a little
-            later, may still use them.
+        wrap_again: Encrypts the secret that replicas share again, with the newest key; the keys of rounds are not affected.
+        spare: The number of newest keys to keep in addition, since another replica, which may see the new key a
+            little later, may still use them.
 
     Returns:
         The ids of the destroyed keys.

@@ -50,10 +50,10 @@ def once_there(
             why = str(error).splitlines()[0]
         else:
             if said:
-                LOG.warning("it is available now: the start continues")
+                LOG.warning("what was missing is available now: the start continues")
             return found
         if why != said or clock() - since >= SAID:
-            LOG.warning("%s; the start waits for that, and tries again", why)
+            LOG.warning("%s; the start waits, and tries again", why)
             said, since = why, clock()
         sleep(wait)
         wait = min(2 * wait, LONGEST)

@@ -1,6 +1,6 @@
 """A server: the tasks of a population, and one thread that decides about every request.
 
-A report passes these modules, from the socket to the disk:
+A report goes through these modules, from the socket to the disk:
 
     senders        the sender of the request, and the body
     device_plane   the endpoints for devices; `edge_plane` has those for edges
@@ -10,6 +10,6 @@ A report passes these modules, from the socket to the disk:
     rounds.*       `protocol.round` decides, in the transaction that writes the decision and the sealed sum
     storage.store  rows, in memory, SQLite or PostgreSQL
 
-A check-in passes `senders`, `device_plane`, `server`, `admission` and `check_ins`. A closed round becomes a model in `training`,
-or metrics in `evaluation`.
+A check-in goes through `senders`, `device_plane`, `server`, `admission` and `check_ins`. A closed round becomes a model in
+`training`, or metrics in `evaluation`.
 """

@@ -6,7 +6,8 @@
     access.check(f"Bearer {session}", address, now)                      valid for 12 hours; else raises Refused
 
 The folder holds one hash per file: deleting a file ends the session or code at once, in every process. A person who can read
-the folder cannot log in. A person who can write to it can make a login link; only the owner of the server should be able to.
+the folder cannot log in. A person who can write to it can make a login link, so
+only the owner of the server should have write access.
 
     logins = Logins(config_folder(os.environ))                           on the operator's machine: `sumus status URL`
     logins.keep(url, session)
@@ -34,7 +35,8 @@ CODE_S = 15 * 60.0
 SESSION_S = 12 * 3600.0
 """The time for which a code and a session are valid, in seconds."""
 PLANE = "sumus-plane"
-"""A header of every response of the admin plane. A client that sent its request to the device plane by mistake can detect this.
+"""A header of every response of the admin plane. A client that sent its request to the device plane by mistake notices
+that the header is missing.
 """
 ATTEMPTS = Rate(1 / 60, 10)
 _SECRET = re.compile("[A-Za-z0-9_-]{43}")
@@ -119,7 +121,7 @@ class Access:
     def _fail(self, address: str, now: float) -> None:
         """Count a wrong code or session. Right ones are neither counted nor delayed."""
         if (window := self._attempts.take(neighbourhood(address), now)) is not None:
-            raise Refused("rate", "too many wrong codes or sessions from this network", window)
+            raise Refused("rate", "too many wrong codes or sessions from this network: log in with a new link", window)
 
 
 def login_link(url: str, code: str) -> str:

@@ -1,4 +1,4 @@
-"""The JSON bodies of the admin plane's requests and answers. Those of a server's status are in `status.py`."""
+"""The JSON bodies of the admin plane's requests and answers, except a server's status, which is in `status.py`."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ class LoggedIn(msgspec.Struct, frozen=True):
     """The answer to a login.
 
     Attributes:
-        session: The secret that later requests show as `Authorization: Bearer SESSION`.
+        session: The secret that later requests send as `Authorization: Bearer SESSION`.
     """
 
     session: str
@@ -106,7 +106,7 @@ class EnrolledDevice(msgspec.Struct, frozen=True):
 
     Attributes:
         id: The device's id.
-        state: The state of its membership.
+        state: `enrolled`, `withdrawn` or `revoked`.
         enrolled: The day on which the device enrolled, in days since 1970.
         seen: The day of the device's last request, in days since 1970.
     """
@@ -122,7 +122,7 @@ class DevicePage(msgspec.Struct, frozen=True):
 
     Attributes:
         devices: The devices.
-        after: The last id of this page, with which the next page is requested; None on the last page.
+        after: The last id of this page, which the request for the next page must contain; None on the last page.
     """
 
     devices: tuple[EnrolledDevice, ...]

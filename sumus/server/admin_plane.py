@@ -10,7 +10,7 @@
     POST /v1/admin/tokens              {"uses", "lasts_s", "speaks_for"} → {"link"}
     GET  /v1/admin/devices?after=ID    the enrolled devices, a hundred at a time
     POST /v1/admin/devices/ID/revoke
-    GET  /metrics, /healthz, /readyz   for machines, without a session: only sums and states
+    GET  /metrics, /healthz, /readyz   for monitoring programs, without a session: only sums and states
     GET  /                             a page that shows the status to an operator who opens a login link
 
 All requests but login and the last two rows need `Authorization: Bearer SESSION`. There are no cookies, so a page of another
@@ -122,7 +122,7 @@ class AdminRoute:
 
 
 class AdminGate:
-    """The common part of all requests: the session, the audit log, and changes on the deciding thread.
+    """The common part of all requests: the session, the audit log, and changes, which the server's deciding thread makes.
 
     Args:
         server: The server that is shown and changed.
@@ -157,7 +157,7 @@ class AdminGate:
             do: Makes the change; its argument is the time of the storage's clock.
 
         Raises:
-            Refused: The change is not possible, or another replica leads, which alone can make it.
+            Refused: The change is not possible, or another replica leads: only the leader can make changes.
         """
 
         def done(now: float) -> Any:
@@ -185,7 +185,7 @@ class AdminGate:
 
 
 class StatusRequests:
-    """Login and logout, the server's status, and the endpoints for machines.
+    """Login and logout, the server's status, and the endpoints for monitoring programs.
 
     Args:
         service: The server.
@@ -332,7 +332,7 @@ class ModelRequests:
         run = await self._run(request)
         number = await self._gate.change(lambda now: cancel_newest(run, now))
         if number is None:
-            raise Refused("not_found", f"{run.task} has no open round")
+            raise Refused("not_found", f"{run.task} has no open round to cancel")
         self._gate.audit("cancel", request, task=run.task, kind=run.kind, round=number)
         return ChangeMade(round=number)
 

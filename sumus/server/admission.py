@@ -31,7 +31,7 @@ class OpenCheckIn:
         until: The moment, on the monotonic clock, until which the check-in may be held.
         identity: The identity of the device, or of the edge that relayed the check-in, once it has been looked up.
         settled: The outcome of the earlier session that the device asked about.
-        later: The earliest of the runs' answers that the device must come later.
+        later: Of the runs' answers that the device must come later, the one with the earliest time.
         known: Whether the device's fingerprint is that of one of the server's tasks.
     """
 
@@ -86,7 +86,9 @@ class Admission:
             try:
                 check_in.identity = self._register.find(check_in.parent or check_in.device, self._clock())
                 if check_in.identity.speaks_for and not check_in.parent:
-                    raise Refused("not_device", "it enrolled with a link for edges: enrol it with a link for devices")
+                    raise Refused(
+                        "not_device", "this device enrolled with a link for edges: enrol it with a link for devices"
+                    )
                 enrolled.append(check_in)
             except Refused as refused:
                 check_in.say(refused)
@@ -113,7 +115,10 @@ class Admission:
         for check_in in check_ins:
             if (code := refused.get((check_in.parent, check_in.device))) is not None:
                 check_in.say(
-                    Refused(code, "its edge may not send check-ins for this device, or not for one more device")
+                    Refused(
+                        code,
+                        "the edge may not send check-ins for this device, or has as many devices as its token allows",
+                    )
                 )
         return [check_in for check_in in check_ins if (check_in.parent, check_in.device) not in refused]
 
@@ -126,7 +131,7 @@ class Admission:
         )
 
     def _membership_s(self) -> float:
-        """Return the time after which a device leaves its edge, in seconds; it is longer than any sum stays open."""
+        """Return the time after which a device leaves its edge, in seconds; no sum stays open for so long."""
         return max([MEMBER_S, *(2 * (run.pacing.deadline or 0.0) for run in self._tasks.runs())])
 
     def _latest(self, check_ins: Sequence[OpenCheckIn]) -> list[OpenCheckIn]:
@@ -169,5 +174,9 @@ def _replayed(serial: int, last: int) -> Refused:
         serial: The serial of the check-in.
         last: The highest known serial of the device; the device's next serial must be higher.
     """
-    said = "was already answered" if serial <= last else f"was the last, and a serial may be at most {MOST_JUMP} higher"
+    said = (
+        "was already answered"
+        if serial <= last
+        else f"was the last, but the next serial may be at most {MOST_JUMP} higher"
+    )
     return Refused("replayed", f"a check-in with serial {last} {said}", serial=min(last, 2**52))

@@ -1,4 +1,4 @@
-"""Decides check-ins: each is answered with work or with a time to come again, or is held open until there may be work.
+"""Decides check-ins: each is answered with work or with a time to ask again, or is held open until there may be work.
 
 check_ins.decide(waiting, now)             decides all new check-ins together
 check_ins.look_again(now, stopping)        decides held check-ins again
@@ -29,8 +29,8 @@ LOG = logger("sumus.server")
 MOST_HELD = 4096
 """The largest number of check-ins that are held open; further ones are answered at once with a retry window."""
 MAY_CHANGE = frozenset({"asking", "closed", "few", "full", "left", "parent", "paused", "separation"})
-"""The reasons for giving no work that may pass while a check-in is held open, since they depend on the rounds and not on the
-device.
+"""The reasons for giving no work that may no longer hold after a while, since they depend on the rounds and not on the device.
+So a check-in with such a reason may be held open.
 """
 _SKEW = 1.0
 """The largest difference, in seconds, between the clocks of servers that share a database."""
@@ -47,7 +47,7 @@ class CheckIns:
         Args:
             tasks: The tasks of the server.
             admission: Admits check-ins.
-            crowd: The devices of the server.
+            crowd: The number of devices and their rate of check-ins.
             counts: Counts the answers.
             refusals: Records why devices get no work.
         """
@@ -139,13 +139,15 @@ class CheckIns:
             left = self._ask_run(run, left, now)
         for check_in in left:
             if not self._tasks:
-                check_in.say(Refused("not_ready", "this edge does not know yet which work there is", AGAIN))
+                check_in.say(
+                    Refused("not_ready", "this edge does not know yet which tasks there are: try again later", AGAIN)
+                )
             elif not check_in.known:
                 self._refusals.note("", "", "wrong_task", check_in.device, now)
                 check_in.say(
                     Refused(
                         "wrong_task",
-                        "no task of this server has the fingerprint of the client's file: is it the file of this release?",
+                        "no task of this server has the fingerprint of the client's file: give it the file of this release",
                     )
                 )
             elif check_in.until > time.monotonic() and self._may_hold(check_in) and check_in.settled is None:
@@ -154,7 +156,7 @@ class CheckIns:
                 self._say_later(check_in)
 
     def _may_hold(self, check_in: OpenCheckIn) -> bool:
-        """Return whether this device may still get work while its check-in is held, and another check-in can be held."""
+        """Return whether a check-in can be held: its device may still get work meanwhile, and there is room for one more."""
         may_change = check_in.later is None or check_in.later.reason in MAY_CHANGE
         return may_change and len(self._held) < MOST_HELD
 
@@ -171,7 +173,7 @@ class CheckIns:
                     self._work[session.device] = run, session.id, session.serial
 
     def _settle_previous(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
-        """Find out how the earlier sessions ended that devices ask about.
+        """For each device that asks about an earlier session, find out how that session ended.
 
         A device that must still report its earlier session is answered at once; the other check-ins are returned.
         """
@@ -282,7 +284,7 @@ class CheckIns:
         return [check_in for check_in in check_ins if id(check_in) not in after]
 
     def _note_later(self, run: Run, check_in: OpenCheckIn, later: ComeLater, now: float) -> None:
-        """Note the window in which the device may get work from a run; the earliest window of all runs is used."""
+        """Record the window in which the device may get work from a run; the earliest window of all runs is used."""
         if (
             later.reason != "separation" or run.pacing.separation > 1
         ):  # otherwise the reason is only that the device is in the open sum

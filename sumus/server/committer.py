@@ -49,8 +49,8 @@ class _Post:
 
 @dataclass(eq=False)
 class PendingRequest(Generic[T]):
-    """An item to be decided, and the future for its answer. A thread waits for the future, or an event loop, to which `post`
-    delivers the answer.
+    """An item to be decided, and the future for its answer. Either a thread waits for the future, or a coroutine does: then
+    `post` delivers the answer to the coroutine's event loop.
 
     Attributes:
         item: The item.

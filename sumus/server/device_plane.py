@@ -69,7 +69,7 @@ class DevicePlane:
             blobs: The store of plans and models.
             room: Memory for bodies.
             limits: The rate limits of requests.
-            authority: The certificate that devices pin, PEM, if the server made its own.
+            authority: The certificate (PEM) that devices pin, if the server made its own.
         """
         self._server, self._limits = server, limits
         self._authority = authority
@@ -121,7 +121,7 @@ class DevicePlane:
         return await self._server.check_in(DeviceCheckIn(device, asked, signed=signed))
 
     async def abort(self, request: Request) -> Any:
-        """Note that a device has given up its work."""
+        """Record that a device has given up its work."""
         device, body = await self._senders.signed(request)
         self._limits.request(device, time.monotonic())
         run, word = self._session(request.path_params)
@@ -162,7 +162,7 @@ class DevicePlane:
     async def authority(self, request: Request) -> Response:
         """Send the certificate that devices pin."""
         if self._authority is None:
-            raise Refused("not_found", "this server did not make its own certificate")
+            raise Refused("not_found", "this server did not make its own certificate, so there is none to pin")
         return Response(self._authority, media_type="application/x-pem-file")
 
     async def openapi(self, request: Request) -> Response:
@@ -203,7 +203,9 @@ class DevicePlane:
             if name != "object":
                 if request.headers.get("sumus-protocol", "") != str(PROTOCOL):
                     raise Refused(
-                        "old_protocol", f"this server uses version {PROTOCOL} of the protocol: upgrade the older side"
+                        "old_protocol",
+                        f"this server uses version {PROTOCOL} of the protocol, but the request another one: "
+                        "upgrade the older side",
                     )
                 self._check_ready()
             found = await endpoint(request)

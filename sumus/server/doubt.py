@@ -2,7 +2,7 @@
 
     doubt = Doubt()
     await doubt.turn(device, neighbourhood)          nearly always returns at once; Refused("busy") if the queue is too long
-    doubt.note(device, neighbourhood)                the signature was not made by this device
+    doubt.note(device, neighbourhood)                records that a signature was not made by this device
 
 To check a signature costs more than to send a wrong one. If the server checked all wrong signatures at once, it would have no
 time for other devices. So requests in a misused name are checked one after the other, at most one in each period of `EACH_S`.
@@ -31,7 +31,7 @@ class Doubt:
     """The senders in doubt, and their queue. All calls must come from one event loop.
 
     Args:
-        most: The largest number of senders that are remembered. Beyond it, the senders that were noted first are forgotten.
+        most: The largest number of senders that are remembered. Beyond it, the senders that were recorded first are forgotten.
         clock: Returns monotonic seconds; None for the event loop's clock.
         sleep: Waits for the given number of seconds.
     """
@@ -48,7 +48,7 @@ class Doubt:
         self._free = 0.0
 
     def note(self, device: str, neighbourhood: str) -> None:
-        """Note that a bad signature in the name of this device came from this neighbourhood (network of addresses)."""
+        """Record that a bad signature in the name of this device came from this neighbourhood (network of addresses)."""
         sender = device, neighbourhood
         self._until[sender] = self._clock() + DOUBTED_S
         self._until.move_to_end(sender)

@@ -81,12 +81,15 @@ class EdgePlane:
             def checked() -> EdgeSum:
                 compare(body, digest)
                 if not (may := self._server.roll.find(edge, self._server.clock()).speaks_for):
-                    raise Refused("not_edge", "it was enrolled as a device: give an edge a token of its own")
+                    raise Refused(
+                        "not_edge",
+                        "this sender was enrolled as a device: enrol the edge with a link of `sumus admin token --edge`",
+                    )
                 report = run.intake.read_sum(body, edge, run.most_together, least)
                 if len(report.sessions) > may:
                     raise Refused(
                         "not_edge",
-                        f"the sum has {len(report.sessions)} reports, and the edge's token allows {may} devices",
+                        f"the sum has {len(report.sessions)} reports, but the edge's token allows at most {may} devices",
                     )
                 return report
 
@@ -103,7 +106,9 @@ class EdgePlane:
         """
         try:
             if not signed:
-                raise Refused("bad_signature", "the signature was not made by this device, or not over this check-in")
+                raise Refused(
+                    "bad_signature", "the signature was not made by this device, or was made for another check-in"
+                )
             self._limits.relayed(self._server.population, edge, may, asked.device, time.monotonic())
             answer = await self._server.check_in(DeviceCheckIn(asked.device, _passed_on(asked), edge, asked))
         except Refused as refused:
@@ -120,12 +125,15 @@ class EdgePlane:
         edge, body = await self._senders.signed(request, MOST[endpoint])
         self._limits.edge_request(edge, time.monotonic())
         if not self._server.roll.find(edge, self._server.clock()).speaks_for:
-            raise Refused("not_edge", "it was enrolled as a device: give an edge a token of its own")
+            raise Refused(
+                "not_edge",
+                "this sender was enrolled as a device: enrol the edge with a link of `sumus admin token --edge`",
+            )
         return edge, body
 
 
 def run_of(server: Server, params: Mapping[str, Any]) -> Run:
-    """Return the run in a path."""
+    """Return the run that the path of a request names."""
     kind = params["kind"]
     run = server.run(params["task"], kind) if kind in ("train", "evaluate") else None
     if run is None:
@@ -134,8 +142,8 @@ def run_of(server: Server, params: Mapping[str, Any]) -> Run:
 
 
 def _passed_on(relayed: Relayed) -> CheckInRequest:
-    """Read a relayed check-in, and remove two parts: the edge itself settles earlier sessions, and a relayed check-in is not
-    held open.
+    """Read a relayed check-in, without the question about an earlier session, which the edge itself answers, and without the
+    time to wait, since a relayed check-in is not held open.
     """
     try:
         request = read(CheckInRequest, relayed.check_in.encode())

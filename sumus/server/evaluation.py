@@ -22,7 +22,7 @@ class Evaluating:
 
     Attributes:
         cohort: The number of devices that measure a model.
-        every: The number of versions between two measured ones: 1 measures each version, 2 every second one.
+        every: Which versions are measured: 1 for each version, 2 for every second version, and so on.
         deadline: The duration of a round, in seconds.
     """
 
@@ -47,7 +47,7 @@ class EvaluationRun(Run):
         least = training.least
         if how.cohort < least:
             raise ExperimentError(
-                f"{how.cohort} devices would measure a model of {training.task}, and its plan publishes only metrics of at least "
+                f"{how.cohort} devices would measure a model of {training.task}, but its plan publishes only metrics of at least "
                 f"{least} devices (min_contributors): use a larger cohort"
             )
         pacing = pacing_on_server(Pacing(how.cohort, deadline=how.deadline), least)
@@ -84,7 +84,9 @@ class EvaluationRun(Run):
             self.measured = _measured(rows)
 
     def wanted(self) -> bool:
-        """Return whether there is a model that was not measured yet, also not under another version number.
+        """Return whether the newest model that should be measured has not been measured yet.
+
+        A model that was measured under another version number counts as measured.
 
         Two sums over the same model would reveal the measurements of the devices that are in only one of them.
         """
@@ -115,13 +117,13 @@ class EvaluationRun(Run):
         self.measured = version
 
     def _version(self, number: int) -> int:
-        """Return the version that a round measures: it was the newest one when the round's first device got work."""
+        """Return the version that a round measures: the one that was the newest when the round's first device got work."""
         if self._asked is None or self._asked[0] != number:
             with self.coordinator.transaction() as rows:
                 newest = self._newest()
                 if rows.note(number, "model") is None and newest <= _measured(rows):
                     raise ExperimentError(
-                        f"version {newest} of {self.task} has been measured meanwhile, on devices of another server"
+                        f"version {newest} of {self.task} has already been measured by devices of another server"
                     )
                 version = int(noted(rows, number, "model", lambda: str(newest).encode()))
             self._asked = number, version

@@ -3,7 +3,7 @@ identify it.
 
     roll = DeviceRegister(identities, {"phones": 10_000})
     token = roll.new_token("phones", now)                        shown once; only its hash is kept
-    enrolment, new = roll.enrol(request, now)                    a repeated key gets the same answer, and uses up no use
+    enrolment, new = roll.enrol(request, now)                    a repeated key gets the same answer, and is not counted again
     identity = roll.authenticate(device, signature, text, now)
 
 Whatever a device sends, these methods raise only `messages.Refused`, with a code from its closed list. `now` is in
@@ -121,7 +121,7 @@ class DeviceRegister:
             )
         if uses < 1 or not 0 < lasts <= 3650 * DAY:
             raise ExperimentError(
-                f"a token for {uses} devices and {lasts:g} seconds: at least one device, and at most ten years"
+                f"cannot make a token for {uses} devices and {lasts:g} seconds: give at least one device, and at most ten years"
             )
         tokens = [to_base64url(self._random(32)) for _ in range(count)]
         with self._identities.transaction() as rows:
@@ -133,8 +133,8 @@ class DeviceRegister:
         return tokens
 
     def challenge(self, now: float) -> Challenge:
-        """Make a nonce to sign. The nonce is not stored: it contains the time and a MAC (message authentication code) of the
-        time.
+        """Make a nonce to sign. The nonce is not stored, since it contains the time and a MAC (message authentication code)
+        of the time.
         """
         time = round(now * 1000).to_bytes(8, "big", signed=True)
         return Challenge(to_base64url(time + self._mac(time)), CHALLENGE_S)
@@ -156,7 +156,7 @@ class DeviceRegister:
             text = enrolment_text(request.nonce, request.public_key, request.token)
         self._check_nonce(request.nonce, now)
         if not verify(key, signature, text):
-            raise Refused("bad_signature", "the enrolment is not signed with the key in it")
+            raise Refused("bad_signature", "the enrolment is not signed with the key that it contains")
         device = device_id(key)
         with self._identities.transaction() as rows:
             row = rows.identity(device)
@@ -165,7 +165,7 @@ class DeviceRegister:
             if (
                 row is not None and row.state == "withdrawn"
             ):  # otherwise it could leave, return, and be in one sum twice
-                raise Refused("revoked", "this key was withdrawn; to come back, make a new key")
+                raise Refused("revoked", "this key was withdrawn; to enrol again, make a new key")
             rows.drop_member(device)  # from now on the device checks in here directly
             new = row is None
             if row is None:
@@ -195,15 +195,15 @@ class DeviceRegister:
         if token.uses < 1 or token.expires < now:
             raise Refused("token_used", "the enrolment token has no uses left, or has expired: ask for a new one")
         if rows.count(token.population) >= self._quotas[token.population]:
-            raise Refused("quota", f"the population {token.population} is full")
+            raise Refused("quota", f"the population {token.population} is full: ask the operator for a larger quota")
         rows.put_token(replace(token, uses=token.uses - 1))
         return token
 
     # ── enrolled devices ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, device: str, now: float) -> Identity:
-        """Return the row of the device in a request's header, with its population and its key. Unknown senders are so refused
-        before a body is read.
+        """Return the row of the device in a request's header, with its population and its key. Thus unknown senders are refused
+        before their body is read.
 
         Raises:
             Refused: unknown_device or revoked.
@@ -238,7 +238,7 @@ class DeviceRegister:
         with _well_formed("bad_signature"):
             signed = from_base64url(signature)
         if not verify(row.public_key, signed, text):
-            raise Refused("bad_signature", "the signature was not made by this device, or not over this request")
+            raise Refused("bad_signature", "the signature was not made by this device, or was made for another request")
         return self._hear(row, day_of(now))
 
     def note_members(self, edge: str, members: int, now: float) -> bool:
@@ -325,7 +325,7 @@ class DeviceRegister:
     def withdraw(self, device: str) -> None:
         """Withdraw a device. If it is already withdrawn, do nothing; a revoked device stays revoked.
 
-        The device's key is erased. Its id, its population, the time of its enrolment and the note that it left remain.
+        The device's key is erased. Its id, its population, the time of its enrolment and the record that it left remain.
         """
         with self._changed(device) as rows:
             row = rows.identity(device)
@@ -369,7 +369,7 @@ def _hash(token: str) -> str:
 
 
 def _revoked() -> Refused:
-    return Refused("revoked", "this device was revoked")
+    return Refused("revoked", "the server's operator has revoked this device: it can no longer take part")
 
 
 @contextmanager

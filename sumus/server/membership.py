@@ -106,7 +106,7 @@ class EdgeMembers:
 
 
 def day_of(now: float) -> float:
-    """Return the start of the day. Of a device's last request, only the day is stored."""
+    """Return the start of the day. Only the day of a device's last request is stored."""
     return now // DAY * DAY
 
 
@@ -117,7 +117,7 @@ def _why_not(row: Identity | None, before: Member | None, here: bool, serial: in
         row: The device's own enrolment at this server; None if it has none.
         before: The membership from the device's last check-in through an edge; None if it used no edge before.
         here: Whether that edge is also the one that relays this check-in.
-        serial: The serial of that check-in.
+        serial: The serial of this check-in.
         room: The number of further devices that the edge may have.
     """
     if row is not None and row.state != "enrolled":

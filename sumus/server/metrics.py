@@ -45,7 +45,7 @@ class _Snapshot(Collector):
             value=float(status.replica.leads),
         )
         yield GaugeMetricFamily(
-            "sumus_fence", "Fence of the leader's lease, as known to this server.", value=status.replica.fence
+            "sumus_fence", "Number of the leader's lease, as known to this server.", value=status.replica.fence
         )
         yield GaugeMetricFamily("sumus_replicas", "Servers that share the rounds.", value=len(status.replica.there))
         if status.certificate_s is not None:
@@ -132,7 +132,7 @@ def _of_runs(runs: list[tuple[str, RunStatus]]) -> Iterator[Metric]:
     sessions = GaugeMetricFamily("sumus_round_sessions", "Sessions of the round, by state.", labels=[*which, "state"])
     illegal = CounterMetricFamily(
         "sumus_illegal_events",
-        "Events that the table of a round does not allow in the state that the round was in.",
+        "Events that are not allowed in the state that the round was in.",
         labels=[*which, "state", "event"],
     )
     for task, run in runs:

@@ -45,7 +45,7 @@ class FetchableObjects:
         if self._tasks.have(sha256) or not self._shared:
             return self._tasks.have(sha256)
         if not await self._command(lambda now: self._look(asked)):
-            raise Refused("busy", "the object may be new: try again", MADE_SOON)
+            raise Refused("busy", "this server does not know the object yet: try again", MADE_SOON)
         return self._tasks.have(sha256)
 
     def _look(self, since: float) -> bool:
@@ -101,7 +101,11 @@ class ObjectReader:
         if self._bytes() + size <= most or not self._bytes():
             return await self._load(sha256, size)
         if path is None:
-            raise Refused("busy", "other models are being sent, and there is no memory for this one now", SOON)
+            raise Refused(
+                "busy",
+                "there is no memory for this model now, since other models are being sent: try again later",
+                SOON,
+            )
         return path
 
     def _here(self, sha256: str) -> "asyncio.Future[HeldObject] | None":

@@ -10,9 +10,9 @@ import msgspec
 from sumus.wire.messages import ENDPOINTS, EVERYWHERE, MAX_UNDIGESTED, PROTOCOL, STATUS, Endpoint, Problem
 
 _HEADERS = {
-    "Sumus-Protocol": ("the version that the device speaks", True, "^[0-9]{1,4}$"),
-    "Sumus-Device": ("its id", False, "^[0-9a-f]{64}$"),
-    "Sumus-Signature": ("over the request, base64url", False, "^[A-Za-z0-9_-]{86}$"),
+    "Sumus-Protocol": ("the version of the protocol that the device uses", True, "^[0-9]{1,4}$"),
+    "Sumus-Device": ("the device's id", False, "^[0-9a-f]{64}$"),
+    "Sumus-Signature": ("the signature over the request, in base64url", False, "^[A-Za-z0-9_-]{86}$"),
 }
 _DIGEST = {
     "name": "Sumus-Digest",

@@ -39,4 +39,6 @@ def refusal_of(request: Request, error: Exception) -> Refused:
         LOG.error("storage fails: %s: %s", type(error).__name__, str(error).partition("\n")[0])
         return Refused("not_ready", "the server's storage does not answer", AGAIN)
     LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-    return Refused("failed", "a defect of the server, which is in its log", AFTER_DEFECT)
+    return Refused(
+        "failed", "the request failed because of a defect of the server; the server's log has the details", AFTER_DEFECT
+    )

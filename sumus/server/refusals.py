@@ -19,29 +19,29 @@ from sumus.wire.messages import Kind
 LASTS_S = 600.0
 """The time for which a refusal is remembered, in seconds."""
 MOST = 10_000
-"""The largest number of devices that are remembered for each reason. Beyond it, the devices that were noted first are
+"""The largest number of devices that are remembered for each reason. Beyond it, the devices that were recorded first are
 forgotten.
 """
 _FLOOR = Floor()
 WORDS: Mapping[str, str] = {
-    "floor-rounds": f"already took part in as many rounds today as the owner consents to ({_FLOOR.rounds}, unless told "
-    "otherwise: --floor rounds=N)",
-    "floor-contributors": f"the owner consents to sums of {_FLOOR.contributors} or more contributors, unless told "
-    "otherwise, and the plan allows sums of fewer (--floor contributors=N, or a larger min_contributors)",
-    "floor-steps": f"the round takes more local steps than the owner consents to ({_FLOOR.steps:,}, unless told otherwise: "
+    "floor-rounds": f"already took part in as many rounds today as the owner consents to ({_FLOOR.rounds} by "
+    "default; --floor rounds=N)",
+    "floor-contributors": f"the owner consents to sums of {_FLOOR.contributors} or more contributors (by default), "
+    "but the plan allows sums of fewer (--floor contributors=N, or a larger min_contributors)",
+    "floor-steps": f"the round takes more local steps than the owner consents to ({_FLOOR.steps:,} by default; "
     "--floor steps=N)",
-    "floor-seconds": f"the round trains for longer than the owner consents to ({_FLOOR.seconds:,.0f} s, unless told otherwise: "
+    "floor-seconds": f"the round trains for longer than the owner consents to ({_FLOOR.seconds:,.0f} s by default; "
     "--floor seconds=N)",
-    "floor-bytes": f"the round takes more bytes than the owner consents to ({amount(_FLOOR.bytes)}, unless told otherwise: "
+    "floor-bytes": f"the round takes more bytes than the owner consents to ({amount(_FLOOR.bytes)} by default; "
     "--floor bytes=N)",
-    "floor-memory": f"a step takes more memory than the owner consents to ({amount(_FLOOR.memory)}, unless told otherwise: "
+    "floor-memory": f"a step takes more memory than the owner consents to ({amount(_FLOOR.memory)} by default; "
     "--floor memory=N)",
     "floor-task": "its file has another model or other data than the plan",
     "wrong_task": "its file has another model or other data than any task here: give it the file of this release",
     "conditions": "no longer met the plan's conditions when work came",
-    "charging": "not charging, and the plan requires it (--always, for machines that are always charging)",
-    "unmetered": "in a metered network, and the plan requires an unmetered one (--always, if the network is not metered)",
-    "idle": "in use, and the plan requires an idle device (--always, for machines that nobody uses)",
+    "charging": "not charging, but the plan requires it (--always, for machines that are always charging)",
+    "unmetered": "in a metered network, but the plan requires an unmetered one (--always, if the network is not metered)",
+    "idle": "in use, but the plan requires an idle device (--always, for machines that nobody uses)",
     "battery": "less battery than the plan requires",
     "version": "an older version of its program than the plan requires",
     "diverged": "trained to NaN, to infinity or beyond the plan's bounds: lower the learning rate",
@@ -52,10 +52,10 @@ WORDS: Mapping[str, str] = {
     "stopped": "stopped by its owner during a round",
     "other": "gave up for another reason, which is shown to its owner",
     "cap": "took part in as many rounds as the plan allows one device (most_rounds=)",
-    "resting": "rests, since earlier work was not finished in time",
+    "resting": "must wait, since earlier work was not finished in time",
     "separation": "was in one of the last sums, and must wait for later ones (separation=)",
-    "left": "enrolled with the link of a device that is in this sum and has left",
-    "keeps_state": "keeps no state between rounds, and the plan requires it",
+    "left": "enrolled with the same link as a device that is in this sum and has left",
+    "keeps_state": "keeps no state between rounds, but the plan requires it",
     "only measures": "measures models, and does not train (--evaluate-only)",
     "only trains": "trains, and does not measure models (--train-only)",
     "bad_report": "sent a report that does not fit this plan",
@@ -92,7 +92,7 @@ class Refusals:
         self._seen: dict[tuple[str, str, str], OrderedDict[str, float]] = {}
 
     def note(self, task: str, kind: Kind | str, why: str, device: str, now: float) -> None:
-        """Note a device that refused work, got no work, or whose report was refused."""
+        """Record a device that refused work or got no work, or whose report was refused."""
         if why not in WORDS:
             return
         devices = self._seen.setdefault((task, kind, why), OrderedDict())
@@ -110,7 +110,7 @@ class Refusals:
     def seen(self, now: float) -> tuple[Refusal, ...]:
         """List the refusals of the last minutes, sorted by their number of devices, largest first.
 
-        Resting devices come last, since the list also has the reason for their rest.
+        Devices that must wait after unfinished work come last, since the list also has the reason why it was not finished.
         """
         for devices in self._seen.values():
             while devices and next(iter(devices.values())) < now - LASTS_S:

@@ -37,7 +37,7 @@ class Replica:
         name: The replica's name, which is stored in its folder.
         serves: A hash of the replica's tasks and plans.
         lasts: The duration of a lease, in seconds.
-        fence: The fence of its lease; None if another replica leads.
+        fence: The fence (number) of its lease; None if another replica leads.
         last_fence: The fence of the last lease that this replica saw, whichever replica holds it.
         leader: The replica that leads.
         there: The running replicas, including this one.
@@ -93,7 +93,9 @@ class Replica:
             self.there = tuple(sorted([self.name, *(each.name for each in others)]))
             odd = [each.name for each in others if each.serves != self.serves]
             if odd and self.fence is None:
-                self.trouble = f"replica {odd[0]} now serves other tasks or plans: stop one of the two"
+                self.trouble = (
+                    f"replica {odd[0]} now serves other tasks or plans than this replica: stop one of the two"
+                )
             return self.fence
 
     def stop(self) -> None:

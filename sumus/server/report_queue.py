@@ -154,7 +154,7 @@ class ReportQueue:
         """End the open rounds of a run whose sums can take no more reports; the waiting reports are not counted."""
         give_up_open_rounds(run, error, now)
         for session in [session for which, session in self._staged if which == id(run)]:
-            self._answer(run, session, Refused("closed", "the round of this report was given up"))
+            self._answer(run, session, Refused("closed", "the round of this report was ended without a model"))
 
     def _abort(self, item: Aborted, now: float) -> None:
         row = item.run.coordinator.session(item.session)

@@ -28,7 +28,7 @@ class Aborted:
     Attributes:
         run: The run that gave the session.
         session: The session.
-        reason: The reason, from the closed list.
+        reason: The reason, from the protocol's closed list of reasons.
         parent: The edge that sent the message for one of its devices; empty if the device itself sent it.
     """
 
@@ -40,12 +40,12 @@ class Aborted:
 
 @dataclass(frozen=True)
 class Spoilt:
-    """A request to free the place of a session, since its report can never be counted.
+    """A request to give the place of a session in its round to another device, since its report can never be counted.
 
     Attributes:
         run: The run that gave the session.
         session: The session.
-        code: The error code, from the closed list.
+        code: The error code, from the protocol's closed list of error codes.
     """
 
     run: Run
@@ -55,10 +55,10 @@ class Spoilt:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of an admin or of the process itself, carried out between other decisions.
+    """A command of an admin or of the process itself, which is carried out between other decisions.
 
     Attributes:
-        do: Carries the command out, given the time, and returns the answer.
+        do: A function that carries out the command. Its argument is the time; its result is the answer.
     """
 
     do: Callable[[float], Any]

@@ -127,7 +127,9 @@ class Senders:
         if self._server.roll.remembers(device, self._server.clock()):
             return
         if self._lookups >= MOST_LOOKUPS:
-            raise Refused("busy", "too many devices that are not in memory sent requests at once", AGAIN)
+            raise Refused(
+                "busy", "too many devices must be looked up in the database at the same time: try again later", AGAIN
+            )
         self._lookups += 1
         try:
             find = self._server.roll.find

@@ -141,7 +141,7 @@ class Server:
 
     @property
     def leads(self) -> bool:
-        """Whether this process makes models and handles timed events. Read it on the deciding thread."""
+        """Whether this process makes models and handles timed events. Read this property on the deciding thread."""
         return self._fence is not None
 
     def run(self, task: str, kind: Kind) -> Run | None:
@@ -163,13 +163,13 @@ class Server:
         return await self._committer.ask(Reported(run, report))
 
     async def abort(self, run: Run, session: str, reason: str, edge: str = "") -> Nothing:
-        """Note that no report of a session will come. `edge` is the edge that sent this for its device; empty if the device
+        """Record that no report of a session will come. `edge` is the edge that sent this for its device; empty if the device
         sent it.
         """
         return await self._committer.ask(Aborted(run, session, reason, edge))
 
     async def let_go(self, run: Run, session: str, code: str) -> Nothing:
-        """Free the place of a session whose report can never be counted."""
+        """Give the place of a session in its round to another device, since its report can never be counted."""
         return await self._committer.ask(Spoilt(run, session, code))
 
     async def command(self, do: Callable[[float], Any]) -> Any:
@@ -267,7 +267,7 @@ class Server:
         if self._fence is None:
             LOG.info("replica %s leads", self.replica.leader)
         else:
-            LOG.info("recovered; fence %d", self._fence)
+            LOG.info("recovered; this server leads (lease number %d)", self._fence)
 
     def _fail(self, error: Exception, waiting: Iterable[PendingRequest[Item]]) -> None:
         """Answer all waiting senders with a retry window, after storage or this server has failed, or another server leads."""
@@ -284,7 +284,13 @@ class Server:
     def _send_back(self, waiting: Iterable[PendingRequest[Item]]) -> None:
         """Answer these requests, and those of staged reports, with a retry window."""
         for request in [*waiting, *self._reports.take_staged()]:
-            request.say(Refused("not_ready", "the server recovers; your report is not counted yet", AGAIN))
+            request.say(
+                Refused(
+                    "not_ready",
+                    "the server is recovering: try again later (a report in this request is not counted yet)",
+                    AGAIN,
+                )
+            )
 
     def _tick(self, now: float) -> None:
         """Handle timed events in all runs: deadlines, closing rounds, and the count of devices."""
@@ -324,7 +330,7 @@ def _command(request: PendingRequest[Item], command: Command, now: float) -> Non
 
 
 def in_words(error: Exception) -> str:
-    """Return the reason for an error as text: the message of the storage, or the note that it is a defect of the server."""
+    """Return the reason for an error as text: the message of the storage, or a text that says that the server has a defect."""
     if isinstance(error, SumusError):
         return str(error)
     inner = getattr(error, "orig", None) or error

@@ -1,6 +1,6 @@
 """The status of a server as data: what it does and what it waits for. `sumus status`, the admin's page and /metrics show it.
 
-    now = await look(server)                       a ServerStatus; also while storage fails
+    now = await look(server)                       a ServerStatus, even while storage fails
     now.tasks[0].runs[0].waiting                   "3 of 7 reports; 4 devices train"
 
 A status holds sums over devices only: it names neither a device nor the time of a device's action. The structs are the JSON of
@@ -30,7 +30,7 @@ from sumus.wire.messages import Refused
 
 CLEAR_MODE = "clear mode: the server sees each update in memory"
 """The mode of every server, as long as sumus has no secure aggregation, which would hide single updates."""
-SPOOL = "; sealed spool: each update of {} is kept on its disk, sealed, until the update's round is over"
+SPOOL = "; sealed spool: each update of {} is kept on its disk, encrypted, until the update's round is over"
 SHORT = 80
 """The largest number of characters of a shortened reason."""
 PATIENCE = 15.0
@@ -111,7 +111,7 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
         name: The server's name.
         leads: Whether this server makes the models.
         leader: The name of the leader.
-        fence: The number of the leader's lease.
+        fence: The number of the leader's lease; it grows with each new leader.
         there: The names of all servers that share the rounds.
     """
 
@@ -127,8 +127,8 @@ class InfluenceStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         contributors: The smallest number of contributors with which a sum is used.
-        share: The device's share of the sum's weight, from 0 to 1; if an aggregator chooses among updates, its share of the
-            aggregator's result.
+        share: The device's share of the sum's weight, from 0 to 1; if an aggregator chooses among updates, the device's
+            share of the aggregator's result.
         length: The largest norm of an update that is counted; None if no clip bounds updates.
         step: The largest distance by which the device can move the round's mean. If an aggregator chooses among updates, or
             devices receive more than the model, it is the largest norm of the aggregator's result. None if it is unbounded.
@@ -187,7 +187,7 @@ class AboveStatus(msgspec.Struct, frozen=True):
         sums: The number of sums that the server has counted.
         bytes: The size of these sums in bytes.
         waiting: The number of sums that wait to be sent or counted.
-        why: The trouble, in a few words.
+        why: The same reason in a few words, without the address and the advice.
     """
 
     server: str
@@ -243,7 +243,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
         held: The number of check-ins that are held open.
         mode: The text that describes what the server can see of updates.
         events: The number of events, by kind and outcome.
-        replica: This server's place among the servers that share its rounds.
+        replica: This server as one of the servers that share its rounds.
         tasks: The tasks.
         above: The upstream server of an edge; None if the server is not an edge.
         certificate_s: The time until the server's certificate ends, in seconds; None if it has no certificate.
@@ -295,7 +295,7 @@ async def look(
     except Refused as refused:
         trouble = server.trouble or refused.problem.detail
     except TimeoutError:
-        trouble = f"the present decision has taken {server.stuck_s:.0f} s: is the disk or the database slow?"
+        trouble = f"the current decision has already taken {server.stuck_s:.0f} s: check whether the disk or the database is slow"
     counts = server.counts
     return ServerStatus(
         population=server.population,
@@ -431,7 +431,7 @@ def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: floa
         return "its model is being made"
     pause = begins_at(run.pacing, row) - now
     if pause > 0 and not row.out:
-        return f"the plan leaves {ago(run.pacing.every or 0.0)} between rounds: goes on in {ago(pause)}"
+        return f"the plan leaves {ago(run.pacing.every or 0.0)} between rounds: the next one begins in {ago(pause)}"
     if row.state is not State.OPEN:
         return "about to begin"
     goal, fewest = run.pacing.cohort, run.pacing.fewest

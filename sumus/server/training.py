@@ -46,11 +46,11 @@ class TrainingRun(Run):
     """A run in which devices train; a round's sum becomes the next model.
 
     Attributes:
-        plan: The plan, which declares its data.
+        plan: The plan, which contains a description of its data.
         blobs: The store of plans and models.
         releases: Whether a new model is released at once; otherwise an admin promotes it.
-        version: The newest model.
-        shown: The released model, which devices use for predictions.
+        version: The version of the newest model.
+        shown: The version of the released model, which devices use for predictions.
     """
 
     kind: Kind = "train"
@@ -144,7 +144,7 @@ class TrainingRun(Run):
     def _after(
         self, total: Aggregate, apart: Sequence[Aggregate] | None, state: ServerState, seed: bytes, people: int
     ) -> ServerState:
-        """Compute the server's state after a sum. `apart` holds the single reports of the sum, if the plan needs them."""
+        """Compute the server's state after a sum. If the plan needs the reports of the sum one by one, `apart` holds them."""
         check_enough(total, self.least)
         algorithm = self.plan.algorithm
         # noise for differential privacy enters here: between the sum and the model's step
@@ -218,8 +218,8 @@ class TrainingRun(Run):
     def roll_back(self, version: int, now: float) -> Model:
         """Continue from an earlier version, which becomes the newest version under a new number. All open work is ended.
 
-        This begins a new noise epoch: the privacy budget that was spent before stays spent, since published models stay
-        published.
+        This begins a new noise epoch (a new account of the noise for differential privacy): the privacy budget that was spent
+        before stays spent, since published models stay published.
         """
         earlier = self.model(version)
         self.end_all(now)
@@ -311,7 +311,7 @@ def assignment_of(run: Run, session: Session, version: int, plan: Body, broadcas
     Args:
         run: The run that gave the session.
         session: The session.
-        version: The version of the model from which the device begins, or that it measures.
+        version: The version of the model from which the device trains, or which it measures.
         plan: The hash and size of the plan.
         broadcast: The hash and size of the broadcast from which the device begins.
         now: Seconds of the server's clock.
@@ -333,4 +333,4 @@ def assignment_of(run: Run, session: Session, version: int, plan: Body, broadcas
 def check_enough(total: Aggregate, least: int) -> None:
     """Raise Unusable if a sum has too few contributors."""
     if int(total.count) < least:
-        raise Unusable(f"the sum has {many(int(total.count), 'contributor')}, and the plan requires at least {least}")
+        raise Unusable(f"the sum has {many(int(total.count), 'contributor')}, but the plan requires at least {least}")

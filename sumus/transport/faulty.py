@@ -1,4 +1,4 @@
-"""A network with random faults, which a seed determines, for tests of programs that must survive a bad network.
+"""A network with random faults that are determined by a seed, for tests of programs that must survive a bad network.
 
 transport = FaultyTransport(inner, Faults(lost=0.1, unanswered=0.1, twice=0.05), generator(seed, "network", device))
 """
@@ -20,10 +20,10 @@ class Faults:
 
     Attributes:
         lost: The request does not arrive.
-        unanswered: The request arrives, and its response is lost.
+        unanswered: The request arrives, but its response is lost.
         twice: The request arrives twice, and the second response is returned.
         cut: The request's body arrives without its end, and there is no response.
-        answer_cut: The response's body arrives without its end, and the response looks complete.
+        answer_cut: The response's body arrives without its end, but the response looks complete.
         delayed: The request is delayed.
         delay: The longest delay, in seconds.
     """

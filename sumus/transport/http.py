@@ -96,7 +96,7 @@ class HttpTransport:
             read = self._read(response, until, most)
             whole = True
         except HTTPError as error:
-            raise Unreachable(f"the answer of {self.url} was cut off: {why_unreached(error)}") from error
+            raise Unreachable(f"the response from {self.url} was cut off: {why_unreached(error)}") from error
         finally:
             if not whole:
                 response.close()  # its unread rest must not be mistaken for the next response
@@ -108,9 +108,9 @@ class HttpTransport:
         while block := response.read1(_BLOCK):
             body += block
             if len(body) > most:
-                raise Unreachable(f"{self.url} answers with more than {amount(most)}, which is not accepted here")
+                raise Unreachable(f"the response from {self.url} is longer than the limit of {amount(most)}")
             if time.monotonic() > until:
-                raise Unreachable(f"the answer of {self.url} took too long")
+                raise Unreachable(f"the response from {self.url} took too long")
         return bytes(body)
 
     def close(self) -> None:

@@ -123,7 +123,9 @@ def test_an_old_database_beside_a_newer_head_does_not_start_until_it_is_reconcil
 ) -> None:
     data = tmp_path / "data"
     put_back(data, tmp_path / "backup" / "sumus.db")
-    with pytest.raises(ExperimentError, match="version 2 was published.*`sumus reconcile` begins a new epoch"):
+    with pytest.raises(
+        ExperimentError, match="version 2 was already published.*`sumus reconcile`, which begins a new noise epoch"
+    ):
         open_service({"tiny": tiny()}, Storage(data))
     assert reconcile(Storage(data)) == {"tiny": 1}
     with served(data) as (service, _):
@@ -137,9 +139,9 @@ def test_a_restore_disturbs_nothing(tmp_path: Path, grown: tuple[list[ScriptedDe
     with pytest.raises(ExperimentError, match="move sumus.db, .* keep keys/, head.json and departed.txt"):
         restore(backup, Storage(data))
     with served(data):
-        with pytest.raises(ExperimentError, match="a server runs on .*: stop it first"):
+        with pytest.raises(ExperimentError, match="a server is using .*: stop it first"):
             restore(backup, Storage(data))
-        with pytest.raises(ExperimentError, match="another server runs"):
+        with pytest.raises(ExperimentError, match="another server is using"):
             reconcile(Storage(data))
     with pytest.raises(ExperimentError, match="is not a complete backup"):
         restore(tmp_path, Storage(tmp_path / "other"))

@@ -47,7 +47,7 @@ def test_it_is_tried_later_and_later_and_each_reason_is_said_once(caplog: pytest
     assert [record.message.partition(";")[0] for record in caplog.records] == [
         "no database",
         "no server above",
-        "it is available now: the start continues",
+        "what was missing is available now: the start continues",
     ]
 
 
@@ -95,7 +95,7 @@ def test_a_server_waits_for_its_database(postgres: str, tmp_path: Path) -> None:
         with begun(
             "serve", tmp_path / "tiny.sumus", "--data", tmp_path / "data", "--database", late, "--port", 0
         ) as server:
-            assert "the database cannot be opened" in said(server, "the start waits for that, and tries again")
+            assert "the database cannot be opened" in said(server, "the start waits, and tries again")
             (tmp_path / "late").symlink_to(folder)
             assert list(opened(server)["tasks"]) == ["tiny"]
 
@@ -104,7 +104,7 @@ def test_who_waits_is_told_to_stop(tmp_path: Path) -> None:
     (tmp_path / "tiny.sumus").write_bytes(tiny(deadline=60.0).to_bytes())
     nowhere = f"postgresql+psycopg://sumus@/sumus?host={tmp_path}"
     with begun("serve", tmp_path / "tiny.sumus", "--data", tmp_path / "data", "--database", nowhere) as server:
-        said(server, "the start waits for that, and tries again")
+        said(server, "the start waits, and tries again")
         server.send_signal(signal.SIGTERM)
         out, err = server.communicate(timeout=60)
         assert (server.returncode, out) == (130, "")
@@ -118,7 +118,7 @@ def test_an_edge_waits_for_the_server_above(tmp_path: Path) -> None:
     with begun(*words, "--port", 0, "--edges", 1, "--edge-file", link) as server:
         port = opened(server)["url"].rpartition(":")[2]
     with begun("edge", "--data", tmp_path / "edge", "--link-file", link, "--port", 0) as edge:
-        assert "cannot be reached" in said(edge, "the start waits for that, and tries again")
+        assert "cannot be reached" in said(edge, "the start waits, and tries again")
         with begun(*words, "--port", port) as server:
             opened(server)
             assert opened(edge)["url"]

@@ -327,11 +327,13 @@ def test_what_is_not_shared_is_refused_at_the_start(replicas: Replicas) -> None:
         replicas.folder / "new", replicas.url, replicas.folder / "shared" / "keys", str(replicas.folder / "x")
     )
     with pytest.raises(
-        ExperimentError, match=f"replica {name} keeps models and sums elsewhere: give all the same --blobs"
+        ExperimentError, match=f"replica {name} keeps models and sums elsewhere: give all replicas the same --blobs"
     ):
         open_service({"tiny": bundle}, where)
     where = replace(where, keys=replicas.folder / "other" / "keys", blobs=str(replicas.folder / "shared" / "blobs"))
-    with pytest.raises(ExperimentError, match=f"replica {name} has another key ring: give all the same --keys"):
+    with pytest.raises(
+        ExperimentError, match=f"replica {name} has another key ring: give all replicas the same --keys"
+    ):
         open_service({"tiny": bundle}, where)
     for served, policy in (
         (replace(bundle, plan=replace(bundle.plan, algorithm=sumus.fedavg(sumus.sgd(lr=0.3)))), {}),
@@ -340,7 +342,7 @@ def test_what_is_not_shared_is_refused_at_the_start(replicas: Replicas) -> None:
     ):
         with pytest.raises(ExperimentError, match=f"replica {name} serves other tasks, plans or options"):
             replicas.opened(served, "new", **policy)
-    with pytest.raises(ExperimentError, match=f"replica {name} works on this database: stop all of them first"):
+    with pytest.raises(ExperimentError, match=f"replica {name} works on this database: stop all replicas first"):
         reconcile(replace(where, data=replicas.folder / "new"))
     assert first.server.tasks[0].training.version == 0
     replicas.start(bundle)

@@ -346,7 +346,7 @@ def test_a_restart_goes_on_where_it_was(start: Start) -> None:
 
 def test_no_two_servers_on_one_folder(start: Start) -> None:
     start({"tiny": tiny(2)})
-    with pytest.raises(ExperimentError, match="another server runs"):
+    with pytest.raises(ExperimentError, match="another server is using"):
         start({"tiny": tiny(2)})
 
 

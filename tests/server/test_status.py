@@ -187,7 +187,7 @@ def test_what_devices_refused_is_said_in_words_and_counts_each_device_once(
         first, *others = it.now().refusals
         assert (first.task, first.kind, first.why, first.devices) == ("tiny", "train", "floor-rounds", 2)
         assert first.said.startswith(
-            "2 devices: already took part in as many rounds today as the owner consents to (24,"
+            "2 devices: already took part in as many rounds today as the owner consents to (24 by default;"
         )
         assert {other.why for other in others} <= {"resting"}
         text = printed(it.now(), capsys)
@@ -199,8 +199,8 @@ def test_what_devices_refused_is_said_in_words_and_counts_each_device_once(
 @pytest.mark.parametrize(
     ("pacing", "asked", "said"),
     [
-        ({"requires": sumus.Conditions(charging=True)}, {}, "1 device: not charging, and the plan requires it"),
-        ({"requires": sumus.Conditions(idle=True)}, {}, "1 device: in use, and the plan requires an idle device"),
+        ({"requires": sumus.Conditions(charging=True)}, {}, "1 device: not charging, but the plan requires it"),
+        ({"requires": sumus.Conditions(idle=True)}, {}, "1 device: in use, but the plan requires an idle device"),
         (
             {"requires": sumus.Conditions(version=7)},
             {},

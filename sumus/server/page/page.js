@@ -100,7 +100,7 @@ function show(now) {
       + (task.released === task.version ? "" : `, devices answer with version ${task.released}`)
       + (measured ? `; version ${measured.version} measured on ${many(measured.evaluate.devices, "device")}: ${means(measured.evaluate.means)}${medians(measured.evaluate.medians || {})}` : "")
       + (task.influence ? `; ${task.influence.said}` : "")
-      + `; no noise is added yet, its place is ${task.noise_at === "top" ? "the top" : "at edges"}`
+      + `; no noise is added yet; its place would be ${task.noise_at === "top" ? "the top server" : "the edges"}`
       + (task.edge_rounds > 1 ? `; edges do ${task.edge_rounds} rounds of their own between two sums` : "");
   }));
 }
