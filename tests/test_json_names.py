@@ -78,7 +78,7 @@ def test_a_body_of_brackets_takes_no_more_memory_than_it_has_bytes(piece: str) -
     body = f"[{','.join([piece] * (2 * MOST_CONTAINERS))}]".encode()
     tracemalloc.start()
     try:
-        with pytest.raises(BadReading, match=f"lists and objects, and at most {MOST_CONTAINERS} are read"):
+        with pytest.raises(BadReading, match=f"lists and objects, but at most {MOST_CONTAINERS} are read"):
             read_json(body)
         assert tracemalloc.get_traced_memory()[1] < len(body)
     finally:

@@ -21,7 +21,7 @@ class ServerAccess:
     """One device's access to its server.
 
     Args:
-        link: The server's address, and the token that lets the device in. An empty address means the server at which the
+        link: The server's address, and the token with which the device enrols. An empty address means the server at which the
             device is enrolled.
         memory: Holds the device's key, its membership and the server's authority.
         new_key: Returns a new private key; called if the device has none yet.
@@ -138,7 +138,7 @@ class ServerAccess:
             self._transport.close()
 
     def _vouching(self) -> str:
-        """Return the certificates (PEM) that the server's must come from: those that the link names or pins, or saved ones."""
+        """Return the CA certificates (PEM) that verify the server: those that the link names or pins, or those of the record."""
         if self._link.authority:
             self._authority = self._link.authority
         if self._link.pin is not None and pin_of(self._authority) != self._link.pin:
@@ -164,11 +164,11 @@ def expect_own_server(record: Record, link: Link, moves: bool) -> None:
     if not moves:
         raise ExperimentError(
             f"this folder belongs to a device of {member.server}: give another --folder for {link.server}, or forget this "
-            "device first. If that server has moved, give its new address alone, without a token. If the link is for another "
-            "edge of the same population, add --move"
+            "device first. If the device's server has moved, give its new address alone, without a token. If the link is for "
+            "another edge of the same population, add --move"
         )
     if record.row.session:
         raise ExperimentError(
-            f"only {member.server} knows whether this device's last report was counted: let the device check in there once "
-            f"more before it moves to {link.server}"
+            f"only {member.server} knows whether this device's last report was counted: run `sumus join --once` with "
+            f"that address before the device moves to {link.server}"
         )

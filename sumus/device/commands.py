@@ -32,12 +32,12 @@ ClientFile = Annotated[
         "--client", metavar="FILE.py[:NAME]", help="A file that defines `task` (or `plan`) and `examples` (or NAME)."
     ),
 ]
-Folder = Annotated[Path | None, typer.Option(help="The device's folder; by default that of `join`.")]
+Folder = Annotated[Path | None, typer.Option(help="The device's folder; by default the one that `join` uses.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON objects, one per line.")]
 Authority = Annotated[
     Path | None,
     typer.Option(
-        help="File of certificates (PEM), one of which must have issued the server's, if you have an authority of your own.",
+        help="File of CA certificates (PEM), if the server's certificate comes from a private authority.",
         metavar="FILE",
     ),
 ]
@@ -50,7 +50,7 @@ def secret_file(content: str, source: str = "") -> Any:
         content: The content of the file.
         source: A sentence about where the operator gets the content.
     """
-    text = f"File with {content}, - for standard input; else SUMUS_TOKEN may hold it."
+    text = f"File with {content}, or - for standard input. Without it, SUMUS_TOKEN is used."
     return typer.Option(help=f"{text} {source}".rstrip())
 
 
@@ -59,7 +59,10 @@ class ServerOptions:
     """The server that a device or a node uses."""
 
     url: Annotated[
-        str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; not needed with a link.")
+        str | None,
+        typer.Argument(
+            metavar="[URL]", help="The server's URL, https://HOST:PORT; not needed if --token-file holds a link."
+        ),
     ] = None
     token_file: Annotated[str | None, secret_file("a token or a link")] = None
     authority: Authority = None
@@ -71,8 +74,8 @@ class WorkOptions:
 
     rounds: Annotated[int | None, typer.Option(min=1, help="End after this many counted reports.")] = None
     once: Annotated[bool, typer.Option(help="Check in once, do the work that the server gives, and end.")] = False
-    evaluate_only: Annotated[bool, typer.Option(help="Measure models, and never train.")] = False
-    train_only: Annotated[bool, typer.Option(help="Train, and never measure models.")] = False
+    evaluate_only: Annotated[bool, typer.Option(help="Evaluate models, and never train.")] = False
+    train_only: Annotated[bool, typer.Option(help="Train, and never evaluate models.")] = False
     executor: Annotated[str, typer.Option(help="auto, or an executor of `sumus simulate`.")] = "auto"
 
 
@@ -102,7 +105,7 @@ def join(
     insecure: Annotated[bool, typer.Option(help="Allow http:// to another machine.")] = False,
     move: Annotated[
         bool,
-        typer.Option(help="Move, with the same key, to another edge of the same population, which the link names."),
+        typer.Option(help="Move to the edge that the link names, of the same population. The device keeps its key."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -173,11 +176,11 @@ def predict(
                 np.save(file, outputs)
         except OSError as error:
             raise ExperimentError(f"{output} cannot be written: {error.strerror or error}") from error
-        echo(f"{output}: outputs {list(outputs.shape)} of {of}")
+        echo(f"{output}: outputs of shape {list(outputs.shape)} from {of}")
     elif as_json:
         echo(json.dumps({"task": found.task, "version": found.version, "outputs": outputs.tolist()}))
     else:
-        echo(f"outputs of {of}", error=True)
+        echo(f"outputs from {of}", error=True)
         for row in outputs:
             echo(" ".join(f"{value:g}" for value in np.ravel(row)))
 
@@ -222,7 +225,9 @@ def floor_of(words: list[str]) -> Floor:
         try:
             given[name] = known[name](value)
         except (KeyError, ValueError):
-            raise ExperimentError(f"--floor {word!r}: write NAME=NUMBER, with a name of {', '.join(known)}") from None
+            raise ExperimentError(
+                f"--floor {word!r}: write NAME=NUMBER, where NAME is one of {', '.join(known)}"
+            ) from None
     return Floor(**given)
 
 

@@ -1,4 +1,4 @@
-"""The contract for a device's computations: PyTorch implements it today, and onnxruntime or plain numpy can.
+"""The contract for a device's computations: it is implemented with PyTorch, and could be with onnxruntime or plain numpy.
 
     class OnnxCompute:                              the methods of `DeviceCompute`, with numpy arrays
         ...

@@ -50,7 +50,7 @@ class Linux:
         root: The root of the file system.
         run: Returns a command's standard output; None if the command cannot be run.
         charging: A check in place of /sys/class/power_supply. A machine without a battery counts as charging.
-        battery: A level from 0 to 1, in place of that in /sys/class/power_supply. Without a battery, the level is 1.
+        battery: A level from 0 to 1, in place of the level in /sys/class/power_supply. Without a battery, the level is 1.
         unmetered: A check in place of NetworkManager, which is asked about the connections in use. If NetworkManager does
             not run, the kind of interface of the default route decides. Without a route, the network does not count as unmetered.
         idle: A check in place of two others: the load of the last minute must be below 0.5 per core, and logind must not

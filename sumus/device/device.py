@@ -173,8 +173,8 @@ class Device:
         return self._rounds.enrol()
 
     def wake(self) -> float:
-        """Do everything that is due now, and return the seconds until the next action is due. For programs with their own event
-        loop.
+        """Do everything that is due now, and return the seconds until the next action is due. Programs with their own event
+        loop call this; `run` calls it in a loop.
 
         Raises:
             ExperimentError: A person must act; the message says how.
@@ -226,7 +226,8 @@ class Device:
 
         Args:
             inputs: Inputs as this device stores them; they are prepared like its examples.
-            task: The task whose model predicts, if the server has several for this device; None for the one updated last.
+            task: The task whose model predicts, if the server has several for this device; None for the task
+                whose model was updated last.
         """
         return self.prediction(inputs, task).outputs
 
@@ -238,7 +239,8 @@ class Device:
             model = compute.model(kept.body)
         except ParticipantError as error:
             raise ExperimentError(
-                f"the stored model does not belong to this task: {error}; let the device check in again"
+                f"the stored model does not belong to this task: {error}; run `sumus join --once`, so that the device gets "
+                "the current model"
             ) from error
         return Prediction(compute.predict(model, kept.state, self._examples, inputs), kept.task, kept.version)
 

@@ -1,10 +1,10 @@
-"""Enrolment links: the address of a server, a token that admits a device, and a pin by which the device recognises the server.
+"""Enrolment links: the address of a server, a token that admits a device, and a pin by which the device recognizes the server.
 
     https://sumus.example.org:8443/#enrol=TOKEN&pin=HEX
 
 The part after # is never sent over the network. Anybody with the token can enrol, so the token is read from a file, from
 standard input or from the environment, and never from a command line, which everyone on the machine can read. `pin` is the
-SHA-256 of the server's authority, a certificate in DER. With a pin, only that authority vouches for the server.
+SHA-256 of the server's authority, a certificate in DER. With a pin, only a certificate from that authority is accepted.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from sumus.transport.http import unverified
 
 VARIABLE = "SUMUS_TOKEN"
 """The name of the environment variable that may hold a token or a whole link."""
-_NO_ADDRESS = "a server's address is https://HOST:PORT, with or without the part of a link after #"
+_NO_ADDRESS = "this is neither a server's address nor a link: give https://HOST:PORT, or a whole link"
 _QUOTES = "\"'`<>\u2018\u2019\u201c\u201d\ufeff "
 """Characters to strip around a link that was copied from a shell, a mail or a file."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,512}")
@@ -34,13 +34,13 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,512}")
 
 @dataclass(frozen=True)
 class Link:
-    """A server's address, with the token that lets a device in.
+    """A server's address, with the token with which a device enrols.
 
     Args:
         server: scheme://host:port; empty if only a token is known.
         token: The token. For several links: their tokens, separated by blanks; the first unused one is used.
         pin: SHA-256 of the server's authority, hexadecimal.
-        authority: Certificates (PEM), one of which must have issued the server's; empty if the user named none.
+        authority: CA certificates (PEM), one of which must have issued the server's certificate; empty if the user gave none.
     """
 
     server: str
@@ -49,7 +49,7 @@ class Link:
     authority: str = field(default="", repr=False)
 
     def vouched_for_by(self, file: str | Path | None) -> "Link":
-        """Return the same link with the certificates of a file, which must vouch for the server. None changes nothing."""
+        """Return the same link with the CA certificates of a file, which verify the server. None changes nothing."""
         if file is None:
             return self
         if self.pin is not None:
@@ -84,7 +84,7 @@ def read_link(text: str, insecure: bool = False) -> Link:
         raise ExperimentError(f"{server}: a server's address has no path, no query and no user: give https://HOST:PORT")
     if address.scheme == "http" and not (insecure or is_loopback(address.host.strip("[]"))):
         raise ExperimentError(
-            f"{server} is not encrypted: use https://, or --insecure (insecure=True) if the network is encrypted"
+            f"{server} is not encrypted: use https://, or --insecure (insecure=True) if the network itself is encrypted"
         )
     said = dict(parse_qsl(address.fragment or ""))
     token, pin = said.get("enrol"), said.get("pin")
@@ -101,19 +101,22 @@ def _one_of(links: Sequence[Link]) -> Link:
     """Combine several links of the same server into one; a device may use any of their tokens."""
     first = links[0]
     if any((link.server, link.pin) != (first.server, first.pin) or link.token is None for link in links):
-        raise ExperimentError("these are not links of one server, one per line: give a file with such links")
+        raise ExperimentError(
+            "these links are not all for one server, or one has no token: give links of one server, one per line"
+        )
     return replace(first, token=" ".join(link.token for link in links if link.token is not None))
 
 
 def link_of_command(text: str, insecure: bool = False, option: str = "--token-file") -> Link:
-    """Read a server's address from a command line, which must not contain a token; `option` is named as the remedy."""
+    """Read a server's address from a command line, which must not contain a token; the error recommends `option`."""
     if "://" not in text:
         raise ExperimentError(f"{text!r} is not a server's address: give https://HOST:PORT")
     link = read_link(text, insecure)
     if link.token is not None:
         raise ExperimentError(
             "everyone on this machine can read a command line, so it must not contain a token: put the link into a file and "
-            f"give {option} FILE, or - for standard input, or set {VARIABLE}; then ask for another token"
+            f"give {option} FILE, or - for standard input, or set {VARIABLE}; then ask for another token, since others may have "
+            "read this one"
         )
     return link
 
@@ -125,7 +128,9 @@ def read_authority(file: str | Path) -> str:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (OSError, ValueError) as error:  # also errors of TLS
         reason = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else error
-        raise UsageError(f"the authority {file} cannot be read ({reason}): give a file of certificates, PEM") from error
+        raise UsageError(
+            f"the authority {file} cannot be read ({reason}): give a file of CA certificates (PEM)"
+        ) from error
     return text
 
 
@@ -144,7 +149,7 @@ def given(
         file: A file with a token or a whole link; "-" for standard input; None for the environment.
         environment: The environment, which may hold a token or a whole link.
         insecure: Whether http:// to other machines is allowed.
-        authority: A file of certificates, one of which must have issued the server's.
+        authority: A file of CA certificates (PEM), one of which must have issued the server's certificate.
         option: The command's option for `file`, for messages.
     """
     return _given(text, file, environment, insecure, option).vouched_for_by(authority)
@@ -174,7 +179,7 @@ def fetch_authority(link: Link, patience: float = 30.0) -> str:
     text = unverified(link.server, "/v1/authority", patience).decode("ascii", "replace").strip()
     if pin_of(text) != link.pin:
         raise ExperimentError(
-            f"{link.server} is not the server of this link: its authority has another hash; ask the sender of the link"
+            f"{link.server} is not the server of this link: its authority does not have the link's pin; ask for a new link"
         )
     return text
 

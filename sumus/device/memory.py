@@ -77,7 +77,9 @@ class DeviceMemory:
     def _model_in(self, record: Record, task: str | None, fingerprint: str) -> ModelAtHand:
         name = task or record.latest
         if (kept := record.models.get(name)) is None:
-            raise ExperimentError("this device has no model to predict with yet: let it check in once")
+            raise ExperimentError(
+                "this device has no model to predict with yet: join its server once (`sumus join --once`), so that it gets one"
+            )
         state = self._state_in(record, name, fingerprint)
         return ModelAtHand(name, kept.version, self.store.get(kept.object), state)
 

@@ -1,4 +1,4 @@
-"""Messages from a device to its owner: news as they happen, and the problem that is not resolved yet."""
+"""Messages from a device to its owner: news as it happens, and the problem that is not resolved yet."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -78,7 +78,7 @@ class NewsFeed:
         self.tell(DeviceNews("trouble", said, again_s=again_s))
 
     def trouble_is_over(self) -> None:
-        """Forget the problem: the server answered."""
+        """Forget the problem, because the server answered."""
         self._trouble = ""
 
     def folder_was_copied(self, said: str) -> None:

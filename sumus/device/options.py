@@ -54,10 +54,10 @@ class ServerConnection:
     Attributes:
         wait_s: Seconds for which the server may hold a check-in open until it has work, at most `LONGEST_WAIT`.
         insecure: Whether http:// to another machine is allowed.
-        moves: Whether the device may move, with its key, to the server of a new link. That must be another edge of the same
-            population, or the server above it.
-        authority: A file of certificates (PEM), one of which must have issued the server's. The device keeps them for its next
-            start. None means those of an earlier start, or else those of the system.
+        moves: Whether the device may move to the server of a new link, and keep its key. The new server must be another edge
+            of the same population, or the server above the edges.
+        authority: A file of CA certificates (PEM), one of which must have issued the server's certificate. The device stores
+            them. None means the stored certificates or, if there are none, those of the system.
         transport: Carries the requests in place of HTTP, in tests and simulations.
     """
 

@@ -2,7 +2,7 @@
 
     stepped = step_record(record, event, floor)     pure: writes, sends and reports nothing
 
-The shell writes `stepped.record` first, and then carries out `stepped.actions`.
+The caller writes `stepped.record` first, and then carries out `stepped.actions`.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The requests of a device or an edge to its server: one method, signed where necessary, for each of `sumus.wire.messages`.
+"""The requests of a device or an edge to its server: one method for each endpoint in `sumus.wire.messages`.
 
 If the server answers with an error, a method raises `Refused` with the server's code. If no answer comes, or the answer
 cannot be read, it raises `Unreachable`.
@@ -70,7 +70,7 @@ class Requests:
         """Enrol the device. Repeating this with the same key changes nothing.
 
         Args:
-            token: The token of a link; or several, separated by blanks, of which the first unused one is used.
+            token: The token of a link; or several, separated by blanks, of which an unused one is used.
         """
         tokens = token.split()
         first = secrets.randbelow(len(tokens))  # so that devices with the same links do not all try the same ones
@@ -90,7 +90,9 @@ class Requests:
         request = EnrolmentRequest(token, public_key, challenge.nonce, to_base64url(signature))
         enrolment = read_answer(Enrolment, self._ask("enrol", write(request)))
         if enrolment.device != self.device:
-            raise Unreachable("the server gave the device an id that does not match its key: is this a sumus server?")
+            raise Unreachable(
+                "the server gave the device an id that does not match its key: check the server's address"
+            )
         self.population = enrolment.population
         return enrolment
 
@@ -124,7 +126,7 @@ class Requests:
         self._ask("withdraw", write(Nothing()))
 
     def object(self, body: Body) -> bytes:
-        """Fetch the bytes with a hash. Raise Unreachable if the server sends other bytes."""
+        """Fetch an object by its hash. Raise Unreachable if the server sends other bytes."""
         answer = self._ask("object", b"", {"sha256": body.sha256}, patience=UPLOADING, most=body.bytes)
         if hashlib.sha256(answer.body).hexdigest() != body.sha256:
             raise Unreachable(f"the server sent other bytes than those of the object {body.sha256[:12]}…")
@@ -170,7 +172,9 @@ def _refused(answer: Answer) -> Exception:
     try:
         problem = read(Problem, answer.body)
     except ParticipantError:
-        return Unreachable(f"its answer, with the status {answer.status}, is not one of a sumus server")
+        return Unreachable(
+            f"the answer, with the status {answer.status}, is not from a sumus server: check the address"
+        )
     return Refused(printable(problem.code), printable(problem.detail), problem.retry_after_s, problem.serial)
 
 

@@ -2,7 +2,7 @@
 
 The table decides, and this module carries the decisions out. An event leads to a new record and a list of actions
 (`record_step`). The record is written first; then the actions are carried out, and their result is the next event. So if the
-process ends at any moment, the next one continues from the record, with the same report.
+process ends at any moment, the next process continues from the record, with the same report.
 
 Nothing here sleeps. `wake` does everything that is due now, and returns the seconds until the next action is due.
 """
@@ -139,7 +139,7 @@ class DeviceRounds:
             self._sleep_within(self._memory.record.row.window)
 
     def _is_enrolled(self) -> bool:
-        """Return whether the device is enrolled, after an attempt to enrol it; if it is not, it waits."""
+        """Return whether the device is enrolled, after an attempt to enrol it; if that fails, the device waits."""
         try:
             self.enrol()
         except Unreachable as error:
@@ -211,7 +211,7 @@ class DeviceRounds:
             self._take_answer(act, answer)
 
     def _take_answer(self, act: session.SendCheckIn, answer: CheckInAnswer) -> None:
-        """Process an answer in its order: the end of the last session, then work or a window, then models."""
+        """Process an answer in order: the end of the last session, then work or the next check-in's time, then models."""
         if answer.settled is not None:
             self._carry_out(session.Settled(answer.settled.session, answer.settled.outcome))
         if self._memory.record.row.phase is Phase.ASKED:
@@ -300,7 +300,7 @@ class DeviceRounds:
         work, report = self._memory.record.work, self._memory.record.report
         if work is None or report is None:
             raise ExperimentError(
-                "the device's record names a report that is not stored: delete its folder, and enrol again"
+                "the device's record names a report that is not stored: delete the device's folder, and enrol it again"
             )
         try:
             self._access.requests.report(work, self._memory.store.get(report))
@@ -327,13 +327,13 @@ class DeviceRounds:
     # ── whether the server answers ───────────────────────────────────────────────────────────────────────────────────
 
     def _answered(self) -> None:
-        """Note that the server answered, and knows this device."""
+        """Record that the server answered, and knows this device."""
         self._news.trouble_is_over()
         self._unanswered = 0
         self._access.server_answered()
 
     def _no_answer(self, said: str, window: Window = (0.0, 0.0)) -> None:
-        """Note that no answer came, or no useful one."""
+        """Record that no answer came, or no useful one."""
         self._unanswered += 1
         self._carry_out(session.NoAnswer(ordered(window)))
         self._news.tell_trouble(said, again_s=self._timer.left())

@@ -90,7 +90,7 @@ class Record:
 
     Attributes:
         membership: The device's enrolment; None before it is enrolled.
-        authority: The only certificates (PEM) that vouch for the server; empty for those of the system.
+        authority: The CA certificates (PEM) that verify the server; empty for those of the system.
         row: The device's state in the protocol.
         work: The device's assignment, until its outcome is known.
         report: The report of that work, encoded.
@@ -130,7 +130,7 @@ class DeviceStore(Protocol):
     """A device's memory. A crash at any moment leaves a write complete or undone."""
 
     def read(self) -> Record:
-        """Return the record that was written last; an empty one at first."""
+        """Return the record that was written last; an empty record if none was written."""
         ...
 
     def write(self, record: Record) -> None:
@@ -158,7 +158,7 @@ class DeviceStore(Protocol):
         ...
 
     def close(self) -> None:
-        """Let another process use the memory."""
+        """Release the memory, so that another process can use it."""
         ...
 
 
@@ -206,7 +206,7 @@ class FolderDeviceStore:
         look: Whether to open the folder only for reading, even while another process uses it.
 
     Raises:
-        ExperimentError: The folder has other contents, which are left unchanged, or cannot be used. The text says what to do.
+        ExperimentError: The folder cannot be used, or has other contents, which stay unchanged. The message says what to do.
     """
 
     def __init__(self, folder: str | Path, look: bool = False) -> None:
@@ -221,7 +221,7 @@ class FolderDeviceStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not _is_a_devices(self.folder):
                 raise ExperimentError(
-                    f"{folder} has other contents, and is not a device's folder: give a new one, or the one of this device"
+                    f"{folder} is not a device's folder, and is not empty: give a new folder, or this device's folder"
                 )
             self.folder.chmod(0o700)
             make_private_folder(self._objects)
@@ -232,7 +232,7 @@ class FolderDeviceStore:
             ) from error
         except OSError as error:
             raise ExperimentError(
-                f"a device cannot store anything in {folder}: {error.strerror or error}; give a folder that is yours"
+                f"a device cannot store anything in {folder}: {error.strerror or error}; give a folder in which you can write"
             ) from error
         self._clear(self.read())
 

@@ -1,4 +1,4 @@
-"""A task bound to torch on one machine: the computations of its devices, whether one or all that a process simulates.
+"""A task bound to torch on one machine. It computes for one device, or for all devices that a process simulates.
 
     training = Training(task, examples)
     done = training.train(plan, broadcast, job)          the report's bytes, and the client's new state
@@ -57,8 +57,8 @@ _counting, _inside, _number = threading.Lock(), list[None](), ExitStack()
 
 @contextmanager
 def _one_thread() -> Generator[None, None, None]:
-    """Limit torch to one thread, for several callers at once: the limit holds for the process, and the last caller to finish
-    restores the old number."""
+    """Limit torch to one thread while a `with` block runs. The limit holds for the whole process; if several callers use it at
+    the same time, the last one to finish restores the old number."""
     with _counting:
         if not _inside:
             _number.enter_context(one_thread())
@@ -96,7 +96,8 @@ class Training:
     Args:
         task: The task.
         examples: The first device's examples, which show what the examples of all devices look like.
-        executor: "auto" captures the step as a graph if that saves time and gives autograd's results; or a name of `--executor`.
+        executor: "auto" captures the step as a graph if that saves time and gives the same results as autograd. Other values
+            are those of `--executor`.
         device: The torch device for all computations.
         seed: The seed for leaves that no server sends.
         witness: Makes a `Witness` for the program, in a simulation. Devices use none, as nobody would read its results.
@@ -143,7 +144,7 @@ class Training:
         """Return the plan with this hash; its JSON is fetched if the plan is not known yet.
 
         Raises:
-            PlanError: The JSON is not a plan, or names code of the owner's that this process does not offer.
+            PlanError: The JSON is not a plan, or it needs a function of the owner's that this process does not have.
         """
         with self._one_at_a_time:
             plan = self._plans.get(sha256, body)

@@ -16,8 +16,8 @@ from sumus.wire.messages import Window
 LEAST = 1.0
 """The earliest end of a window from a server, in seconds from now."""
 SOON = (0.0, 0.1)
-"""The window in which a device checks in again: after its report is settled, if the server may hold its check-in; or just after
-its process has started."""
+"""The window in which a device checks in again after its process has started; or after the outcome of its report is known, if
+the server may hold its check-in."""
 UNMET = (60.0, 300.0)
 """The window in which a device checks its own conditions again if they are not met."""
 

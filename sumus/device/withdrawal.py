@@ -11,7 +11,7 @@ from sumus.wire.messages import Refused
 
 @dataclass(frozen=True)
 class ForgetReport:
-    """The data that were erased when a device was forgotten, and those that could not be.
+    """The data that were erased when a device was forgotten, and those that could not be erased.
 
     Attributes:
         erased: Descriptions of the erased data.

@@ -43,26 +43,26 @@ WAITS: Mapping[str, str] = {
     "asking": "for an answer from the server above its edge",
     "battery": "until its battery is charged further, as the plan requires",
     "cap": "for nothing more: it has taken part in all the rounds that the plan allows it",
-    "charging": "until it is charging, as the plan requires (--always, for a machine that always is)",
+    "charging": "until it is charging, as the plan requires (give --always for a machine that always charges)",
     "closed": "for the next round",
     "few": "until enough devices are enrolled for a sum",
     "full": "for the next round: this one has enough devices",
-    "idle": "until nobody uses the machine, as the plan requires (--always, if nobody ever does)",
+    "idle": "until nobody uses the machine, as the plan requires (give --always if nobody ever uses it)",
     "left": "for the next round: a device with the same link has taken part in this one, and has left",
-    "not_edge": "until its edge may speak for more devices: ask the edge's operator",
-    "nothing to do": "for work: the server has none of a kind that it accepts",
+    "not_edge": "until its edge may report for more devices: ask the edge's operator",
+    "nothing to do": "for work: the server has no work of a kind that this device accepts",
     "pace": "for the next round: the plan leaves time between rounds",
     "parent": "until the work that it was given through another edge has ended",
     "paused": "until the server's operator resumes the task",
     "resting": "for a while, since this device did not finish earlier work",
     "separation": "until other devices have had their turn",
-    "unmetered": "until its network is unmetered, as the plan requires (--always, for one that always is)",
+    "unmetered": "until its network is unmetered, as the plan requires (give --always for a network that always is)",
     "version": "for a newer version of its program, as the plan requires: update the program",
 }
 """The possible reasons for a device's waiting, by the server's code. The words follow "it waits"."""
 FINAL: Mapping[str, str] = {
-    "not_device": "this link is for an edge, and not for a device: ask for another one",
-    "revoked": "the server has barred this device: ask its operator; predictions still work",
+    "not_device": "this link is for an edge, but not for a device: ask for a device's link",
+    "revoked": "the server has barred this device: ask the server's operator; predictions still work",
     "wrong_task": "the server has no task with this model and these data: update the file that defines them",
     "old_protocol": "the server uses another version of the protocol: update sumus here or on the server",
     "unknown_device": "the server does not know this device: it was removed there, or the server was restored from a "
@@ -71,9 +71,9 @@ FINAL: Mapping[str, str] = {
 """Codes of refused check-ins that require a person to act."""
 _REFUSED_ENROLMENT: Mapping[str, str] = {
     "bad_token": "the server does not know this token: ask for a new link",
-    "token_used": "this link was used already, or has expired: ask for a new one",
-    "quota": "the server accepts no more devices: ask its operator",
-    "revoked": "the server has barred this device: ask its operator",
+    "token_used": "this link was used already, or has expired: ask for a new link",
+    "quota": "the server accepts no more devices: ask the server's operator",
+    "revoked": "the server has barred this device: ask the server's operator",
 }
 _BEYOND: Mapping[str, str] = {
     "steps": "the round takes {} local steps",
@@ -110,12 +110,14 @@ def beyond_floor(reason: str, offer: WorkOffer, floor: Floor) -> str:
     consented = getattr(floor, name)
     if name == "contributors":
         return (
-            f"the server's sums have at least {offer.contributors} contributors, and you consent to no fewer than {consented}: "
-            f"join with --floor contributors={offer.contributors}"
+            f"the server's sums have at least {offer.contributors} contributors, but you consent to no fewer than "
+            f"{consented}: join with --floor contributors={offer.contributors}"
         )
     if name == "rounds":
         a_day = many(consented, "round")
-        return f"you consent to {a_day} a day, and this many have begun today: wait, or join with a higher --floor rounds=N"
+        return (
+            f"you consent to {a_day} a day, and today's limit is reached: wait, or join with a higher --floor rounds=N"
+        )
     asked = math.ceil(getattr(offer, name))
     takes, most = (amount(each) if name in ("bytes", "memory") else f"{each:,.0f}" for each in (asked, consented))
     return f"{_BEYOND[name].format(takes)}, but you consent to {most}: join with --floor {name}={asked}"

@@ -38,7 +38,7 @@ class OfferSeen:
     """An assignment, as this device sees it.
 
     Attributes:
-        offer: The work's requirements, for the device's table.
+        offer: The work's requirements, which the device compares with its floor.
         plan: The plan; None if the device cannot do the work.
         trouble: The reason, for the owner; empty if the owner need not know.
     """
@@ -141,7 +141,7 @@ class LocalWork:
         if plan.description.fingerprint != compute.fingerprint:
             return OfferSeen(
                 replace(asked, unfit="floor-task"),
-                trouble="the plan is for another model, or other data, than this device's file defines",
+                trouble="the plan is for another model, or other data, than this device's file defines: update that file",
             )
         requires = plan.pacing.requires
         if requires != ANY_CONDITIONS and requires.unmet(self._conditions()) is not None:
@@ -213,5 +213,5 @@ def _failure(error: Exception, work: Assignment) -> WorkFailed:
     memory, is a defect in sumus or in a package that it calls: its traceback goes to the log.
     """
     if not isinstance(error, SumusError) and not ran_out_of_memory(error):
-        LOG.error("work on model %d of task %s failed by a defect", work.version, work.task, exc_info=error)
+        LOG.error("work on model %d of task %s failed because of a defect", work.version, work.task, exc_info=error)
     return WorkFailed(abort_reason(error), failure_in_words(error))

@@ -22,7 +22,7 @@ def access_token(file: Path | None, environment: Mapping[str, str]) -> str | Non
         environment: The environment variables.
 
     Returns:
-        The token; None if neither has one.
+        The token; None if no file is given and the environment has no token.
     """
     if file is None:
         return checked(environment[VARIABLE]) if environment.get(VARIABLE) else None
@@ -32,9 +32,11 @@ def access_token(file: Path | None, environment: Mapping[str, str]) -> str | Non
 
 
 def checked(token: str) -> str:
-    """Check that a token is long enough and can stand in an HTTP header, and return it."""
+    """Check that a token is long enough and can be sent in an HTTP header, and return it."""
     if len(token) < LEAST or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"an access token has at least {LEAST} ASCII characters and no blanks: make a new one")
+        raise UsageError(
+            f"the access token is not accepted: it must have at least {LEAST} ASCII characters and no blanks; make a new one"
+        )
     return token
 
 
@@ -43,7 +45,8 @@ def read_private(file: Path) -> str:
     try:
         if file.stat().st_mode & 0o077:
             raise ExperimentError(
-                f"{file} holds a secret, and others can read it: run `chmod 600 {shell_word(file)}`, and replace it"
+                f"{file} holds a secret, and others can read it: run `chmod 600 {shell_word(file)}`, and put a "
+                "new secret into the file"
             )
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

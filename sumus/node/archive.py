@@ -2,9 +2,10 @@
 
     archive = Archive(Path("incoming"), ledger, retention)
     archive.move(path, archive.place(DONE, "monday.csv"), state)
-    archive.prune()                                        deletes old files, like old readings
+    archive.prune()                                        deletes old files, by the same limits as readings
 
-The ledger lists each file that the node put there. Files from other programs, or files changed since, are left alone.
+The ledger lists each file that the node put there. The node leaves alone the files that other programs put there, and its own
+files if they have changed since.
 """
 
 import itertools
@@ -42,11 +43,11 @@ class Archive:
                 make_private_folder(folder / each)
         except OSError as error:
             raise ExperimentError(
-                f"{folder} cannot be watched: {error.strerror or error}; give a folder that is yours"
+                f"{folder} cannot be watched: {error.strerror or error}; give a folder in which you can write"
             ) from error
 
     def place(self, where: str, name: str) -> Path:
-        """Find a free path for a file: its own name, or the name with a number if that is taken."""
+        """Find a free path for a file: its own name, or its name with a number if a file has that name already."""
         stem, dot, suffix = name.partition(".")
         names = itertools.chain([name], (f"{stem}~{number}{dot}{suffix}" for number in itertools.count(2)))
         places = (self._folder / where / each for each in names)

@@ -14,7 +14,7 @@ MOST_READINGS = 100_000
 MOST_BYTES = 64 * 2**20
 """The maximum number of bytes of a file, both packed and unpacked."""
 MOST_TEXT = 8 * 2**20
-"""The maximum number of bytes of a text file, or of a JSON body: in memory, it takes many times that."""
+"""The maximum number of bytes of a text file, or of a JSON body: in memory, its contents take many times as much."""
 
 
 class NothingReadable(BadReading):

@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 class FolderOptions:
     """A folder whose files contain readings."""
 
-    watch: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Take the files that are put into a folder.")] = (
+    watch: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Read the files in this folder, and move them to its folder done/."),
+    ] = None
+    follow: Annotated[
+        bool, typer.Option(help="Leave the files in the folder, and read each line as soon as it is complete.")
+    ] = False
+    time: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the value that holds a reading's time.")] = (
         None
     )
-    follow: Annotated[bool, typer.Option(help="Leave the files there, and take each line once it is complete.")] = False
-    time: Annotated[str | None, typer.Option(metavar="NAME", help="The value that holds a reading's time.")] = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,14 @@ class BrokerOptions:
     mqtt: Annotated[
         str | None, typer.Option(metavar="URL", help="Receive messages from a broker, mqtts://HOST:PORT.")
     ] = None
-    mqtt_topic: Annotated[list[str] | None, typer.Option(help="Topic; may be given several times.")] = None
+    mqtt_topic: Annotated[list[str] | None, typer.Option(help="Topic to subscribe to; may be given several times.")] = (
+        None
+    )
     mqtt_user: Annotated[str | None, typer.Option(help="User name at the broker.")] = None
     mqtt_password_file: Annotated[Path | None, typer.Option(help="File with the password.")] = None
     mqtt_authority: Annotated[
-        Path | None, typer.Option(help="File of certificates (PEM), one of which must have issued the broker's.")
+        Path | None,
+        typer.Option(help="File of CA certificates (PEM), if a private authority issued the broker's certificate."),
     ] = None
     mqtt_certificate: Annotated[
         Path | None, typer.Option(help="Certificate (PEM) that the node shows to the broker.")
@@ -53,13 +61,13 @@ class BrokerOptions:
     mqtt_key: Annotated[Path | None, typer.Option(help="File with the key of that certificate.")] = None
 
     def broker(self, insecure: bool) -> "Broker | None":
-        """Return these options as a `Broker`; None if no broker is named.
+        """Return these options as a `Broker`; None if --mqtt is not given.
 
         Args:
             insecure: Whether the broker may be reached without TLS.
 
         Raises:
-            UsageError: An option for the broker is given, but no broker.
+            UsageError: An option for the broker is given, but --mqtt is not.
         """
         from sumus.node.mqtt import Broker
 
@@ -73,7 +81,7 @@ class BrokerOptions:
         )
         if self.mqtt is None:
             if any(of_broker):
-                raise UsageError("these options need a broker: give --mqtt mqtts://HOST:PORT too")
+                raise UsageError("the other options --mqtt-... need a broker: give --mqtt mqtts://HOST:PORT too")
             return None
         return Broker(
             self.mqtt,
@@ -98,7 +106,7 @@ class NodeListenOptions:
     access_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with the token that clients must send, made if it does not exist; or set SUMUS_NODE_TOKEN."
+            help="File with the token that clients must send; made if it does not exist. Or set SUMUS_NODE_TOKEN."
         ),
     ] = None
     tls: Tls = None
@@ -136,7 +144,10 @@ class TrainingOptions:
     """The conditions under which a node takes part in rounds."""
 
     least: Annotated[
-        int, typer.Option(min=1, help="Readings with a target that the node needs before it takes part.")
+        int,
+        typer.Option(
+            min=1, help="Number of readings with a target that the node needs before it takes part in rounds."
+        ),
     ] = 1
     train_when: Annotated[
         str | None,
@@ -241,13 +252,13 @@ def new_of(word: str | None) -> int:
     name, _, value = (part.strip() for part in word.partition("="))
     number = whole_number(value)
     if name != "new" or not number:
-        raise UsageError(f"--train-when {word!r}: write new=N, with a whole number of 1 or more")
+        raise UsageError(f"--train-when {word!r}: write new=N, where N is a whole number of at least 1")
     return number
 
 
 _FUNCTIONS = {
     "prepare": "a function that takes a reading and returns (input, target); a missing target is None",
-    "label": "a function that takes a target in your words and returns it in the task's form",
+    "label": "a function that takes a target as you write it, and returns it in the task's form",
     "answer": "a function that takes one reading's (inputs, outputs) and returns the answer",
 }
 

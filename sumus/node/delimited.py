@@ -1,11 +1,11 @@
-"""Text in columns, as programs and people write it: CSV as in RFC 4180, with any usual separator and decimal sign, and with or
+"""Text in columns, written by programs or by people: CSV as in RFC 4180, with any usual separator and decimal sign, and with or
 without lines before the column names.
 
     batch = read_delimited(body)
-    batch.found[0]                       {"celsius": 21.5, "felt": "cold"}, or a BadReading instead
+    batch.found[0]                       {"celsius": 21.5, "felt": "cold"}; a BadReading if the row is refused
 
-Nothing is guessed: if a file can be read in two ways, it is refused, and the message names both. If a row cannot be split into
-values, only that row is refused, by its line number, and the other rows are read.
+Nothing is guessed: if a file can be read in two ways, it is refused, and the message names both ways. If a row cannot be
+split into values, only that row is refused, and reported by its line number; the other rows are read.
 """
 
 import re
@@ -23,7 +23,7 @@ LONGEST_FIELD = 2**17
 SEPARATORS = "\t;,|"
 _OTHER_SEPARATORS = SEPARATORS + ":^~!/"
 _SHORT = 40
-"""The longest value, in characters, whose kind is cached: values repeat."""
+"""The longest value, in characters, whose kind is cached: short values often repeat."""
 _TRIED_ROWS = 100
 """The number of rows that are tried in order to detect the separator."""
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
@@ -43,7 +43,7 @@ _CELL = re.compile(
 
 
 def _way(text: str) -> str:
-    """Return which of these ways of writing a number a text uses; "text" if it is not a number."""
+    """Return how a text writes a number, as the name of a group of `_CELL`; "text" if the text is not a number."""
     return _way_of_short(text) if len(text) <= _SHORT else _way_of_short.__wrapped__(text)
 
 
@@ -80,7 +80,7 @@ def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
 
     Args:
         body: UTF-8, with or without a byte order mark.
-        before: The facts from an earlier part of the same file, if `body` is a later part with the same head.
+        before: The facts from an earlier part of the same file, if `body` is the file's head and a later part.
 
     Raises:
         BadReading: The file as a whole cannot be read; the message says why.
@@ -162,7 +162,7 @@ def _first_line(lines: Sequence[str]) -> tuple[int, str]:
         if index == 0 and (named := _SEP.fullmatch(said.strip(" "))) is not None:
             separator = named["sign"]
             if separator not in _OTHER_SEPARATORS:
-                raise BadReading(f"line 1 is {said!r:.20}, and this separator is not supported")
+                raise BadReading(f"line 1 is {said!r:.20}, but this separator is not supported: use , ; | or a tab")
         elif said.strip() and not said.lstrip().startswith("#"):
             return index, separator
     return len(lines), separator or ","
@@ -183,8 +183,10 @@ def _separator(lines: Sequence[str], first: int) -> str:
     best = max(fits.values())
     likely = [sign for sign, share in fits.items() if share == best]
     if len(likely) > 1 and (best or len(lines) > first + 1):
-        signs = " or by ".join(map(repr, likely))
-        raise BadReading(f"its values may be separated by {signs}: begin it with a line such as sep={likely[0]}")
+        signs = " or ".join(map(repr, likely))
+        raise BadReading(
+            f"the separator of its values could be {signs}: add a first line such as sep={likely[0]} to the file"
+        )
     return max(likely, key=lines[first].count)
 
 
@@ -258,7 +260,7 @@ def _quoted(lines: Sequence[str], index: int, separator: str) -> tuple[list[str]
 
 
 def _singly(rows: Sequence[_Row], lines: Sequence[str], names: Sequence[str], separator: str) -> Iterator[_Row]:
-    """Split a row into lines if quoted text in it contains a line that is itself a row: then a quote was not closed."""
+    """Split a row into lines if quoted text in it contains a line that is itself a row: then a quote was left open."""
     for row in rows:
         swallowed = row.count > 1 and row.cells is not None and len(names) > 1 and _swallows(row, lines, separator)
         if not swallowed:
@@ -269,7 +271,7 @@ def _singly(rows: Sequence[_Row], lines: Sequence[str], names: Sequence[str], se
                 line,
                 1,
                 None,
-                f"line {row.line + 1} opens a quote, and the quoted text contains a line that looks like a row",
+                f"line {row.line + 1} opens a quote, but the quoted text contains a line like a row: close the quote",
             )
 
 
@@ -305,7 +307,7 @@ def _names(row: _Row) -> list[str]:
             raise BadReading(f"{at} names the columns, but the name of column {number + 1} of {len(names)} is empty")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise BadReading(f"{at} names the columns, and {twice[0]!r:.60} appears twice: give each column its own name")
+        raise BadReading(f"{at} gives two columns the name {twice[0]!r:.60}: give each column its own name")
     digits = [name for name in names if _is_number(name)]
     if 2 * len(digits) > len(names):
         raise BadReading(f"{at} has numbers such as {digits[0]:.30} where the names of the columns are expected")
@@ -313,7 +315,7 @@ def _names(row: _Row) -> list[str]:
 
 
 def _without_repeated_names(rows: Sequence[_Row], names: Sequence[str]) -> tuple[list[_Row], int | None]:
-    """Leave out lines that repeat the names; programs write them at each start.
+    """Leave out lines that repeat the names: some programs write the names again at each start.
 
     Returns:
         The rows, and the line at which the names change; None if they never change.
@@ -356,7 +358,8 @@ class _Numbers:
     seen: dict[str, str]
 
     def decimal(self) -> str:
-        """Return the decimal sign; empty if no number shows it. Raise BadReading if there are two, or if it is ambiguous."""
+        """Return the decimal sign; empty if no number shows it. Raise BadReading if numbers use both signs, or if a
+        comma could be either."""
         point, comma, either = (self.seen.get(way) for way in ("point", "comma", "either"))
         if comma and point:
             raise BadReading(
@@ -364,7 +367,7 @@ class _Numbers:
             )
         if either and not (comma or point):
             raise BadReading(
-                f"the comma in {either} may be a decimal comma, or separate thousands: write a decimal point"
+                f"the comma in {either} could be a decimal comma, or separate thousands: write a decimal point"
             )
         return "," if comma else "." if point else ""
 
@@ -392,14 +395,16 @@ def _reading(
     if row.cells is None:
         return BadReading(row.why)
     if other is not None and row.line >= other:
-        return BadReading(f"line {other + 1} has other column names, or another order: begin a new file with it")
+        return BadReading(
+            f"line {other + 1} has other column names, or has them in another order: begin a new file with this line"
+        )
     if len(row.cells) != len(names):
         return BadReading(f"it has {len(row.cells)} values, but the line of names has {len(names)}")
     values = dict[str, Any]()
     for column, (name, cell) in enumerate(zip(names, row.cells, strict=True)):
         text = cell.strip()
         if len(text) > LONGEST_FIELD:
-            return BadReading(f"its {name!r:.50} has {len(text)} characters, and at most {LONGEST_FIELD} are allowed")
+            return BadReading(f"its {name!r:.50} has {len(text)} characters, but at most {LONGEST_FIELD} are allowed")
         try:
             values[name] = (text or None) if name == "key" else _value(text, decimal, column in columns)
         except BadReading as bad:

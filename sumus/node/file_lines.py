@@ -5,7 +5,8 @@
     part = lines.part(descriptor, file, state, False, MOST_TEXT)     the readings of its next lines
     lines.keep(part, whole=False)                                    kept, and only then recorded as read
 
-A reading's key combines the file, the offset and the line. So lines that are read again after a crash are kept once.
+A reading's key is made from the file, the offset and the line. Lines that are read again after a crash therefore get the same
+keys, and their readings are kept only once.
 """
 
 import os
@@ -175,7 +176,7 @@ class FileLines:
         if grows(name) and (not final or len(chunk) == most):
             chunk = _lines_of(chunk)
             if not chunk and length == most:
-                raise BadReading(f"it has a line of more than {amount(most)}")
+                raise BadReading(f"one of its lines has more than {amount(most)}: split the line")
         if not chunk and (file.offset or not final):
             return None
         head = file.beginning.head
@@ -235,7 +236,8 @@ class FileLines:
             yield SeenFile(name, NOTHING_TAKEN, why)
 
     def _orphans(self, state: FileState) -> Sequence[File]:
-        """List the files that were read in the last day and then deleted or restarted: their copies hold no new readings."""
+        """List the files that were read in the last day, and then deleted or begun anew by their program. A copy of such a
+        file holds no new readings."""
         here = self._since.inodes()
         gone = [
             file for file in self._ledger.files() if file.state.inode not in here and file.state.inode != state.inode
@@ -258,7 +260,7 @@ def begins_as(descriptor: int, file: File, state: FileState, continuing: bool) -
 
 @contextmanager
 def opened(path: Path) -> Generator[int, None, None]:
-    """Open a file for reading within a block. Refuse links, and special files that could block."""
+    """Open a file for reading while a `with` block runs. Refuse symbolic links, and special files that could block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         yield descriptor
@@ -267,7 +269,8 @@ def opened(path: Path) -> Generator[int, None, None]:
 
 
 def _ended_lines(file: File, batch: Batch, chunk: bytes, state: FileState, final: bool) -> FilePart | None:
-    """Make a part from the readings whose lines are complete. A key combines the file's id, the offset and a hash of the line."""
+    """Make a part from the readings whose lines are complete. Each reading's key combines the file's id,
+    the line's offset and a hash of the line."""
     shift, end = file.offset - len(file.beginning.head), file.offset + len(chunk)
     count, half, offset = len(batch.found), "", end
     if batch.open is not None and not final:
@@ -319,8 +322,8 @@ def _reasons(batch: Batch, refused: dict[int, str]) -> str:
 
 
 def _one_reason(batch: Batch, refused: dict[int, str]) -> str:
-    """Explain why no reading of a file can be kept: the first reason in the first line, then all of them."""
+    """Explain why no reading of a file can be kept: the first reason in the first line, then all reasons."""
     why, count = next(iter(refused.values())), len(refused)
-    others = "" if set(refused.values()) == {why} else " is the first reason"
-    said = why if count == 1 else f"none of its {count} readings can be kept: {why}{others}"
+    first = "" if set(refused.values()) == {why} else "the first reason: "
+    said = why if count == 1 else f"none of its {count} readings can be kept: {first}{why}"
     return "\n".join([said, _reasons(batch, refused)])

@@ -13,7 +13,7 @@ DONE, REFUSED = "done", "refused"
 SETTLED_S = 2.0
 """The seconds without a change after which a file that ends as it should is treated as complete."""
 PATIENCE_S = 60.0
-"""The seconds without a change after which any other file is taken as it is."""
+"""The seconds without a change after which a file is read even if it does not end as it should."""
 MOST_NAMES = 20
 """The maximum number of files that a status lists by name."""
 NOTHING_TAKEN = IntakeResult(0, 0, 0, {})
@@ -100,7 +100,7 @@ class UnchangedSince:
             state: The state that must have been recorded; None for any state.
 
         Returns:
-            The seconds; None if the file was not recorded, or in another state.
+            The seconds; None if the file was not recorded, or was recorded in another state.
         """
         noted = self._since.get(key)
         if noted is None or (state is not None and noted[0] != state):

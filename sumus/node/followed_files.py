@@ -1,6 +1,6 @@
 """Followed files: they stay where they are, and each line is taken once it is complete.
 
-A file that is renamed, replaced or started again is recognised by its inode and by the bytes that were read from it. It is kept
+A file that is renamed, replaced or started again is recognized by its inode and by the bytes that were read from it. It is kept
 open, so that its last lines are read even if it leaves the folder.
 """
 

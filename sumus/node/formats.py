@@ -2,7 +2,7 @@
 is not trusted: lengths are checked before memory is allocated, and data are never unpickled.
 
     batch = read_file("kitchen.csv", body)
-    batch.found[3]                     a reading: a mapping of names to values, or a BadReading instead
+    batch.found[3]                     a reading: a mapping of names to values; a BadReading if it is refused
     batch.subset([3])                  a file of the same format with only these readings
 """
 
@@ -96,7 +96,7 @@ def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
         if not batch.found:
             raise NothingReadable("it contains no reading")
     if len(batch.found) > MOST_READINGS:
-        raise BadReading(f"it has {len(batch.found):,} readings, and at most {MOST_READINGS:,} are read: split it")
+        raise BadReading(f"it has {len(batch.found):,} readings, but at most {MOST_READINGS:,} are read: split it")
     return batch
 
 
@@ -180,7 +180,7 @@ def _of_zip(body: bytes) -> Batch:
     parts, size = dict[str, Batch](), 0
     for name, member in unpacked_zip(body, MOST_BYTES).items():
         if name.lower().endswith((".gz", ".zip")) or not is_read(name):
-            raise BadReading(f"it contains {name!r:.100}, which is not a file of readings: leave that out")
+            raise BadReading(f"it contains {name!r:.100}, which is not a file of readings: leave that file out")
         try:
             parts[name] = read_file(name, member)
         except BadReading as bad:
@@ -258,7 +258,7 @@ def _decoded(body: bytes) -> Any:
     body = body.removeprefix(codecs.BOM_UTF8)
     if (many := body.count(b"[") + body.count(b"{")) > MOST_CONTAINERS:
         raise BadReading(
-            f"it has {many} lists and objects, and at most {MOST_CONTAINERS} are read: give fewer readings at once"
+            f"it has {many} lists and objects, but at most {MOST_CONTAINERS} are read: give fewer readings at once"
         )
     try:
         value = msgspec.json.decode(body)
@@ -274,7 +274,7 @@ def _decoded(body: bytes) -> Any:
 
 
 def _plain(body: bytes, value: Any) -> bool:
-    """Return whether a text of flat objects has as many colons as its objects have names: then no name is repeated."""
+    """Return whether a text of flat objects has as many colons as its objects have names; if so, no name is repeated."""
     objects = cast(list[Any], value) if isinstance(value, list) else [value]
     names = [len(cast(dict[str, Any], each)) for each in objects if isinstance(each, dict)]
     return len(names) == body.count(b"{") and sum(names) == body.count(b":")
@@ -283,7 +283,7 @@ def _plain(body: bytes, value: Any) -> bool:
 def _mapping(value: Any) -> Raw | BadReading:
     if isinstance(value, dict):
         return cast(Raw, value)
-    return BadReading("a reading is a JSON object, with values by name")
+    return BadReading("it is not a JSON object: send each reading as an object with values by name")
 
 
 # ── arrays ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -302,10 +302,10 @@ def read_npz(body: bytes) -> Batch:
                     f"{over(unpacked, MOST_BYTES)} are allowed: split it"
                 )
             if {member.compress_type for member in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise BadReading("its compression is not one that numpy.savez uses")
+                raise BadReading("its compression is not supported: write the file with numpy.savez")
             arrays = {member.filename.removesuffix(".npy"): _member(archive, member) for member in members}
             if len(arrays) < len(members):
-                raise BadReading("two of its arrays have the same name: give each its own")
+                raise BadReading("two of its arrays have the same name: give each array its own")
     except (*NOT_A_ZIP, zlib.error) as error:
         raise BadReading(f"it is not a .npz file: {error!s:.100}") from error
     found = rows_of(arrays)
@@ -338,7 +338,9 @@ def _array_of(name: str, body: bytes) -> Array:
     except (TypeError, ValueError) as error:
         raise BadReading(f"its array {name:.50} holds {kind}: {error!s:.100}") from error
     if dtype.kind not in "biufU":
-        raise BadReading(f"its array {name:.50} holds {dtype!s:.50}, neither numbers nor text: it is not unpickled")
+        raise BadReading(
+            f"its array {name:.50} holds {dtype!s:.50}, which are neither numbers nor text: pickled objects are not read"
+        )
     shape = tuple(int(side) for side in header["shape"].split(b",") if side.strip())
     size = math.prod(shape) * dtype.itemsize
     if any(side < 0 for side in shape) or not size or size != len(body) - begin or len(shape) > _MOST_SIDES:
@@ -352,7 +354,7 @@ def _array_of(name: str, body: bytes) -> Array:
 def _header_of(body: bytes) -> tuple[int, re.Match[bytes] | None]:
     """Find the offset of the numbers in a .npy file, and its header; None if numpy.save does not write such a header.
 
-    The header looks like Python, and numpy evaluates it. Here it is only matched against a pattern.
+    The header is a Python literal, which numpy would evaluate. Here it is only compared with a pattern.
     """
     width = {_NPY + b"\x01\x00": 2, _NPY + b"\x02\x00": 4}.get(body[:8], 0)
     begin = 8 + width + int.from_bytes(body[8 : 8 + width], "little")

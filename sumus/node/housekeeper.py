@@ -1,4 +1,4 @@
-"""A node's background tasks: scan the folder, delete old readings, watch the certificate, report arrivals."""
+"""A node's background tasks: scan the folder, delete old readings, watch the certificate, report new readings."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sumus.text import amount
 PRUNE_S = 60.0
 """The seconds between two checks for readings that are too old."""
 SUMMARY_S = 10.0
-"""The minimum number of seconds between two lines about arrivals."""
+"""The minimum number of seconds between two lines about new readings."""
 
 
 class Housekeeper:
@@ -26,7 +26,7 @@ class Housekeeper:
         watched: The watched folder; None if there is none.
         certificate: Returns the node's certificate; None if it has none.
         troubles: The record of current problems.
-        say: Called with lines about arrivals.
+        say: Called with lines about new readings.
     """
 
     def __init__(

@@ -4,7 +4,7 @@
     taken = intake.take([{"inputs": [1, 2], "target": 0}], key="kitchen/17")      kept, once
     intake.inputs([{"inputs": [1, 2]}])                                            to predict from
 
-A bad reading is refused by number, and the others are kept.
+A bad reading is refused, and reported by its number; the other readings are kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from sumus.types import Array
 Prepare: TypeAlias = Callable[[Raw], tuple[Any, Any]]
 """Maps a reading as it arrived to (input, target); the target is None if the reading has none."""
 Label: TypeAlias = Callable[[Any], Any]
-"""Maps a target in its owner's words to a target for the task."""
+"""Maps a target as its owner writes it, such as "cold", to a target for the task, such as 0."""
 
 
 class BadAnswer(UsageError):
@@ -50,7 +50,7 @@ class IntakeResult:
 
 
 _UNITS = (1, 1e3, 1e6, 1e9)
-"""The units of time, per second."""
+"""How many seconds, milliseconds, microseconds and nanoseconds a second has."""
 _LATEST = 1e11
 """The largest number that counts as seconds since 1970, and not as milliseconds: the year 5138."""
 _OTHER = {
@@ -85,7 +85,7 @@ def labelled(label: Label | None, value: Any) -> Any:
 
 
 def answered(answer: Callable[[Any, Any], Any], inputs: Array, outputs: Array) -> Any:
-    """Express one prediction in the user's words, as a JSON value.
+    """Apply the user's `answer` to one prediction, and return the result as a JSON value.
 
     Raises:
         BadAnswer: The user's `answer` raises, or returns a value that JSON cannot hold.
@@ -97,7 +97,7 @@ def answered(answer: Callable[[Any, Any], Any], inputs: Array, outputs: Array) -
     except Exception as error:
         raise BadAnswer(
             f"answer(inputs, outputs) of the node's file failed: {said(error)}; it gets one reading's input, of shape "
-            f"{list(inputs.shape)}, and the model's output, of {list(outputs.shape)}, and must return a JSON value"
+            f"{list(inputs.shape)}, and the model's output, of shape {list(outputs.shape)}, and must return a JSON value"
         ) from error
 
 
@@ -118,8 +118,8 @@ class Intake:
     Args:
         readings: The readings that are kept.
         prepare: The user's function; None if readings arrive in the task's form.
-        time: The name of the value that is a reading's own time; None for the time of arrival.
-        label: The user's function for targets in their words; None if targets arrive in the task's form.
+        time: The name of the value that holds the time at which a reading was made; None for the time of arrival.
+        label: The user's function that converts a target as its owner writes it; None if targets arrive in the task's form.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Intake:
         Args:
             raws: The readings as they arrived.
             key: A key for the whole batch, for readings without a `key` of their own, so that a batch that is sent again is kept
-                once. A different reading under the same key is refused.
+                only once. A different reading under the same key is refused.
             keys: One key for each reading without a `key` of its own, derived from its content.
             beside: Writes other rows in the same transaction.
         """
@@ -176,7 +176,7 @@ class Intake:
         """Give a reading its target.
 
         Args:
-            raw: `{"key": …, "target": …}`, with the target in the task's form, or in the words of `label`.
+            raw: `{"key": …, "target": …}`, with the target in the task's form, or as the user's `label` expects it.
 
         Raises:
             BadReading: No reading has this key.
@@ -185,9 +185,9 @@ class Intake:
             raise raw
         key = raw.get("key")
         if not isinstance(key, str) or "target" not in raw:
-            raise BadReading("a label has a key and a target")
+            raise BadReading("it is not a label: give a key (a text) and a target")
         if not self.readings.label(key, labelled(self._label, raw["target"])):
-            raise BadReading("no reading has this key, or it was deleted")
+            raise BadReading("no reading has this key, or the reading was deleted")
 
     def inputs(self, raws: Sequence[Raw | BadReading]) -> Array:
         """Make inputs for predictions, one row for each reading.
@@ -200,7 +200,7 @@ class Intake:
             try:
                 rows.append(self.readings.shaped(self._prepared(raw, None, self._as_input).input))
                 if rows[-1].shape != rows[0].shape:
-                    raise BadReading("its input does not have the shape of the first one")
+                    raise BadReading("its input does not have the shape of the first reading's input")
             except BadReading as bad:
                 raise BadReading(f"reading {number}: {bad}") from bad
         return np.stack(rows)

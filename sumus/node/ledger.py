@@ -19,7 +19,7 @@ from sumus.node.readings import Readings
 MOST_FILES = 20_000
 """The maximum number of files that are remembered; those untouched for longest are forgotten first."""
 _EDGE = 4096
-"""The number of bytes, at both ends of the part that was read, by which a file is recognised."""
+"""The number of bytes at each end of the part that was read. A file is recognized by these bytes."""
 NONE_READ = sha256(bytes(8)).digest()
 """The mark of a file from which no bytes were read."""
 
@@ -52,9 +52,9 @@ class File:
         name: The file's last known name.
         state: The file's state when it was last read.
         offset: The number of bytes whose readings are kept or refused.
-        mark: A hash of these bytes, by which the file is recognised; see `mark_of`.
+        mark: A hash of these bytes, by which the file is recognized; see `mark_of`.
         beginning: The facts from the file's beginning that are needed for later lines.
-        half: The key of a reading from a last line without a line end, to which text may still be appended; else empty.
+        half: The key of the last reading if its line has no line end, because text may still be appended to it; else empty.
         at: The time at which the file was last read, in seconds since 1970.
         id: The part of the readings' keys that identifies the file.
     """
@@ -71,10 +71,10 @@ class File:
 
 @dataclass(frozen=True)
 class MovedFile:
-    """A file that the node moved to its present place.
+    """A file that the node moved or wrote into `done/` or `refused/`.
 
     Attributes:
-        place: The file's place: the folder's name and the file's.
+        place: The file's path in the watched folder, such as `done/monday.csv`.
         state: The file's state when the node put it there.
         at: The time of the move, in seconds since 1970.
     """
@@ -155,7 +155,7 @@ class Ledger:
             self._index(gone)
 
     def forget(self, file: File) -> None:
-        """Forget a file: the next time, it counts as new."""
+        """Delete the record of a file: if the file is found again, it counts as new."""
         with self._readings.transaction() as database:
             database.execute("DELETE FROM files WHERE id = ?", (file.id,))
         self._drop(file.id)
@@ -168,7 +168,7 @@ class Ledger:
         self._moved[place] = MovedFile(place, state, at)
 
     def gone(self, places: list[str]) -> None:
-        """Forget files that the node moved and that are gone now."""
+        """Delete the records of files that the node moved, and that are gone now."""
         if places:
             with self._readings.transaction() as database:
                 database.executemany("DELETE FROM moved WHERE place = ?", [(place,) for place in places])

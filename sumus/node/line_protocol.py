@@ -1,4 +1,4 @@
-"""InfluxDB's line protocol, as loggers and agents write it.
+"""InfluxDB's line protocol, which loggers and agents write.
 
     climate,room=kitchen celsius=21.5,humidity=40i 1764431159000000000
 
@@ -61,7 +61,7 @@ def _reading(text: str) -> Raw | BadReading:
         pairs.append(("time", int(matched["time"])))
     values = dict(pairs)
     if len(values) < len(pairs):
-        return BadReading("two of its values have the same name: give each its own")
+        return BadReading("two of its values have the same name: give each value its own")
     return values
 
 

@@ -20,7 +20,10 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _of("readings", "gauge", "Readings that are kept.", {"": readings.get("kept")})
     yield from _of("readings_labelled", "gauge", "Readings with a target.", {"": readings.get("labelled")})
     yield from _of(
-        "readings_new", "gauge", "Readings that are new since the last counted training.", {"": readings.get("new")}
+        "readings_new",
+        "gauge",
+        "Readings with a target that is new since the last round that counted.",
+        {"": readings.get("new")},
     )
     yield from _of("readings_bytes", "gauge", "Bytes of the readings.", {"": readings.get("bytes")})
     yield from _of("readings_oldest_seconds", "gauge", "Age of the oldest reading.", {"": readings.get("oldest_s")})
@@ -32,7 +35,7 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     troubles = {f'{{part="{_escaped(part)}"}}': 1 for part in status.get("trouble", {})}
     yield from _of("trouble", "gauge", "Parts of the node that have a problem.", troubles)
     yield from _of("folder_refused", "counter", "Files and lines that were refused.", {"": folder.get("refused")})
-    for what, help in (("waiting", "Files that wait."), ("left_alone", "Files that are not read.")):
+    for what, help in (("waiting", "Files that wait to be read."), ("left_alone", "Files that are not read.")):
         yield from _of(f"folder_{what}", "gauge", help, {"": folder.get(what, {}).get("files")})
     yield from _of("mqtt_messages", "counter", "Messages that came from the broker.", {"": mqtt.get("messages")})
     yield from _of("mqtt_refused", "counter", "Messages with refused readings.", {"": mqtt.get("refused")})

@@ -77,7 +77,7 @@ class Predictor:
         models: The two programs.
         intake: Makes inputs from readings.
         folder: The folder of the node's device.
-        answer: The user's function that puts an output into words; None if there is none.
+        answer: The user's function that turns an output into an answer; None if there is none.
     """
 
     def __init__(

@@ -6,8 +6,8 @@
 
 A message is a JSON reading, a list of readings, or a bare value, sent with QoS 1; each reading gets its `topic`. The session
 outlasts the connection: messages that arrive while the node is offline are delivered once it is back. QoS 1 delivers at least
-once, so readings that must be kept only once need a `key`. A message that the broker retains, and sends again with each
-connection, counts once. The extra `mqtt` is required.
+once, so readings that must be kept only once need a `key`. A message that the broker retains, and sends again at every
+new connection, counts once. The extra `mqtt` is required.
 """
 
 import json
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""The waits, in seconds, before a lost connection is tried again: the first one and the longest one."""
+"""The first and the longest time, in seconds, between the end of a connection and the next attempt to connect."""
 KEEP_ALIVE_S = 60
 LONGEST_VALUE = 1000
 """The maximum number of bytes of a bare value."""
 MOST_TOPICS = 100_000
 """The maximum number of topics whose last message is remembered."""
 OFTEN, OFTEN_S = 3, 600.0
-"""Trouble is reported if this number of connections end within this number of seconds, even while another one is open."""
+"""A problem is reported if this number of connections end within this number of seconds, even while another one is open."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Broker:
     Attributes:
         url: The address: mqtts://HOST[:PORT], or mqtt:// to this machine.
         topics: The topics, with MQTT's + and #.
-        user: The user name with which the node logs in; None for none.
-        password_file: A file with the password, accessible only to its owner; None for none.
-        authority: A file of certificates (PEM), one of which must have issued the broker's; None for those of the system.
+        user: The user name with which the node logs in; None to send no user name.
+        password_file: A file with the password, accessible only to its owner; None to send no password.
+        authority: A file of CA certificates (PEM) with which to verify the broker; None for the system's.
         insecure: Whether mqtt:// to another machine is allowed.
-        certificate: A file with the node's own certificate (PEM); None for none.
+        certificate: A file with the node's own certificate (PEM); None to show none.
         key: A file with the key of that certificate, accessible only to its owner.
     """
 
@@ -79,7 +79,7 @@ class Broker:
         except ValueError:
             parts, known = urlsplit(""), False
         if not known or parts.path not in ("", "/") or parts.query or parts.username is not None:
-            raise UsageError("a broker's address is mqtts://HOST:PORT, without user and password")
+            raise UsageError("this is not a broker's address: give mqtts://HOST:PORT, without user and password")
         if parts.scheme == "mqtt" and not (self.insecure or is_loopback(parts.hostname or "")):
             raise UsageError(
                 f"{self.url} is not encrypted: use mqtts://, or give --insecure if the network itself is encrypted"
@@ -97,7 +97,7 @@ class Broker:
                 ssl.create_default_context(cafile=self.authority)
             except (OSError, ssl.SSLError) as error:
                 raise UsageError(
-                    f"the authority {self.authority} cannot be read ({error.strerror or error}): give a file of certificates, PEM"
+                    f"the authority {self.authority} cannot be read ({error.strerror or error}): give CA certificates (PEM)"
                 ) from error
         if self.password_file is not None and self.user is None:
             raise UsageError("a password needs a user name: give --mqtt-user too")
@@ -209,7 +209,7 @@ class Subscription:
         }
 
     def run(self, over: threading.Event) -> None:
-        """Receive messages until the event is set; a lost connection is tried again, after longer and longer waits."""
+        """Receive messages until the event is set; after a lost connection, connect again, with longer and longer waits."""
         wait = FIRST_WAIT
         while not over.is_set():
             self._answered = True
@@ -240,7 +240,7 @@ class Subscription:
         self._client.connect(*self._broker.address, keepalive=KEEP_ALIVE_S, **more)
 
     def stop(self) -> None:
-        """End the waiting in `run`; its event must be set before."""
+        """End `run`; set its event before, so that it does not connect again."""
         self._stopped = True
         self._client.disconnect()
 
@@ -342,7 +342,7 @@ class Subscription:
 
 
 def _once() -> Any:
-    """Return subscription options: the broker sends retained messages once per subscription, not with each connection."""
+    """Return subscription options: the broker sends retained messages once per subscription, not at every new connection."""
     from paho.mqtt.subscribeoptions import SubscribeOptions
 
     return SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
@@ -372,7 +372,7 @@ def _bare(payload: bytes) -> Any:
         raise BadReading("it is neither JSON nor text in UTF-8") from error
     if not text or len(payload) > LONGEST_VALUE:
         raise BadReading(
-            f"it is not a JSON object, and a bare value has 1 to {LONGEST_VALUE} bytes: this has {len(payload):,}"
+            f"it is neither a JSON object nor a bare value of 1 to {LONGEST_VALUE} bytes: it has {len(payload):,} bytes"
         )
     try:
         value = json.loads(text, parse_constant=_no_constant)
@@ -382,11 +382,11 @@ def _bare(payload: bytes) -> Any:
 
 
 def _no_constant(word: str) -> Any:
-    raise BadReading(f"it is {word}, which is not a value")
+    raise BadReading(f"it is {word}, which is not a JSON value: send a finite number or null")
 
 
 def _filter_of(topic: str) -> str:
-    """Return a subscription's topics without the name of a group that shares them."""
+    """Return a topic filter without the prefix of a shared subscription, $share/GROUP/."""
     return topic.split("/", 2)[-1] if topic.startswith("$share/") else topic
 
 

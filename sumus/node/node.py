@@ -7,10 +7,10 @@
     node.run()                                       runs until the process is told to stop
 
 DATA/readings.db    the readings           DATA/device    the device's key, record and models
-DATA/tls            a certificate, if the node made one         DATA/mqtt    its name at the broker
+DATA/tls            a certificate, if the node made one         DATA/mqtt    the node's name at the broker
 
 Training, the folder, the broker and HTTP each have a thread. A failure in one does not end the others: the status reports it,
-and the rest continues. Predictions use a copy of the model of their own, and do not wait for training.
+and the rest continues. Predictions use their own copy of the model, and do not wait for training.
 
     Node
       Readings        stores readings           Participant    trains, as a device of the server
@@ -70,12 +70,12 @@ class Node:
         retention: The limits on stored readings; the oldest ones are deleted first.
         listen: The address for HTTP; "HOST:PORT" is short for `NodeListening(address=)`, None for no HTTP.
         training: The options for taking part in rounds.
-        say: Called with lines about arrivals and problems.
+        say: Called with lines about new readings and problems.
         clock: Returns the seconds since 1970.
 
     Raises:
-        ExperimentError: A person must fix something about the folder or the server.
-        UsageError: Options do not fit together.
+        ExperimentError: The folder or the server cannot be used, and a person must act; the message says how.
+        UsageError: Options contradict each other, or one is missing.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class Node:
                 self._at = stack.enter_context(opened_plane(listening, self._folder / "tls"))
                 if not self._at.local and access is None:
                     raise UsageError(
-                        f"others can reach {listening.host}: give --access-file FILE (made if it does not exist), or set "
-                        f"{VARIABLE} (access=), so that only clients with the token can add readings and get predictions"
+                        f"other machines can reach {listening.host}: give --access-file FILE (made if it does not exist), or "
+                        f"set {VARIABLE} (access=), so that only clients with the token can add readings and get predictions"
                     )
             self._participant = Participant(
                 server, task, self.readings, models, device, training, self._troubles, self._say
@@ -144,7 +144,7 @@ class Node:
 
     @property
     def authority(self) -> Path | None:
-        """The file of the certificate that vouches for the node to its clients, if the node made its own."""
+        """The file of the certificate by which clients verify the node, if the node made its own certificate."""
         return None if self._at is None else self._at.authority
 
     def start(self) -> "Node":
@@ -172,7 +172,7 @@ class Node:
     def run(self, ready: Callable[["Node"], None] = _quiet) -> None:
         """Run the node until the process is told to stop.
 
-        It trains in the calling thread, which is the main one, so that Ctrl-C interrupts training at once.
+        It trains in the calling thread. Call it in the main thread, so that Ctrl-C interrupts training at once.
 
         Args:
             ready: Called once the node answers.
@@ -215,7 +215,7 @@ class Node:
 
         Args:
             raws: The readings.
-            key: A key for all of them together, so that they are kept once.
+            key: A key for all of them together, so that readings that are given again are kept only once.
         """
         return self._intake.take(raws, key)
 
@@ -228,7 +228,8 @@ class Node:
         self._intake.label({"key": key, "target": target})
 
     def predict(self, *raws: Raw) -> Prediction:
-        """Predict from readings with the newest model: one row for each, with `answers` in the owner's words. Works offline.
+        """Predict from readings with the newest model: one row for each, and the `answers` if the node has a
+        function for them. Works offline.
 
         Raises:
             ExperimentError: The node has no model yet.
@@ -268,7 +269,7 @@ class Node:
             if self._over.is_set():
                 return
             if not isinstance(error, SumusError):
-                LOG.error("%s ended: a defect", name, exc_info=error)
+                LOG.error("%s ended because of a defect", name, exc_info=error)
             defect = f"it ended because of a defect; the log has the details ({type(error).__name__})"
             self._troubles.tell(name, str(error) if isinstance(error, SumusError) else defect)
         finally:
@@ -304,16 +305,16 @@ def _own_folder(folder: Path) -> None:
         make_private_folder(folder)
         others = {path.name for path in folder.iterdir()} - {"device", "tls", "mqtt", "mqtt.new", "mqtt-topics"}
         if others and not (folder / "readings.db").is_file():
-            raise ExperimentError(f"{folder} has other contents, and is not a node's folder: give a new one")
+            raise ExperimentError(f"{folder} is not a node's folder, and is not empty: give a new or an empty folder")
         folder.chmod(0o700)
     except OSError as error:
         raise ExperimentError(
-            f"a node cannot keep anything in {folder}: {error.strerror or error}; give a folder that is yours"
+            f"a node cannot keep anything in {folder}: {error.strerror or error}; give a folder in which you can write"
         ) from error
 
 
 def _name_at_broker(file: Path) -> str:
-    """Return the name by which the broker knows the node's session: the same after a restart."""
+    """Return the name by which the broker knows the node's session. It is the same after a restart."""
     if not file.exists():
         write_whole(file, f"sumus-{secrets.token_hex(8)}".encode(), private=True)
     return file.read_text()

@@ -27,16 +27,16 @@ from sumus.transport.hosts import listen_address
 
 @dataclass(frozen=True)
 class ReadingSchema:
-    """The user's functions that turn a reading in its owner's words into an example, and an output into an answer.
+    """The user's functions that turn a reading as it arrives into an example, and a model's output into an answer.
 
     Attributes:
-        prepare: Maps a reading as it arrived to its input and its target, which is None if there is none. By default these are
-            the reading's `inputs` and `target`.
-        label: Maps a target in its owner's words to one for the task. It is used for labels that arrive later, and for
+        prepare: Maps a reading as it arrived to its input and its target (None if it has no target). By default these are the
+            reading's `inputs` and `target`.
+        label: Maps a target as its owner writes it to a target for the task. It is used for labels that arrive later, and for
             `target` if `prepare` is None.
-        answer: Maps one reading's input and output to its prediction in the owner's words, as a JSON value.
-        time: The name of the value that is a reading's own time, which decides its order and its age; None for the time of
-            arrival.
+        answer: Maps one reading's input and the model's output for it to an answer for people or programs, as a JSON value.
+        time: The name of the value that holds the time at which a reading was made, which decides its order and its age; None
+            for the time of arrival.
     """
 
     prepare: Prepare | None = None
@@ -67,9 +67,9 @@ class NodeListening:
     Attributes:
         address: HOST:PORT, with port 0 for any free port. Requests from other machines are accepted only with `access`.
         access: The token that every request must carry; None accepts every request from this machine.
-        tls: "auto" for a certificate that the node makes; or the files of a certificate chain and its key (PEM); empty for HTTP.
+        tls: "auto" for a certificate that the node makes; or files of a certificate chain and its key (PEM); empty for HTTP.
         names: Host names and addresses of this machine.
-        insecure: Whether others may reach the node without TLS.
+        insecure: Whether other machines may reach the node without TLS.
     """
 
     address: str = "127.0.0.1:0"
@@ -92,7 +92,8 @@ class NodeTraining:
         token: The token for enrolment at the server, if the server's link holds none.
         held_out: Examples for evaluating models; None for the training examples.
         least: The minimum number of readings with a target that the node needs to take part in rounds.
-        new: How many of these must be new since the last round that counted the node's report; 0 to train on the same ones again.
+        new: How many of these readings must be new since the last round that counted the node's report; 0 to train again on
+            the same readings.
         consent: The consent of the node's owner.
         connection: The options for the connection to the server.
         profile: A description of the node as a device.

@@ -68,7 +68,7 @@ def unpacked_zip(packed: bytes, most: int) -> Mapping[str, bytes]:
             if {member.compress_type for member in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                 raise BadReading("its compression is not supported: use an ordinary .zip")
             if len({member.filename for member in members}) < len(members):
-                raise BadReading("two of its files have the same name: give each its own")
+                raise BadReading("two of its files have the same name: give each file its own")
             found = dict[str, bytes]()
             for member in members:
                 with archive.open(member) as stream:

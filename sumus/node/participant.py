@@ -1,7 +1,7 @@
 """A node's part in rounds: a device that trains on the readings while it has enough of them.
 
-Without enough readings, the device measures models, or only fetches them. A new device is made if the kinds of work that it
-accepts change, or if the form of readings changes.
+Without enough new readings, the device only evaluates models; without enough readings, it only fetches them. A new device is
+made if the kinds of work that it accepts change, or if the form of readings changes.
 """
 
 import threading
@@ -70,7 +70,7 @@ class Participant:
         return None if self._device is None else self._device.status
 
     def check_enrolled(self) -> None:
-        """Refuse to start if a person must fix something about the server.
+        """Check that the node is enrolled at a server, or can enrol itself.
 
         Raises:
             ExperimentError: The node is not enrolled, and has no token.
@@ -171,7 +171,7 @@ class Participant:
         )
 
     def _heard(self, news: DeviceNews) -> None:
-        """Note which readings were trained on, and pass on the device's news."""
+        """Record which readings were trained on, and pass on the device's news."""
         if news.kind == "train" and news.what == "trained":
             self._readings.note_trained()
         elif news.kind == "train" and news.what == "counted":

@@ -1,8 +1,8 @@
-"""Pictures as readings: .jpg and .png, one reading each, read by Pillow, which the extra `pictures` installs.
+"""Pictures as readings: each .jpg or .png file is one reading. Pillow reads them; the extra `pictures` installs it.
 
     read_picture("front.jpg", body).found[0]        {"inputs": uint8 [height, width, 3], "file": "front.jpg"}
 
-A picture's size is checked before its pixels are unpacked.
+A picture's size is checked before its pixels are decoded.
 """
 
 import io
@@ -19,10 +19,10 @@ MOST_POINTS = 2**24
 
 
 def read_picture(name: str, body: bytes) -> Batch:
-    """Read a picture as a reading: `inputs` are its pixels, turned upright, in three colours or in grey; `file` is its name.
+    """Read a picture as a reading: `inputs` are its pixels, turned upright, in three colors or in gray; `file` is its name.
 
     Raises:
-        BadReading: It is not such a picture, it is too large, or Pillow is not installed.
+        BadReading: It is not a .jpg or .png picture, it is too large, or Pillow is not installed.
     """
     try:
         from PIL import Image, ImageOps
@@ -35,13 +35,13 @@ def read_picture(name: str, body: bytes) -> Batch:
                 width, height = picture.size
                 if width * height > MOST_POINTS:
                     raise BadReading(
-                        f"it has {width} x {height} pixels, and at most {MOST_POINTS} are allowed: make it smaller"
+                        f"it has {width} x {height} pixels, but at most {MOST_POINTS} are allowed: make it smaller"
                     )
                 deep = picture.mode in ("I", "F") or picture.mode.startswith("I;")
                 if deep or "A" in picture.getbands() or "transparency" in picture.info:
                     raise BadReading(
-                        f"its pixels have the mode {picture.mode}, with more than 8 bits or with transparency: save it in plain "
-                        "colours or in grey"
+                        f"its mode, {picture.mode}, has more than 8 bits per color, or transparency: save it with 8 bits per "
+                        "color and without transparency"
                     )
                 upright = ImageOps.exif_transpose(picture)
                 points = np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))

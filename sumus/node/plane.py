@@ -8,8 +8,8 @@
     GET  /status, /metrics, /healthz, /readyz
 
 Readings are on the disk when their request is answered. The host name and the origin (http/guard.py), the token, the rate and
-the length are checked before a body is read. A body may be chunked, and packed by gzip. Bodies count against a limit until
-their request is answered, so that their total size is bounded. If a body does not fit, it waits a while before it is read.
+the length are checked before a body is read. A body may be sent in chunks, and may be compressed by gzip. Bodies count against
+a limit of memory until their request is answered. If no memory is free for a body, it waits up to `ROOM_S` before it is read.
 Requests for status and readiness never wait.
 """
 
@@ -55,9 +55,9 @@ JSON_COSTS = 16
 """The approximate bytes of memory for one byte of JSON. Lists and objects take more; their number is bounded
 (`MOST_CONTAINERS`), and each thread reads one body at a time."""
 REQUESTS = Rate(200.0, 1000)
-"""The rate of requests from each address."""
+"""The maximum rate of requests from each address."""
 GUESSES = Rate(1 / 10, 10)
-"""The rate of wrong tokens from each neighbourhood of addresses."""
+"""The maximum rate of wrong tokens from each network, which is a range of addresses."""
 MOST_LABELS = 1000
 """The maximum number of labels in one body: each is written to the disk separately."""
 WAITING = 16
@@ -105,8 +105,8 @@ def plane_app(
 
     Args:
         intake: Accepts readings.
-        predict: Predicts. It raises BadReading, DataError or TaskError for an invalid input, ExperimentError without a model.
-        status: Returns the node's status, in JSON's types.
+        predict: Predicts. It raises BadReading, DataError or TaskError for an invalid input, ExperimentError if no model exists.
+        status: Returns the node's status, as values that JSON can hold.
         token: The token that every request must carry, except /healthz and /readyz; None accepts every request.
         clock: Returns seconds that never go backwards.
         names: Additional host names of the node, from its owner.
@@ -126,7 +126,9 @@ def plane_app(
     ]
 
     async def not_there(request: Request, error: Exception) -> Response:
-        return _refusal(ErrorAnswer(404, "not_found", "this sumus node has no such path, or not for this method"))
+        return _refusal(
+            ErrorAnswer(404, "not_found", "this sumus node has no such path, or the path does not accept this method")
+        )
 
     app = Starlette(
         routes=routes,
@@ -178,7 +180,9 @@ class _Plane:
             refused, given = dict[int, str](), 0
             found = read_json(body)
             if len(found) > MOST_LABELS:
-                raise BadReading(f"there are {len(found)} labels, and at most {MOST_LABELS} are accepted at once")
+                raise BadReading(
+                    f"there are {len(found)} labels, but one request may have at most {MOST_LABELS}: send fewer at once"
+                )
             for number, each in enumerate(found):
                 try:
                     self._intake.label(each)
@@ -236,23 +240,27 @@ class _Plane:
         address, now = (request.client.host if request.client else ""), self._clock()
         if self._token is not None and not shows(request, self._token):
             if self._guesses.take(neighbourhood(address), now) is not None:
-                raise ErrorAnswer(429, "rate", "too many wrong tokens from this network")
+                raise ErrorAnswer(
+                    429, "rate", "too many requests with a wrong token from this network: send this node's token"
+                )
             raise ErrorAnswer(401, "bad_token", "send this node's token: Authorization: Bearer TOKEN")
         if self._requests.take(address, now) is not None:
             raise ErrorAnswer(429, "rate", "too many requests from this address: send many readings in one request")
 
     @asynccontextmanager
     async def _body(self, request: Request, kinds: tuple[str, ...]) -> AsyncGenerator[tuple[bytes, str], None]:
-        """Read a body and its media type, and count the body against the limit within the block.
+        """Read a body and its media type, and count the body against the memory limit while the `with` block runs.
 
-        Since a request must declare its media type, a page in a browser cannot send one without a preflight request.
+        Since a request must declare its media type, a web page in a browser cannot send a request without a preflight request.
         """
         kind = media_type(request)
         if kind not in kinds:
             raise ErrorAnswer(415, "encoding", f"send Content-Type: {' or '.join(kinds)}")
         packed = request.headers.get("content-encoding", "identity").strip().lower()
         if packed not in ("identity", "gzip"):
-            raise ErrorAnswer(415, "encoding", "a body is uncompressed, or compressed by gzip")
+            raise ErrorAnswer(
+                415, "encoding", "this Content-Encoding is not accepted: send the body uncompressed or gzip"
+            )
         most, who = (MOST_TEXT if kind == JSON else MOST_TENSORS), near(source(request))
         each = JSON_COSTS if kind == JSON else 4
         taken = 0
@@ -340,7 +348,9 @@ def _of(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(503, "not_kept", str(error))
         case _:
             LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-            return ErrorAnswer(500, "failed", "a defect of the node; its log has the details")
+            return ErrorAnswer(
+                500, "failed", "the request failed because of a defect in the node; its log has the details"
+            )
 
 
 def _refusal(no: ErrorAnswer) -> Response:

@@ -1,7 +1,7 @@
 """One reading, and the common form of a node's readings: a shape and a dtype, both for inputs and for targets.
 
 form = Form.of([1, 2], "input")           the form of a first value: whole numbers
-form = form.widened([0.5, 2])             floats, since this value is one
+form = form.widened([0.5, 2])             float32, since this value has a fraction
 form.fit([1, 2], "input")                 an array of this form; BadReading if the value has another shape
 
 forms = ReadingForms(forms_of(task.data))
@@ -70,21 +70,23 @@ class Form:
         """
         array = _array(value, what)
         if array.shape != self.shape:
-            raise BadReading(f"its {what} has the shape {list(array.shape)}, and here all have {list(self.shape)}")
+            raise BadReading(
+                f"its {what} has the shape {list(array.shape)}, but all others here have {list(self.shape)}"
+            )
         with np.errstate(over="ignore", invalid="ignore"):
             fitted = array.astype(self.dtype)
         if fitted.dtype.kind == "f":
             if array.dtype.kind in "iu" and not (fitted.astype(np.longdouble) == array).all():
                 raise BadReading(
-                    f"its {what} contains a whole number that {self.dtype} rounds: scale it down in `prepare`"
+                    f"its {what} contains a whole number that {self.dtype} cannot hold exactly: scale it down in `prepare`"
                 )
             if not np.isfinite(fitted).all():
                 at = [int(axis[0]) for axis in np.nonzero(~np.isfinite(fitted))] if fitted.ndim else []
                 raise BadReading(f"its {what} contains a NaN or an infinity{f' at {at}' if at else ''}")
         elif not (fitted == array).all():
             raise BadReading(
-                f"its {what} does not fit {self.dtype}: it is {array.dtype}, with other values; declare the dtype with "
-                "data= of the task"
+                f"its {what} does not fit {self.dtype}: it has values of {array.dtype} that the conversion would change; "
+                "declare another dtype with the task's data="
             )
         if self.classes is not None and bool(((fitted != IGNORED) & ((fitted < 0) | (fitted >= self.classes))).any()):
             raise BadReading(f"its {what} is not a class from 0 to {self.classes - 1}")

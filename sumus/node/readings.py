@@ -34,8 +34,8 @@ OVERHEAD = 80
 DAY = 86400.0
 _SIZE = f"(length(input) + coalesce(length(target), 0) + coalesce(length(CAST(key AS BLOB)), 0) + {OVERHEAD})"
 Became: TypeAlias = Literal["kept", "labelled", "again", "other input", "other target"]
-"""The result for a reading: kept; known already without its target, which it now has; known already; not kept, since its key is
-known with another input, or with another target."""
+"""The result for a reading. kept: it is new. labelled: it was known without a target, and has one now. again: it was known.
+other input, other target: it is not kept, because its key is known with another input, or with another target."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Retention:
         for name in ("days", "count", "bytes"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"keep {name}={value!r}: it must be greater than 0")
+                raise UsageError(f"Retention({name}={value!r}): give a finite number greater than 0")
 
 
 USUAL = Retention()
@@ -129,16 +129,16 @@ class Readings:
             BadReading: The reading does not fit, is too large, or is too old to be kept.
         """
         if reading.key is not None and not (0 < len(reading.key) <= LONGEST_KEY and reading.key.isprintable()):
-            raise BadReading(f"its key must be a text of 1 to {LONGEST_KEY} characters")
+            raise BadReading(f"its key must be a text of 1 to {LONGEST_KEY} printable characters")
         with self._lock:
             arrays, forms = self._forms.fitted(reading)
             size, most = sum(array.nbytes for array in arrays.values()) + OVERHEAD, self.retention.bytes
             if most is not None and size > most:
-                raise BadReading(f"it has {over(size, most)} are kept here altogether")
+                raise BadReading(f"it has {over(size, most)} are kept for all readings together")
             now, days = self._clock(), self.retention.days
             if reading.at is not None and days is not None and reading.at < now - days * DAY:
                 raise BadReading(
-                    f"its time is {(now - reading.at) / DAY:.1f} days ago, and readings are kept for {days:g} "
+                    f"its time is {(now - reading.at) / DAY:.1f} days ago, but readings are kept for only {days:g} "
                     f"{'day' if days == 1 else 'days'}"
                 )
             if forms["input"] != self._forms.known.get("input", forms["input"]):
@@ -165,7 +165,7 @@ class Readings:
     ) -> list[Became]:
         """Keep readings: all of them or, if this raises, none. They are on the disk when this returns.
 
-        The first target that arrives for a key counts; `label` changes it. Readings beyond the limits are then deleted.
+        The first target that arrives for a key is kept; only `label` changes it. Then readings beyond the limits are deleted.
 
         Args:
             readings: Readings that `fit` returned.
@@ -213,7 +213,7 @@ class Readings:
         return "labelled"
 
     def withdraw(self, keys: Sequence[str]) -> None:
-        """Delete readings by their keys, if they were read from a line before it was complete."""
+        """Delete the readings with these keys, which were read from lines that were not complete yet."""
         with self._lock, self._transaction() as database:
             database.executemany("DELETE FROM readings WHERE key = ?", [(key,) for key in keys])
             self._kept = _count_all(database)
@@ -283,11 +283,11 @@ class Readings:
         return inputs, targets
 
     def note_trained(self) -> None:
-        """Note that a round was trained on the examples that were returned last."""
+        """Record that a round was trained on the examples that `examples` returned last."""
         self._note_targets(trained=self._read)
 
     def note_counted(self) -> None:
-        """Note that the report of the last such round was counted: its examples are no longer new."""
+        """Record that the report of that round was counted, so that its examples are no longer new."""
         self._note_targets(counted=max(self._targets.get("trained", 0), self._targets.get("counted", 0)))
 
     def _note_targets(self, **numbers: int) -> None:
@@ -305,7 +305,7 @@ class Readings:
         return dict(self._forms.known)
 
     def close(self) -> None:
-        """Let another process use the readings."""
+        """Close the file, so that another process can use the readings."""
         with self._lock:
             self._file.close()
 
@@ -319,7 +319,8 @@ class Readings:
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection, None, None]:
-        """Write everything in a block or nothing; if the block raises, counts and forms return to their old values too."""
+        """Open a transaction for a `with` block. If the block raises, nothing is written, and counts and forms get their old
+        values back."""
         kept, forms, targets = self._kept, self._forms.known, dict(self._targets)
         oldest: float | None = None
         try:

@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS moved (
 );
 """
 _COLUMNS_SINCE = {"came": "BLOB"}
-"""Columns of readings that are missing in files of earlier releases. came: the target that arrived with the reading itself."""
+"""Columns of the table `readings` that files of earlier releases lack. came: the target that arrived with the reading."""
 
 
 class ReadingsFile:
@@ -53,12 +53,12 @@ class ReadingsFile:
         self.database = self._opened()
 
     def close(self) -> None:
-        """Let another process use the file."""
+        """Close the file, so that another process can use it."""
         self.database.close()
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection, None, None]:
-        """Write everything in a block, or nothing.
+        """Open a transaction for a `with` block: either all of its writes are stored, or none.
 
         Raises:
             ExperimentError: The file is not writable. Its contents are unchanged.
@@ -78,7 +78,7 @@ class ReadingsFile:
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection, None, None]:
-        """Read from the file within a block.
+        """Open the file for reading while a `with` block runs.
 
         Raises:
             ExperimentError: The file cannot be read.
@@ -97,7 +97,9 @@ class ReadingsFile:
             self.path.chmod(0o600)  # SQLite gives the files beside it the same mode
             database = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
-            raise ExperimentError(f"nothing can be stored in {folder}: {error}; give a folder that is yours") from error
+            raise ExperimentError(
+                f"nothing can be stored in {folder}: {error}; give a folder in which you can write"
+            ) from error
         try:
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("PRAGMA secure_delete = ON")
@@ -117,7 +119,7 @@ class ReadingsFile:
             database.close()
             if "locked" in str(error):
                 raise ExperimentError(
-                    f"another process uses the readings in {folder}: end it, or give each node a folder of its own"
+                    f"another process uses the readings in {folder}: end that process, or give each node a folder of its own"
                 ) from error
             raise ExperimentError(f"{self.path} is damaged ({error}): move it away, and start again") from error
         return database

@@ -1,5 +1,5 @@
 """Files that are read as a whole: each is read once it is complete, and then moved. Readings that are written into it later are
-taken too."""
+read too."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ MOST_BEHIND = 1000
 
 
 class WholeFiles:
-    """Takes whole files, and moves them to `done/`, or to `refused/` if they cannot be read.
+    """Reads whole files, and moves them to `done/`, or to `refused/` if they cannot be read.
 
     Args:
         folder: The watched folder.
@@ -66,7 +66,7 @@ class WholeFiles:
                 yield seen
 
     def _take(self, name: str, state: FileState, anyway: bool) -> SeenFile | None:
-        """Take a file if it is complete. If `anyway` is set, take an incomplete one too."""
+        """Take a file if it is complete. If `anyway` is set, take an incomplete file too."""
         path, taken = self._folder / name, NOTHING_TAKEN
         try:
             with opened(path) as descriptor:
@@ -79,7 +79,7 @@ class WholeFiles:
                     return None
                 if not (anyway or is_whole(name, body)):
                     self._state.waiting[name] = (
-                        f"it does not end like a complete file; after {PATIENCE_S:g} s it is taken as it is"
+                        f"it does not end like a complete file; after {PATIENCE_S:g} s without a change it is read as it is"
                     )
                     return None
                 file = self._lines.known(descriptor, name, state, continuing=False)
@@ -112,7 +112,7 @@ class WholeFiles:
 
 
 class LateWrites:
-    """Takes readings that programs write into files after these were moved: a program may still have such a file open.
+    """Reads what programs write into files after the node has moved them: a program may still have such a file open.
 
     Args:
         folder: The watched folder.

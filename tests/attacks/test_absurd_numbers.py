@@ -143,7 +143,7 @@ def test_a_server_that_answers_so_was_not_reached() -> None:
 
         def close(self) -> None: ...
 
-    with pytest.raises(Unreachable, match="is not one of a sumus server"):
+    with pytest.raises(Unreachable, match="is not from a sumus server"):
         Requests(Server(), bytes(32)).enrol("token")
 
 
@@ -172,11 +172,11 @@ def test_an_array_s_header_with_such_a_number_is_refused() -> None:
     "rest", [f"localhost:{DIGITS}", "[", "[::1", "localhost:٣", "a:-1", "\u2100.example", "[v1.a]:99999999"]
 )
 def test_an_address_that_is_none_is_said_in_a_sentence(rest: str) -> None:
-    with pytest.raises(ExperimentError, match="a server's address is https://HOST:PORT"):
+    with pytest.raises(ExperimentError, match="neither a server's address nor a link: give https://HOST:PORT"):
         read_link(f"https://{rest}")
     with pytest.raises(UsageError, match="is not the URL of a server"):
         origin(f"http://{rest}")
-    with pytest.raises(UsageError, match="a broker's address is mqtts://HOST:PORT"):
+    with pytest.raises(UsageError, match="not a broker's address: give mqtts://HOST:PORT"):
         Broker(f"mqtts://{rest}", ("a",))
     with pytest.raises(UsageError, match="blobs cannot be kept at"):
         open_blobs(f"http://{rest}")

@@ -485,7 +485,7 @@ def test_it_ends_when_it_is_told_to() -> None:
         (
             Floor(contributors=11),
             "floor-contributors",
-            "the server's sums have at least 10 contributors, and you consent to no fewer than 11: join "
+            "the server's sums have at least 10 contributors, but you consent to no fewer than 11: join "
             "with --floor contributors=10",
         ),
         (
@@ -603,7 +603,9 @@ def test_without_its_own_conditions_it_says_nothing_to_anyone() -> None:
     assert server.asked == []
     assert news == [
         DeviceNews(
-            "waiting", "until nobody uses the machine, as you require (--always, if nobody ever does)", again_s=300.0
+            "waiting",
+            "until nobody uses the machine, as you require (give --always if nobody ever uses it)",
+            again_s=300.0,
         )
     ]
 

@@ -180,7 +180,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, there: dict
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(body)
     tmp_path.chmod(0o755)
-    with pytest.raises(ExperimentError, match="has other contents, and is not a device's folder: give a new one"):
+    with pytest.raises(ExperimentError, match="is not a device's folder, and is not empty: give a new folder"):
         FolderDeviceStore(tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == there
     assert tmp_path.stat().st_mode & 0o777 == 0o755

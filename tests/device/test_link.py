@@ -35,16 +35,16 @@ def test_a_link_says_where_and_by_what(text: str, link: Link) -> None:
     [
         ("http://fl.example/#enrol=SECRET", "not encrypted: use https://, or --insecure"),
         ("http://10.0.0.1", "not encrypted"),
-        ("ftp://fl.example/#enrol=SECRET", "a server's address is https://HOST:PORT"),
-        ("https:///#enrol=SECRET", "a server's address is https://HOST:PORT"),
-        ("https://fl.example:port/#enrol=SECRET", "a server's address is https://HOST:PORT"),
+        ("ftp://fl.example/#enrol=SECRET", "neither a server's address nor a link: give https://HOST:PORT"),
+        ("https:///#enrol=SECRET", "neither a server's address nor a link: give https://HOST:PORT"),
+        ("https://fl.example:port/#enrol=SECRET", "neither a server's address nor a link: give https://HOST:PORT"),
         ("https://fl.example/path#enrol=SECRET", "no path, no query and no user"),
         ("https://fl.example/?enrol=SECRET", "no path, no query and no user"),
         ("https://SECRET@fl.example", "no path, no query and no user"),
         ("https://fl.example/#enrol=SECRET%20", "the token of this link is incomplete"),
         ("https://fl.example/#enrol=SECRET&pin=abcd", "the pin of this link is incomplete"),
         (f"http://127.0.0.1/#enrol=SECRET&pin={PIN}", "a pin needs an https:// address"),
-        ("two words", "a server's address is https://HOST:PORT"),
+        ("two words", "neither a server's address nor a link: give https://HOST:PORT"),
     ],
 )
 def test_what_is_no_link_is_refused_without_repeating_the_token(text: str, said: str) -> None:
@@ -93,7 +93,7 @@ def test_of_several_links_of_one_server_a_device_may_use_any() -> None:
     links = "".join(f"https://fl.example/#enrol=SECRET-{n}&pin={PIN}\n" for n in range(3))
     assert read_link(links) == Link("https://fl.example", "SECRET-0 SECRET-1 SECRET-2", PIN)
     for other in (f"https://other.example/#enrol=SECRET-3&pin={PIN}", "https://fl.example/#enrol=SECRET-3"):
-        with pytest.raises(ExperimentError, match="not links of one server") as caught:
+        with pytest.raises(ExperimentError, match="not all for one server") as caught:
             read_link(links + other)
         assert "SECRET" not in str(caught.value)
 

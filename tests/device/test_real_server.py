@@ -237,7 +237,7 @@ def test_predict_reads_inputs_and_writes_outputs(training: Training, tmp_path: P
     np.save(tmp_path / "inputs.npy", inputs)
     where = ("--client", str(file), "--folder", str(folder), "--inputs", str(tmp_path / "inputs.npy"))
     assert said("predict", *where, "--output", str(tmp_path / "outputs.npy"))[0].endswith(
-        "outputs.npy: outputs [5, 1] of version 0 of a\n"
+        "outputs.npy: outputs of shape [5, 1] from version 0 of a\n"
     )
     np.testing.assert_allclose(np.load(tmp_path / "outputs.npy"), expected, rtol=1e-6)
     assert [float(line) for line in said("predict", *where)[0].split()] == pytest.approx(
@@ -257,7 +257,7 @@ def test_mistakes_are_said_before_anything_is_sent(tmp_path: Path) -> None:
         (("join", "https://fl.example", "--client", str(tmp_path / "none.py")), "there is no file"),
         (
             ("join", "https://fl.example", "--client", str(file), "--floor", "people=3"),
-            "write NAME=NUMBER, with a name of steps",
+            "write NAME=NUMBER, where NAME is one of steps",
         ),
         (("predict", "--client", str(file), "--folder", str(tmp_path / "nothing")), "is not a device's folder"),
         (("forget", "--folder", str(tmp_path / "nothing")), "is not a device's folder"),

@@ -57,7 +57,7 @@ def test_what_is_read(text: str, readings: list[Any]) -> None:
 
 
 OPEN = "line 3 opens a quote that is never closed"
-ROW = "line 2 opens a quote, and the quoted text contains a line that looks like a row"
+ROW = "line 2 opens a quote, but the quoted text contains a line like a row: close the quote"
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ ROW = "line 2 opens a quote, and the quoted text contains a line that looks like
           "write the number without them"]),
         ('a,b\n1.5,2\n"1,021",3\n',
          [{"a": 1.5, "b": 2}, "line 3: its 'a' is 1,021, but other numbers in the file are written with '.'"]),
-        ("a,b\n1,2\nb,a\n3,4\n", [{"a": 1, "b": 2}, *(f"line {n}: line 3 has other column names, or another order: begin a new "
-                                      "file with it" for n in (3, 4))]),
+        ("a,b\n1,2\nb,a\n3,4\n", [{"a": 1, "b": 2}, *(f"line {n}: line 3 has other column names, or has them in another order: "
+                                      "begin a new file with this line" for n in (3, 4))]),
         ("a,b\n1,2\n3\n", [{"a": 1, "b": 2}, "line 3: it has 1 values, but the line of names has 2"]),
         ("a,b\n1," + "x" * (LONGEST_FIELD + 1) + "\n3,4\n",
-         [f"line 2: its 'b' has {LONGEST_FIELD + 1} characters, and at most {LONGEST_FIELD} are allowed", {"a": 3, "b": 4}]),
+         [f"line 2: its 'b' has {LONGEST_FIELD + 1} characters, but at most {LONGEST_FIELD} are allowed", {"a": 3, "b": 4}]),
     ],
 )  # fmt: skip
 def test_what_is_refused_by_its_line(text: str, readings: list[Any]) -> None:
@@ -95,13 +95,13 @@ def test_what_is_refused_by_its_line(text: str, readings: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("a;b\n1,021;2\n", "the comma in 1,021 may be a decimal comma, or separate thousands"),
+        ("a;b\n1,021;2\n", "the comma in 1,021 could be a decimal comma, or separate thousands"),
         ("a;b\n1,5;2\n1.5;3\n", "numbers are written in two ways, as 1.5 and as 1,5"),
         ("a;b\n1.021;2\n3;0,5\n", "numbers are written in two ways, as 1.021 and as 0,5"),
-        ("a;b,c\n1;2,3\n", "its values may be separated by ';' or by ','"),
-        ("sep=x\naxb\n", "line 1 is 'sep=x', and this separator is not supported"),
+        ("a;b,c\n1;2,3\n", "the separator of its values could be ';' or ','"),
+        ("sep=x\naxb\n", "line 1 is 'sep=x', but this separator is not supported"),
         ("a,b,\n1,2,\n", "line 1 names the columns, but the name of column 3 of 3 is empty"),
-        ("a,b,a\n1,2,3\n", "line 1 names the columns, and 'a' appears twice"),
+        ("a,b,a\n1,2,3\n", "line 1 gives two columns the name 'a'"),
         ("# x\n\na,a\n1,2\n", "line 3 names the columns"),
         ("21.5,40,cold\n22,41,cold\n", "line 1 has numbers such as 21.5 where the names of the columns are expected"),
         ("Logger 5\na,b\n1,2\n3,4\n", r"line 1 has 1 names \('Logger 5'\), but each line after it has 2 values"),

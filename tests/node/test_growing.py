@@ -219,7 +219,7 @@ def test_what_waits_and_what_is_left_alone_is_in_the_state(moved: Folder) -> Non
     moved.look()
     state = moved.watched.state.as_json()
     assert state["waiting"]["first"] == {
-        "a.csv": f"it does not end like a complete file; after {PATIENCE_S:g} s it is taken as it is"
+        "a.csv": f"it does not end like a complete file; after {PATIENCE_S:g} s without a change it is read as it is"
     }
     assert state["left_alone"] == {"files": 1, "first": {"b.xlsx": "files with this ending are not read"}}
     assert state["refused"] == 0

@@ -42,7 +42,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
         ('m,a\\ b=c\\,d on=true,say="x, \\"y\\" = z",n=-1e3 5',
          {"measurement": "m", "a b": "c,d", "on": True, "say": 'x, "y" = z', "n": -1000.0, "time": 5}),
         ("m a=1,b=x", "its 'b' is x, which is not a number, a truth value or a text in quotes"),
-        ("m,a=1 a=2", "two of its values have the same name: give each its own"),
+        ("m,a=1 a=2", "two of its values have the same name: give each value its own"),
         ("climate", "it is not a line of InfluxDB's line protocol"),
         ("m a=1 noon", "it is not a line of InfluxDB's line protocol"),
     ],
@@ -129,7 +129,7 @@ BOMB = packed(b"a\n" + b"1\n" * (MOST_TEXT // 2))
         ("a.zip", zipped({f"{n}.csv": b"" for n in range(1001)}), "1,001 files, and at most 1,000 are allowed"),
         ("a.zip", zipped({"a.zip": b""}), "it contains 'a.zip', which is not a file of readings"),
         ("a.zip", zipped({"readme.txt": b""}), "it contains 'readme.txt', which is not a file of readings"),
-        ("a.zip", zipped({"a.csv": b"a,a\n"}), "a.csv: line 1 names the columns"),
+        ("a.zip", zipped({"a.csv": b"a,a\n"}), "a.csv: line 1 gives two columns the name"),
         ("a.zip", zipped({}), "it has 0 readings"),
         ("a.zip", b"nothing", "it is not a .zip file"),
     ],
@@ -174,9 +174,9 @@ def test_a_picture_is_a_reading() -> None:
     [
         (b"", "not a .jpg or .png picture that can be read"),
         (picture(np.zeros((8, 8), np.uint8))[:45], "not a .jpg or .png picture that can be read"),
-        (picture(np.zeros((8, 8), np.uint16)), "with more than 8 bits or with transparency"),
-        (picture(np.zeros((8, 8, 4), np.uint8)), "with more than 8 bits or with transparency"),
-        (picture(np.zeros((4097, 4097), bool)), f"4097 x 4097 pixels, and at most {MOST_POINTS} are allowed"),
+        (picture(np.zeros((8, 8), np.uint16)), "has more than 8 bits per color, or transparency"),
+        (picture(np.zeros((8, 8, 4), np.uint8)), "has more than 8 bits per color, or transparency"),
+        (picture(np.zeros((4097, 4097), bool)), f"4097 x 4097 pixels, but at most {MOST_POINTS} are allowed"),
     ],
 )
 def test_what_is_no_picture(body: bytes, why: str) -> None:

@@ -351,7 +351,7 @@ def test_threads_of_torch_are_given_back_by_the_last() -> None:
         ),
         ({"listen": "0.0.0.0:0", "insecure": True}, UsageError, "give --access-file FILE"),
         ({"access": "short"}, UsageError, "at least 16 ASCII characters"),
-        ({"keep_days": -1}, UsageError, "it must be greater than 0"),
+        ({"keep_days": -1}, UsageError, "give a finite number greater than 0"),
         ({"tls": "mine"}, UsageError, "--tls takes `auto`"),
     ],
 )
@@ -364,7 +364,7 @@ def test_what_a_person_must_mend_is_said_at_the_start(given: Any, error: Any, wh
 def test_a_folder_is_one_nodes_and_nothing_elses(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "beach.jpg").touch()
-    with pytest.raises(ExperimentError, match="has other contents, and is not a node's folder"):
+    with pytest.raises(ExperimentError, match="is not a node's folder, and is not empty"):
         a_node(tmp_path / "photos")
     first = a_node(tmp_path / "node")
     with pytest.raises(ExperimentError, match="another process uses the readings"):

@@ -109,7 +109,7 @@ def test_a_part_of_a_file_is_such_a_file(name: str, body: bytes) -> None:
 def test_a_bad_reading_is_said_by_its_number() -> None:
     lines = read_file("a.json", b'{"x": 1}\n{"x": NaN}\n{"x": \n7\n"\xff"\n{"x": 5}\n')
     assert list(whats_wrong(lines)) == [1, 2, 3, 4]
-    assert whats_wrong(lines)[3] == "a reading is a JSON object, with values by name"
+    assert whats_wrong(lines)[3] == "it is not a JSON object: send each reading as an object with values by name"
     rows = read_file("a.csv", b"x,y\n1,2\n1\n1,2,3\n")
     assert whats_wrong(rows) == {
         1: "it has 1 values, but the line of names has 2",
@@ -138,9 +138,9 @@ class Pwned:
         ("a.npz", zipped({f"{n}.npy": b"\0" * 2**21 for n in range(40)}), "40 arrays, and at most 64 "
          "are allowed; unpacked, it has 83.9 MB, and at most"),
         ("a.npz", zipped({f"{n}.npy": b"" for n in range(65)}), "65 arrays"),
-        ("a.npz", zipped({"x.npy": b"x"}, zipfile.ZIP_LZMA), "its compression is not one that numpy.savez uses"),
+        ("a.npz", zipped({"x.npy": b"x"}, zipfile.ZIP_LZMA), "its compression is not supported: write the file with numpy.savez"),
         ("a.npz", zipped({"x.npy": pickle.dumps(Pwned())}), "'x.npy' is none|x.npy was not written by numpy.save"),
-        ("a.npz", zipped({"x.npy": _saved(np.array([Pwned(), None]))}), "holds object, neither numbers nor text"),
+        ("a.npz", zipped({"x.npy": _saved(np.array([Pwned(), None]))}), "holds object, which are neither numbers nor text"),
         ("a.npz", zipped({"x.npy": _saved(np.zeros(2, [("a", "i4")]))}), "neither numbers nor text"),
         ("a.npz", zipped({"x.npy": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }")}),
          r"declares the shape \(10000000000,\), but has 0 bytes"),
@@ -157,7 +157,7 @@ class Pwned:
         ("a.npz", npz(x=np.zeros(2), y=np.zeros(3)), "do not all have one row per reading"),
         ("a.npz", npz(x=np.zeros(MOST_READINGS + 1, np.uint8)), f"give 1 to {MOST_READINGS:,}"),
         ("a.csv", b"", "it is empty"),
-        ("a.csv", b"a, a\n1,2\n", "line 1 names the columns, and 'a' appears twice"),
+        ("a.csv", b"a, a\n1,2\n", "line 1 gives two columns the name 'a'"),
         ("a.csv", b"a\n\xff\n", "it is not UTF-8: line 2 has the byte 0xff"),
         ("a.csv", b"a\n" + b"1\n" * (MOST_READINGS + 200), f"and {MOST_READINGS:,} readings, are read: split it"),
         ("a.json", b" \n", "it contains no reading"),
@@ -281,8 +281,8 @@ def test_what_came_together_is_kept_once(readings: Readings) -> None:
     ("label", "why"),
     [
         ({"key": "x", "target": 1}, "no reading has this key"),
-        ({"key": "x"}, "a label has a key and a target"),
-        ({"target": 1}, "a label has a key and a target"),
+        ({"key": "x"}, "it is not a label: give a key (a text) and a target"),
+        ({"target": 1}, "it is not a label: give a key (a text) and a target"),
         (BadReading("no object"), "no object"),
     ],
 )

@@ -222,7 +222,7 @@ def test_words_that_do_not_go_together(tmp_path: Path) -> None:
     file.write_text(CLIENT)
     words = ["node", NOWHERE, "--client", str(file), "--data", str(tmp_path / "data")]
     for more, why in (
-        (["--mqtt-topic", "a"], "these options need a broker"),
+        (["--mqtt-topic", "a"], "need a broker: give --mqtt"),
         (["--mqtt", "mqtts://broker.lan"], "no topic is given"),
         (["--listen", "0.0.0.0:0"], "without TLS the traffic can be read"),
     ):

@@ -157,8 +157,8 @@ def test_the_bad_ones_are_named_and_the_others_kept(here: Here) -> None:
     status, said = here.post("/v1/readings", body, idempotency_key="a")
     assert (status, said["kept"]) == (422, 2)
     assert said["refused"] == [
-        {"reading": 1, "why": "its input has the shape [1], and here all have [2]"},
-        {"reading": 2, "why": "a reading is a JSON object, with values by name"},
+        {"reading": 1, "why": "its input has the shape [1], but all others here have [2]"},
+        {"reading": 2, "why": "it is not a JSON object: send each reading as an object with values by name"},
         {"reading": 3, "why": "its input is not an array of numbers: it has the dtype object"},
     ]
     body[1:4] = [ONE, ONE, ONE]
@@ -171,8 +171,8 @@ def test_labels_come_later(here: Here) -> None:
     status, said = here.post("/v1/labels", [{"key": "k2", "target": 0}, {"key": "gone", "target": 0}, {"key": "k0"}])
     assert (status, said["labelled"]) == (422, 1)
     assert said["refused"] == [
-        {"reading": 1, "why": "no reading has this key, or it was deleted"},
-        {"reading": 2, "why": "a label has a key and a target"},
+        {"reading": 1, "why": "no reading has this key, or the reading was deleted"},
+        {"reading": 2, "why": "it is not a label: give a key (a text) and a target"},
     ]
     assert here.readings.examples()[1].tolist() == [1, 0]
     assert here.post("/v1/labels", [{}] * (MOST_LABELS + 1))[0] == 422
@@ -284,6 +284,6 @@ def test_a_defect_is_in_the_log_and_not_in_the_answer(here: Here, caplog: pytest
     here.intake.take = lambda raws, key=None: 1 // 0  # type: ignore[method-assign]
     assert here.post("/v1/readings", ONE) == (
         500,
-        {"error": "failed", "detail": "a defect of the node; its log has the details"},
+        {"error": "failed", "detail": "the request failed because of a defect in the node; its log has the details"},
     )
     assert "ZeroDivisionError" in caplog.text

@@ -103,7 +103,7 @@ def test_a_first_whole_number_fixes_no_type(tmp_path: Path) -> None:
     with Readings(tmp_path) as readings:
         assert readings.kept == before
         assert readings.shaped([22, 0.5]).tolist() == [22, 0.5]
-        with pytest.raises(BadReading, match="whole number that float32 rounds"):
+        with pytest.raises(BadReading, match="whole number that float32 cannot hold exactly"):
             readings.fit(Reading([2**24 + 1, 0], 0))
 
 
@@ -141,7 +141,7 @@ def test_a_reading_may_bring_its_own_time(tmp_path: Path) -> None:
         assert readings.kept.oldest == clock.now - 3000
         kept(readings, Reading([4], 4, at=clock.now + 5000.0))
         assert readings.examples()[1].tolist() == [2, 1, 4], "the oldest goes first"
-        with pytest.raises(BadReading, match="its time is 3.0 days ago, and readings are kept for 2 days"):
+        with pytest.raises(BadReading, match="its time is 3.0 days ago, but readings are kept for only 2 days"):
             readings.fit(Reading([5], 5, at=clock.now - 3 * DAY))
         clock.now += 2 * DAY - 1500
         assert readings.examples()[1].tolist() == [1, 4], "the future is as old as now"
@@ -188,7 +188,7 @@ def test_the_first_reading_gives_the_form(value: Any, dtype: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("input", "target", "why"),
     [
-        ([1, 2, 3], 0, r"its input has the shape \[3\], and here all have \[2\]"),
+        ([1, 2, 3], 0, r"its input has the shape \[3\], but all others here have \[2\]"),
         ([[1, 2]], 0, r"the shape \[1, 2\]"),
         ([1, float("nan")], 0, r"its input contains a NaN or an infinity at \[1\]"),
         ([1, 1e39], 0, "its input contains a NaN or an infinity"),
@@ -273,13 +273,15 @@ def test_by_bytes_and_the_file_stays_small(tmp_path: Path) -> None:
         assert first(readings)[-1] == 19
     assert (tmp_path / FILE).stat().st_size < 1.5 * most + 100_000
     with Readings(tmp_path, retention=Retention(bytes=200)) as readings:
-        with pytest.raises(BadReading, match="it has 216 bytes, and at most 200 bytes are kept here altogether"):
+        with pytest.raises(
+            BadReading, match="it has 216 bytes, and at most 200 bytes are kept for all readings together"
+        ):
             readings.fit(Reading(np.zeros(32), 0))
 
 
 @pytest.mark.parametrize("wrong", [{"days": 0.0}, {"count": -1}, {"bytes": 0}, {"days": float("nan")}])
 def test_nothing_is_no_retention(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="it must be greater than 0"):
+    with pytest.raises(UsageError, match="give a finite number greater than 0"):
         Retention(**wrong)
 
 

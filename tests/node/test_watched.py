@@ -128,13 +128,9 @@ def test_what_is_refused_lies_there_with_the_reason_and_can_be_put_back(folder: 
 
 def test_a_file_that_is_none_is_refused_whole(folder: Folder) -> None:
     folder.put("a.csv", b"a,a\n1,2\n")
-    assert folder.taken() == [
-        "a.csv: refused, line 1 names the columns, and 'a' appears twice: give each column its own name"
-    ]
+    assert folder.taken() == ["a.csv: refused, line 1 gives two columns the name 'a': give each column its own name"]
     assert (folder.path / "refused" / "a.csv").read_bytes() == b"a,a\n1,2\n"
-    assert (
-        (folder.path / "refused" / "a.csv.reason").read_text().startswith("line 1 names the columns, and 'a' appears")
-    )
+    assert (folder.path / "refused" / "a.csv.reason").read_text().startswith("line 1 gives two columns the name 'a'")
 
 
 def test_one_that_is_too_large_is_not_read(folder: Folder) -> None:

@@ -159,7 +159,7 @@ def test_what_is_new_is_counted_over_restarts_relabelling_and_retention(tmp_path
 
 @pytest.mark.parametrize("word", ["50", "new", "new=", "new=0", "new=-1", "old=5", "new=1.5"])
 def test_when_to_train_is_said_in_one_form(word: str) -> None:
-    with pytest.raises(UsageError, match="write new=N, with a whole number of 1 or more"):
+    with pytest.raises(UsageError, match="write new=N, where N is a whole number of at least 1"):
         new_of(word)
     assert (new_of("new=50"), new_of(None)) == (50, 0)
     assert NodeTraining().new == 0
