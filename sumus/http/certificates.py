@@ -61,7 +61,7 @@ class Certificate:
             except UsageError as error:  # it is half written or missing: the next call tries again
                 if str(error) != self._trouble:
                     LOG.warning(
-                        "the files of the certificate have changed but cannot be used, so the old certificate stays: %s",
+                        "the certificate's files have changed but cannot be used, so the old certificate is still used: %s",
                         error,
                     )
                     self._trouble = str(error)

@@ -293,8 +293,8 @@ def _write(path: Path, mode: Literal["xb", "r+b"], body: bytes) -> None:
 def _check_private(path: Path, mode: int, right: str) -> None:
     if mode & 0o077:
         raise ExperimentError(
-            f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shell_word(path)}`; if another user "
-            "may have read a key, use a new folder for keys"
+            f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shell_word(path)}`, and "
+            "rotate the keys if another user may have read one"
         )
 
 
