@@ -3,7 +3,7 @@
     length = announced(request, most)                           raises Refused for a bad length, before a byte is read
     body = await strangers.read(request, length)                from an unauthenticated sender
 
-    async with uploads.body(request, length, sender) as body:   from an authenticated sender, into lent memory
+    async with uploads.body(request, length, sender) as body:   from an authenticated sender, into memory of a `Room`
 
     body = await whole(request, length)                         into memory that the caller has counted
 
@@ -30,8 +30,8 @@ arrive.
 SMALL = 64 * 2**10
 """The longest body, in bytes, that is read from a sender who is not authenticated yet."""
 FREE = 4 * 2**10
-"""The number of bytes at the start of each such body that are not counted: a connection costs as much memory, and the number of
-connections is bounded.
+"""The number of bytes at the start of each such body that are not counted: the connection itself needs as much memory, and the
+number of connections is limited.
 """
 STRANGERS = 32 * 2**20
 """The largest number of counted bytes of all such bodies together."""
@@ -50,12 +50,17 @@ def announced(request: Request, most: int, packed: str = "identity") -> int:
         Refused: The body is too long, or its length is not announced. Nothing of the body was read.
     """
     if request.headers.get("content-encoding", "identity") not in ("identity", packed):
-        raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
+        raise Refused(
+            "encoding",
+            "this content encoding is not accepted: send the body as it is, without the header Content-Encoding",
+        )
     length = whole_number(request.headers.get("content-length", ""))
     if length is None:
-        raise Refused("length_required", "the header Content-Length is required")
+        raise Refused(
+            "length_required", "the header Content-Length is missing or wrong: send it with the body's length"
+        )
     if length > most:
-        raise Refused("too_large", f"{over(length, most)} are accepted here")
+        raise Refused("too_large", f"the body has {over(length, most)} are accepted")
     return length
 
 
@@ -88,7 +93,7 @@ async def up_to(request: Request, most: int, more: Callable[[int], None]) -> byt
     Args:
         request: The request.
         most: The longest body that is accepted, in bytes.
-        more: Called with the size of each piece before the piece is kept. It may raise Refused, and then the body is refused.
+        more: Called with the size of each piece before the piece is kept. It may raise Refused; then the body is refused.
     """
     body = bytearray()
 
@@ -125,7 +130,9 @@ class Strangers:
             nonlocal counted
             more = max(len(body) + len(piece) - FREE, 0) - counted
             if not self._shares.take(who, more):
-                raise Refused("busy", "too many bodies of senders who are not authenticated are being received", SOON)
+                raise Refused(
+                    "busy", "the server is receiving too many requests from unknown senders: try again later", SOON
+                )
             counted += more
             body.extend(piece)
 
@@ -137,7 +144,7 @@ class Strangers:
 
 
 class Uploads:
-    """Reads long bodies from authenticated senders into lent memory.
+    """Reads long bodies from authenticated senders into memory that a `Room` lends.
 
     Args:
         room: Lends the memory.
@@ -158,7 +165,7 @@ class Uploads:
         """
         if sender in self._sending:
             raise Refused(
-                "busy", "another report of this device is being received: wait until it has ended", (1.0, 5.0)
+                "busy", "another report of this device is being received: wait until that is done", (1.0, 5.0)
             )
         self._sending.add(sender)
         try:
@@ -199,17 +206,19 @@ async def _read(request: Request, length: int, put: Callable[[bytes], None], exa
                 piece, more = cast(bytes, message.get("body", b"")), bool(message.get("more_body", False))
                 got += len(piece)
                 if got > length and not exactly:
-                    raise Refused("too_large", f"more than {amount(length)}, which is the most that is accepted here")
+                    raise Refused(
+                        "too_large", f"the body is longer than {amount(length)}, the longest that is accepted"
+                    )
                 if got > length:
-                    raise Refused("malformed", f"the body is longer than announced, which was {length} bytes")
+                    raise Refused("malformed", f"the body is longer than {length} bytes, its announced Content-Length")
                 put(piece)
                 if got >= mark:
                     mark = got + LEAST
                     window.reschedule(loop.time() + WINDOW_S)
     except TimeoutError:
-        raise Refused("slow", f"less than {LEAST} bytes of the body came in {WINDOW_S:g} s") from None
+        raise Refused("slow", f"the body is too slow: less than {LEAST} bytes arrived in {WINDOW_S:g} s") from None
     if got < length and exactly:
-        raise Refused("malformed", f"the body has {got} bytes, and {length} were announced")
+        raise Refused("malformed", f"the body has {got} bytes, but {length} bytes were announced (Content-Length)")
 
 
 def let_go(error: BaseException) -> None:

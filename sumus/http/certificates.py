@@ -61,13 +61,14 @@ class Certificate:
             except UsageError as error:  # it is half written or missing: the next call tries again
                 if str(error) != self._trouble:
                     LOG.warning(
-                        "the files of the certificate have changed, and the old certificate is still used: %s", error
+                        "the certificate's files have changed but cannot be used, so the old certificate is still used: %s",
+                        error,
                     )
                     self._trouble = str(error)
                 return False
             self.context, self._begins, self.ends = context, begins, ends
             self._seen, self._trouble = marks, ""
-            LOG.warning("another certificate is used from now on; it ends on %s", ends.date())
+            LOG.warning("a new certificate is used from now on; it expires on %s", ends.date())
             return True
 
     def left_s(self, now: datetime) -> float:
@@ -86,7 +87,7 @@ class Certificate:
         when = "today" if days == 0 else f"in {days} {'day' if days == 1 else 'days'}"
         ends = f"ended on {self.ends:%Y-%m-%d}" if days < 0 else f"ends {when}, on {self.ends:%Y-%m-%d}"
         if self.own:
-            return f"the certificate {ends}: restart to renew it; its pin is new too, and devices must be given the new pin"
+            return f"the certificate {ends}: restart the server to renew it; then give all devices the new pin"
         return (
             f"the certificate {self.chain} {ends}: put the new certificate and its key in place of the old ones; the server "
             "reads them within a minute"
@@ -118,7 +119,7 @@ def _read(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime, datetime]:
         A context with both, and the first and last moment of the certificate's validity.
 
     Raises:
-        ExperimentError: A server cannot use the files; the message names the wrong file.
+        UsageError: A server cannot use the files; the message names the wrong file.
     """
     held: dict[Path, bytes] = {}
     for file in (chain, key):
@@ -128,13 +129,13 @@ def _read(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime, datetime]:
             raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
     if b"ENCRYPTED" in held[key]:
         raise UsageError(
-            f"the key {key} is encrypted, and a server starts without anybody who types a passphrase: write it without one, "
-            f"`openssl pkey -in {shell_word(key)} -out NEW.pem`, in a file that only its owner may read"
+            f"the key {key} is encrypted, but nobody can type a passphrase when a server starts: write the key without a "
+            f"passphrase, `openssl pkey -in {shell_word(key)} -out NEW.pem`, to a file that only its owner may read"
         )
     if b"-----BEGIN CERTIFICATE-----" not in held[chain]:
-        raise UsageError(f"{chain} holds no certificate in PEM: the chain comes first, then its key, --tls CERT KEY")
+        raise UsageError(f"{chain} holds no certificate in PEM: give the chain first, then its key, --tls CERT KEY")
     if b"PRIVATE KEY-----" not in held[key]:
-        raise UsageError(f"{key} holds no private key in PEM: the chain comes first, then its key, --tls CERT KEY")
+        raise UsageError(f"{key} holds no private key in PEM: give the chain first, then its key, --tls CERT KEY")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(chain, key)

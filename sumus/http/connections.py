@@ -53,7 +53,7 @@ FULL_S = 0.5
 
 
 def files_for(most: int) -> int:
-    """Return `most`, or half of the number of files that the process may open if that is smaller."""
+    """Return `most` or half of the number of files that the process may open, whichever is smaller."""
     return max(min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2), 1)
 
 
@@ -89,16 +89,16 @@ class Connections:
         return True
 
     def leave(self, who: str) -> None:
-        """Note that a connection of a neighbourhood has ended."""
+        """Record that a connection of a neighbourhood has ended."""
         self.shares.give(who, 1)
         self.ended += 1
 
     def has_no_request(self, one: "Connection") -> None:
-        """Note that a connection has no request: from now on a new connection may replace it."""
+        """Record that a connection has no request: from now on a new connection may replace it."""
         self._without_request.setdefault(one.who, OrderedDict())[one] = one.loop.time()
 
     def has_request(self, one: "Connection") -> None:
-        """Note that a connection has a request: a new connection does not replace it."""
+        """Record that a connection has a request: a new connection does not replace it."""
         if (waiting := self._without_request.get(one.who)) is not None:
             waiting.pop(one, None)
             if not waiting:
@@ -205,7 +205,7 @@ class Connection(HttpToolsProtocol):
 
     Attributes:
         who: The neighbourhood from which the connection comes.
-        begun: Whether the connection is counted; then it is counted out when it ends.
+        begun: Whether the connection is counted. If so, it is removed from the count when it ends.
     """
 
     def __init__(self, how: uvicorn.Config, state: ServerState, connections: Connections, who: str) -> None:
@@ -369,7 +369,7 @@ class Connection(HttpToolsProtocol):
         self._until = self.loop.time() + HEAD_S
 
     def _rest(self) -> None:
-        """Note that the connection is idle. uvicorn closes idle connections; `sweep` ends a connection that does not close."""
+        """Record that the connection is idle. uvicorn closes idle connections; `sweep` ends a connection that does not close."""
         self._unwanted = 0
         self._until = self.loop.time() + self.timeout_keep_alive + LINGER_S
         self._connections.has_no_request(self)

@@ -1,5 +1,5 @@
-"""Guards a plane that a browser can reach: the plane answers only under its own names, and refuses requests from pages of other
-sites.
+"""Guards a plane (one HTTP interface of a server) that a browser can reach: the plane answers only under its own host names,
+and refuses requests from web pages of other sites.
 
     app = Starlette(routes=routes, middleware=[guard(names, refusal, "--name")])
 
@@ -47,10 +47,13 @@ def _guarded(app: ASGIApp, known: frozenset[str], refusal: Refusal, option: str)
             await app(scope, receive, send)
         elif not _is_called(scope, known):
             said = printable(Headers(scope=scope).get("host", "nothing"))
-            detail = f"this server is not called {said:.100}: use the address that it printed, or start it with {option} HOST"
+            detail = (
+                f"this server does not accept the host name {said:.100}: use the address that the server printed, or start the "
+                f"server with {option} HOST"
+            )
             await refusal(STATUS[WRONG_HOST], WRONG_HOST, detail)(scope, receive, send)
         elif _is_of_other_site(scope):
-            detail = "a page of another site sent this request, and such requests are not allowed"
+            detail = "a web page of another site sent this request, which is not allowed: use this server's own pages"
             await refusal(STATUS[OTHER_SITE], OTHER_SITE, detail)(scope, receive, send)
         else:
             await app(scope, receive, send)
@@ -84,8 +87,8 @@ def _is_called(scope: Scope, known: frozenset[str]) -> bool:
 
 
 def _is_of_other_site(scope: Scope) -> bool:
-    """Return whether the browser's headers show that a page of another site sent a request. A link that a person follows does
-    not count.
+    """Return whether the browser's headers show that a page of another site sent a request. The answer is no if a person
+    follows a link.
     """
     headers = Headers(scope=scope)
     if scope["method"] in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate":

@@ -24,7 +24,7 @@ LONGEST_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A limit on requests: `burst` at once, and `rate` per second in the long run."""
+    """A limit on requests: `burst` requests at once, and `per_s` requests per second in the long run."""
 
     per_s: float
     burst: int
@@ -55,9 +55,9 @@ def take(rate: Rate, bucket: Bucket, now: float) -> tuple[Bucket, Window | None]
         now: The time.
 
     Returns:
-        The new bucket, and None if a token was taken. If none was available: the retry window, in seconds from now, in which
-        all refused requests can be served. The window begins when a token is available again, and has the length of a queue of
-        these requests.
+        The new bucket, and None if a token was taken. If no token was available: the bucket, and the retry window, in seconds
+        from now, in which all refused requests can be served. The window begins when a token is available again, and is as long
+        as these requests need.
     """
     each, depth = 1 / rate.per_s, rate.burst / rate.per_s
     served = min(max(bucket.served, now) + each, now + depth + LONGEST_S)
@@ -109,8 +109,8 @@ class Limits:
         source: The rate of enrolments from each /24 network (IPv6: /48).
         population: The rate of check-ins of each population.
         edge: The rate of requests of each edge; the relayed check-ins in a request are not counted here.
-        random: Returns a random number from 0 to 1, which shifts a retry window. So devices that retry as early as possible do
-            not all retry at the same moment.
+        random: Returns a random number from 0 to 1, which shifts a retry window, so that devices that retry as early as
+            possible do not all retry at the same moment.
         most: The largest number of names that are kept for each limit.
     """
 
@@ -147,8 +147,8 @@ class Limits:
     def relayed(self, population: str, edge: str, speaks_for: int, device: str, now: float) -> None:
         """Charge a check-in that came through an edge, which may have `speaks_for` devices.
 
-        The edge is charged first: an edge that invents devices uses up its own limit, and no more of the population's limit
-        than that. The device's limit for direct requests is not charged, since an edge may repeat a check-in that a device
+        The edge is charged first, so an edge that invents devices cannot use up more of the population's limit than its own
+        limit allows. The device's limit for direct requests is not charged, since an edge may repeat a check-in that a device
         signed before it left the edge.
         """
         self._check(self._relays.take(edge, now, max(1, speaks_for)), "this edge's devices")
@@ -163,4 +163,4 @@ class Limits:
         if window is not None:
             low, high = window
             later = self._random() * (high - low) / 2
-            raise Refused("rate", f"too many requests of {who}", (round(low + later, 3), round(high + later, 3)))
+            raise Refused("rate", f"too many requests from {who}", (round(low + later, 3), round(high + later, 3)))

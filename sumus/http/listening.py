@@ -47,7 +47,7 @@ have ended in that time.
 LOOKED = 300
 """The time between two checks for a renewed certificate, in tenths of a second."""
 ANY = ("0.0.0.0", "::", "")
-"""The addresses that stand for all addresses of a machine."""
+"""The addresses that mean "all addresses of this machine"."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Listening:
 
 
 def _bare(host: str) -> str:
-    """Remove the brackets of an IPv6 address in a URL from a host."""
+    """Return a host without the brackets that a URL puts around an IPv6 address."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
@@ -151,7 +151,7 @@ def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, Non
                 which = listen.admin_host if local[0] else listen.host
                 raise UsageError(
                     f"other machines can reach {which}, and without TLS the traffic can be read: give --tls auto "
-                    "--name HOSTNAME, or your own certificate, --tls CERT KEY; or --insecure, if a proxy in front of it encrypts"
+                    "--name HOSTNAME, or your own certificate, --tls CERT KEY; or --insecure, if a proxy before it encrypts"
                 )
             certificate, authority, pin, notes = _certificate(listen, folder)
             admins = None if local[1] else certificate
@@ -209,7 +209,7 @@ def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> G
         if not local and not listen.certificate_files and not listen.insecure:
             raise UsageError(
                 f"other machines can reach {listen.host}, and without TLS the traffic can be read: give --tls auto "
-                "--tls-name HOSTNAME, or your own certificate, --tls CERT KEY; or --insecure, if a proxy in front of it encrypts"
+                "--tls-name HOSTNAME, or your own certificate, --tls CERT KEY; or --insecure, if a proxy before it encrypts"
             )
         certificate, authority, _, _ = _certificate(listen, folder)
         name = listen.names[0] if listen.names else _called(listen.host)
@@ -262,9 +262,9 @@ def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, b
             before = folder.exists()
             made = issue(folder, names, datetime.now(UTC))
             news = (
-                f"a new certificate ({made.new}): devices and edges that have the old pin cannot connect until each gets the "
-                f"new pin once, at the end of the address: `sumus join https://HOST:PORT/#pin={made.pin} --client FILE.py`; "
-                "admins give the new authority.pem as --authority",
+                f"the server has a new certificate ({made.new}). Devices and edges that have the old pin cannot connect: start "
+                f"each of them once with the new pin at the end of the address, `sumus join https://HOST:PORT/#pin={made.pin} "
+                "--client FILE.py`; admins must give the new authority.pem as --authority",
             )
             notes = news if before and made.new else ()
             return Certificate(made.chain, made.key, own=True), made.authority.read_bytes(), made.pin, notes
@@ -299,7 +299,7 @@ def expect_no_loop(what: str, command: str) -> None:
     with suppress(RuntimeError):
         asyncio.get_running_loop()
         raise UsageError(
-            f"an event loop already runs in this thread (a notebook?), and {what} needs one of its own: run "
+            f"an event loop already runs in this thread (a notebook?), but {what} needs an event loop of its own: run "
             f"{command}, or call it in another thread"
         )
 

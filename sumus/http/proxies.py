@@ -27,7 +27,7 @@ class Proxies:
 
     Args:
         named: Addresses and networks, separated by commas, or empty. `*` means every peer: then only the last address in the
-            header is used, which the connected peer wrote.
+            header is used, since the connected peer wrote it.
     """
 
     def __init__(self, named: str = "") -> None:
@@ -76,9 +76,9 @@ def told_by_proxies(app: ASGIApp, proxies: Proxies) -> ASGIApp:
             elif not heard:
                 heard = True
                 LOG.warning(
-                    f"a request from {ip_of(peer) or 'a peer without an address'} names the client for whom it was "
-                    "forwarded (X-Forwarded-For), and is not trusted: if your own proxy sent it, give that address with "
-                    "--proxies; otherwise all clients of the proxy count as one neighbourhood"
+                    f"a request from {ip_of(peer) or 'a peer without an address'} has the header X-Forwarded-For, which is "
+                    "ignored, since --proxies does not name the sender: if the sender is your own proxy, add its address to "
+                    "--proxies; otherwise all clients of the proxy share the limits of one network"
                 )
         await app(scope, receive, send)
 
@@ -90,6 +90,6 @@ def _network(word: str) -> Network:
         return ipaddress.ip_network(word, strict=False)
     except ValueError:
         raise UsageError(
-            f"--proxies {word!r:.80}: give addresses and networks, separated by commas, such as 127.0.0.1,10.0.0.0/8; or *, if "
-            "only your proxies can reach the port"
+            f"--proxies: {word!r:.80} is not an address or a network: give addresses and networks, separated by commas, such "
+            "as 127.0.0.1,10.0.0.0/8; or *, if only your proxies can reach the port"
         ) from None

@@ -30,8 +30,8 @@ from sumus.types import Array
 from sumus.wire.messages import Refused, Window
 
 SHORT, PORTIONS = 3 / 4, 16
-"""The fraction of the whole beyond which a shortage begins; and the number of portions into which the whole is then divided, of
-which a neighbourhood gets at most one.
+"""There is a shortage if more than the fraction `SHORT` of a resource is taken. Then the resource is divided into `PORTIONS`
+equal portions, and a neighbourhood gets at most one of them.
 """
 IDLE_S = 2.0
 """The number of seconds for which an idle buffer is kept for the next body."""
@@ -166,17 +166,17 @@ class Room:
         if whole > self.bytes:
             raise Refused(
                 "too_large",
-                f"the body has {amount(size)}, and this server accepts at most {amount(self.bytes)} at once",
+                f"the body has {amount(size)}, but this server accepts at most {amount(self.bytes)} at once",
             )
         with self._lock:
             self._take_back()
             if not self.shares.take(who, whole):
-                raise Refused("busy", "this server has no memory for the body now", self._retry)
+                raise Refused("busy", "this server has no memory for the body now: try again later", self._retry)
             body = self._buffer(whole)
         return np.asarray(_Loan(body, size, who, self._returned)).data
 
     def tidy(self) -> bool:
-        """Return buffers that have been idle for `IDLE_S` to the system. The result is whether idle buffers are left, and
+        """Return buffers that have been idle for `IDLE_S` to the system. The result is True if idle buffers are left, so that
         `tidy` must be called again.
         """
         with self._lock:

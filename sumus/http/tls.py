@@ -123,26 +123,27 @@ def _found(of: Certificates, now: datetime) -> Certificates | str:
     again if it does not match the chain.
     """
     if not of.chain.exists() and not of.key.exists():
-        return "there was none"
+        return "there was no certificate"
     try:
         if (mode := of.key.stat().st_mode) & 0o077:
             raise ExperimentError(
-                f"{of.key} is open to other users (mode {mode & 0o777:o}): delete {shell_word(of.key.parent)}, and tell "
-                "devices the new pin; or run `chmod 600` on it, if no other user can have read it"
+                f"the key {of.key} is open to other users (mode {mode & 0o777:o}): delete {shell_word(of.key.parent)}, so that "
+                "a new key is made, and give devices the new pin; or, if no other user can have read the key, run `chmod 600 "
+                f"{shell_word(of.key)}`"
             )
         leaf, authority = x509.load_pem_x509_certificates(of.chain.read_bytes())
         leaf.verify_directly_issued_by(authority)
         authority.verify_directly_issued_by(authority)
         key = load_pem_private_key(of.key.read_bytes(), None)
         if key.public_key() != leaf.public_key():
-            return "its files did not match each other"
+            return "the files of the old certificate did not match each other"
         had = _names(leaf)
     except (FileNotFoundError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        return "its files were damaged"
+        return "the files of the old certificate were damaged"
     if had != of.names:
-        return f"the old one was for {', '.join(had)}, and one for {', '.join(of.names)} is needed"
+        return f"the old certificate was for {', '.join(had)}, but a certificate for {', '.join(of.names)} is needed"
     if (until := leaf.not_valid_after_utc - RENEWED) <= now:
-        return f"the old one ends on {leaf.not_valid_after_utc:%Y-%m-%d}"
+        return f"the old certificate expires on {leaf.not_valid_after_utc:%Y-%m-%d}"
     trusted = authority.public_bytes(Encoding.PEM)
     if not of.authority.exists() or of.authority.read_bytes() != trusted:
         write_whole(of.authority, trusted, lasting=True)
@@ -240,6 +241,6 @@ def _normal(name: str) -> str:
     if len(plain) > 253 or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
         raise UsageError(
             f"{name!r} is not a host name: use letters, digits and hyphens between dots, without port and wildcard; "
-            "write other letters in the xn-- form"
+            "write other letters in the xn-- form (Punycode)"
         )
     return plain

@@ -28,9 +28,9 @@ def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -
     found, rounds = list[str](), plan.edges.rounds
     if plan.min_contributors < floor.contributors:
         found.append(
-            f"devices consent to sums of at least {floor.contributors} contributors, and min_contributors is "
-            f"{plan.min_contributors}: they refuse every round, unless each is started with --floor "
-            f"contributors={plan.min_contributors}; or raise min_contributors"
+            f"devices consent to sums of at least {floor.contributors} contributors, but min_contributors is "
+            f"{plan.min_contributors}, so they refuse every round: raise min_contributors, or start each device with --floor "
+            f"contributors={plan.min_contributors}"
         )
     nbytes = len(plan.to_json()) + plan.broadcast_nbytes + plan.first_hop.nbytes
     for name, takes, most, said in (
@@ -40,7 +40,7 @@ def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -
     ):
         if takes > most:
             found.append(
-                f"a round takes {said[0]}, and devices consent to {said[1]}: they refuse it, unless each is started with "
+                f"a round takes {said[0]}, but devices consent to {said[1]}, so they refuse it: start each device with "
                 f"--floor {name}={takes}"
             )
     requires = plan.pacing.requires
@@ -57,9 +57,9 @@ def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -
             else f"a round may begin every {every:g} s"
         )
         found.append(
-            f"{pace}, and a device consents to {floor.rounds} a day: a device that is in every round has used them up "
-            f"{'at once' if not every else f'within {ago(every * floor.rounds)}'}; Pacing(every="
-            f"{_DAY * rounds / floor.rounds:.0f}) leaves time between rounds; or start devices with --floor rounds=N"
+            f"{pace}, but a device consents to {floor.rounds} rounds a day: a device that is in every round reaches this limit "
+            f"{'at once' if not every else f'within {ago(every * floor.rounds)}'}; set Pacing(every="
+            f"{_DAY * rounds / floor.rounds:.0f}) to leave time between rounds, or start devices with --floor rounds=N"
         )
     return found
 
@@ -69,13 +69,13 @@ def missing(plan: Plan, clients: int) -> list[str]:
     least = max(plan.min_contributors, plan.pacing.fewest)
     if clients < least:
         return [
-            f"there {'is' if clients == 1 else 'are'} {many(clients, 'client')} here, and a sum needs {least} contributors: no "
+            f"there {'is' if clients == 1 else 'are'} {many(clients, 'client')} here, but a sum needs {least} contributors: no "
             f"round begins before {least} devices are enrolled"
         ]
     if clients < plan.pacing.cohort and not plan.pacing.buffered:
         end = "an hour" if plan.pacing.deadline is None else f"{plan.pacing.deadline:g} s"
         return [
-            f"there are {many(clients, 'client')} here, and a round waits for {plan.pacing.cohort}: without more devices, each "
+            f"there are {many(clients, 'client')} here, but a round waits for {plan.pacing.cohort}: without more devices, each "
             f"round lasts until its deadline ({end}); lower the cohort"
         ]
     return []

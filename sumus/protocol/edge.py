@@ -9,12 +9,12 @@ for the site's first round. A *session* is the work of one device for one round.
 Theory of operation
 ===================
 
-Two tables run a round of an edge. To its devices, an edge is a server: `protocol/round.py` gives places, counts reports and
-closes the round, on rows in the edge's own store. To the server above, an edge speaks for its devices: this table decides which
-check-ins are passed on, how arriving work is used, how long the round waits for more devices, and what the server above is told
-about each session. The two meet in three places only: this table chooses the pacing by which the round table closes
-(`pacing_of`); the round table says when the round was closed or abandoned (`RoundClosed`, `RoundAbandoned`); and this table may
-cancel or publish the round.
+Two tables run a round of an edge. To its devices, an edge is a server: the *table of rounds* in `protocol/round.py` gives
+places, counts reports and closes the round, on rows in the edge's own store. To the server above, an edge speaks for its
+devices: this table decides which check-ins are passed on, how arriving work is used, how long the round waits for more
+devices, and what the server above is told about each session. The two meet in three places only: this table chooses the pacing
+by which the table of rounds closes a round (`pacing_of`); the table of rounds says when the round was closed or abandoned
+(`RoundClosed`, `RoundAbandoned`); and this table may cancel or publish the round.
 
 **States.** A round is *waiting* until the first work arrives for it. Then it is *gathering*: its devices train and report, and
 more devices are awaited. When no work has come for `linger` seconds, or the server above has said that it has no more work, the
@@ -35,10 +35,10 @@ end in the third way: the server above would refuse the whole sum. So while a de
 are not passed on.
 
 **What survives a crash.** The rows and notes survive: the round's state, its sessions, its work, and the time by which its sum
-must be sent. If the row of a round is closing, the round is going up again, with the same bytes. Three things are lost with the
-memory, and no promise depends on them: unfetched work (its device asks again, or the server above lets the session lapse); the
-time at which the last work came (the round lingers once more); and ends of sessions that had not been reported yet (these
-sessions lapse, too). `round_at` returns the state of a round after a crash.
+must be sent. If the row of a round is closing, the round is going up again, with the same bytes. Three things are lost with
+the memory, and no promise depends on them: unfetched work (its device asks again, or the server above lets the session lapse);
+the time at which the last work came (the round waits `linger` seconds again); and ends of sessions that had not been reported
+yet (these sessions lapse, too). `round_at` returns the state of a round after a crash.
 """
 
 from collections.abc import Sequence
@@ -56,9 +56,9 @@ MOST = 1_000_000
 ASKING = (0.3, 1.0)
 """The retry window, in seconds, of a device whose check-in is on its way to the server above."""
 NOT_NOW = ComeLater(ASKING, "asking")
-"""The answer to a device whose check-in is on its way up."""
+"""The answer to a device whose check-in is on its way to the server above."""
 PICK_UP = 60.0
-"""The seconds for which work waits for its device; after that it is given back."""
+"""The seconds for which work waits until its device fetches it; after that, the work is given back to the server above."""
 MOMENT = 1e-3
 """The shortest deadline of a round, in seconds: with it, the round ends at the next tick."""
 NO_MORE = frozenset({"full", "closed"})
@@ -119,7 +119,7 @@ class EdgeFacts:
     Attributes:
         now: The store's clock, in seconds.
         round: The round that the event concerns.
-        row: The row of that round, as the round table keeps it.
+        row: The row of that round, as the table of rounds keeps it.
         waiting: The number of unfetched pieces of work of this run.
         unfetched: The unfetched work itself; read only for events that may give some of it back.
         lapsed: The number of sessions that have lost their places but are still awaited (`waited_for`).
@@ -146,8 +146,8 @@ def round_at(row: Round, has_work: bool, now: float) -> EdgeRound:
 
     Args:
         row: The round's row.
-        has_work: Whether a note says for which work the round is.
-        now: The time of the store's clock: the round lingers from this time on.
+        has_work: Whether a stored note records the work of the round.
+        now: The time of the store's clock: the round waits `linger` seconds for more work from this time on.
     """
     if row.over:
         return EdgeRound(EdgeState.SETTLED)
@@ -189,7 +189,7 @@ class WorkArrived:
     Attributes:
         session: The session's id.
         same: Whether the work is for the same sum of the server above as this round's work.
-        fetched: Whether the device has already fetched work of this session, since it asked twice.
+        fetched: Whether the device has already fetched the work of this session, because it had asked twice.
         out: The sessions of the round that may still report; needed only if the work is for another sum.
         again: Whether this is the second decision about the work, after the previous round was told to end.
     """
@@ -217,7 +217,7 @@ class NoWorkAbove:
 
 @dataclass(frozen=True, slots=True)
 class DeviceKeptOut:
-    """A device must not be in the open sum of the server above: it was counted there, left, and came again under a new key."""
+    """A device must not be in the open sum of the server above: it was counted there, left, and came again with a new key."""
 
     device: str
 
@@ -243,7 +243,7 @@ class OtherWorkAsked:
 
 @dataclass(frozen=True, slots=True)
 class RoundClosed:
-    """The round table has closed the round.
+    """The table of rounds has closed the round.
 
     Attributes:
         out: The sessions that have not reported in time.
@@ -256,7 +256,7 @@ class RoundClosed:
 
 @dataclass(frozen=True, slots=True)
 class RoundAbandoned:
-    """The round table has abandoned the round: its sum has no result.
+    """The table of rounds has abandoned the round: its sum has no result.
 
     Attributes:
         out: Sessions of the round that might have reported.
@@ -309,7 +309,7 @@ EdgeEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class AdmitCheckIn:
-    """Let the round table answer the check-in."""
+    """Let the table of rounds answer the check-in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +319,7 @@ class PassCheckInOn:
 
 @dataclass(frozen=True, slots=True)
 class StartRound:
-    """Note that the round is for the arrived work, and start its time."""
+    """Record that the round is for the arrived work, and start the round's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +349,7 @@ class SayEnded:
 
 @dataclass(frozen=True, slots=True)
 class DropSessions:
-    """Let the round table end these sessions."""
+    """Let the table of rounds end these sessions."""
 
     sessions: tuple[str, ...]
 
@@ -363,7 +363,7 @@ class SendDeviceAway:
 
 @dataclass(frozen=True, slots=True)
 class LetTimePass:
-    """Give the round table a tick, so that a round past its deadline ends now."""
+    """Give the table of rounds a tick, so that a round past its deadline ends now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,19 +432,19 @@ def expected(facts: EdgeFacts) -> int:
 
 
 def has_room(facts: EdgeFacts) -> bool:
-    """Return whether the sum has room for the report of one more device."""
+    """Return whether the sum can take the report of one more device."""
     return facts.row.given - facts.row.dropped + facts.waiting < facts.most
 
 
 def waited_for(lapsed: Sequence[Session], facts: Facts) -> int:
-    """Count the sessions without a place that the round still awaits.
+    """Count the lapsed sessions (they have lost their places) whose reports the round still awaits.
 
     Until one device has reported, the round waits for all of them, since the work itself may take this long. After that, it
     waits for those that would not have lapsed according to the durations of the reports.
 
     Args:
         lapsed: The sessions of the round that have lost their places and may still report.
-        facts: The facts that the round table uses.
+        facts: The facts that the table of rounds uses.
     """
     if not facts.round.counted:
         return len(lapsed)
@@ -452,7 +452,7 @@ def waited_for(lapsed: Sequence[Session], facts: Facts) -> int:
 
 
 def pacing_of(facts: EdgeFacts, pacing: Pacing) -> Pacing:
-    """Return the pacing with which the round table closes the round.
+    """Return the pacing with which the table of rounds closes the round.
 
     Args:
         facts: The facts after the last decision.
@@ -475,8 +475,8 @@ def pacing_of(facts: EdgeFacts, pacing: Pacing) -> Pacing:
 def _asks(facts: EdgeFacts, event: DeviceAsks) -> EdgeDecision:
     """Let the device fetch the work that waits for it; otherwise pass its check-in on.
 
-    The check-in is not passed on if the sum has no room, or if the device's report is in an unsent sum: the server above would
-    assume that the device has forgotten its work.
+    The check-in is not passed on if the open sum can take no more reports, or if the device's report is in an unsent sum: if it
+    were passed on, the server above would assume that the device has forgotten its work.
     """
     removed = removed_work(event)
     if (answer := answer_at_once(facts, event)) is not None:
@@ -527,10 +527,10 @@ def _begin(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
 
 
 def _more_work(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
-    """Keep work for the same sum of the server above if the sum has room. Work for another sum means that the previous one is
-    over: end this round.
+    """Keep work for the same sum of the server above if the sum can take more reports. Work for another sum means that the
+    previous sum is over: end this round.
 
-    After that, the new work is decided once more. If the round could not end at once, the new work's session ends instead, and
+    After that, the new work is decided once more. If the round could not end at once, the session of the new work is ended, and
     its device asks again.
     """
     if event.fetched:
@@ -664,7 +664,7 @@ def say_ended(sessions: tuple[str, ...], reason: str = BY_EDGE) -> tuple[EdgeAct
 
 
 def drop_sessions(sessions: tuple[str, ...]) -> tuple[EdgeAction, ...]:
-    """Return the actions that let the round table end these sessions."""
+    """Return the actions that let the table of rounds end these sessions."""
     return (DropSessions(sessions),) if sessions else ()
 
 

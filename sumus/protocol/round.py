@@ -22,7 +22,7 @@ The actions that answer a device in a round:
 
     CheckIn   ─► AssignWork      the device gets a session; it trains, and sends its update
     Report    ─► StageReport     the update waits in memory, and is not acknowledged yet
-    Commit    ─► AcceptReport    the update is in the round's sum, since the same transaction
+    Commit    ─► AcceptReport    the update is in the round's sum, by the same transaction
     Published                    the sum has become a model
 
 A report that is not accepted is refused with the reason. A device that got no answer sends the session in its next check-in
@@ -52,7 +52,7 @@ synchronous round, or for the devices that train at the same time for a buffer. 
 place, and the next device that checks in gets the place. A session that is silent for longer than such work takes
 (`lets_go_at`) also loses its place: it has *lapsed*. Its report is still counted if the round has a free place. A device whose
 session has lapsed rests, longer each time, until one of its reports is counted (`rested`). These rules need a deadline: without
-one, sessions do not lapse, and the devices of a synchronous round are not replaced.
+a deadline, sessions do not lapse, and the devices of a synchronous round are not replaced.
 
 Three numbers are easily confused. `Round.number` counts sums, published or abandoned. `Session.version` counts the
 models that were published before the session was given. `Session.sum` is the number of the round whose sum has the report;
@@ -152,7 +152,7 @@ class Session:
         reason: The reason why the session was dropped.
         sum: The number of the round whose sum has the report; None if no sum has it.
         staleness: The number of models that were published between the session's version and its counting.
-        parent: The edge that asked for the session, and which alone may report for it; empty if the device itself asked.
+        parent: The edge that asked for the session (only this edge may report for it); empty if the device itself asked.
         began: The time at which the session was given its place, by the store's clock.
     """
 
@@ -171,7 +171,7 @@ class Session:
 
     @property
     def awaited(self) -> bool:
-        """Whether the row allows that a report still comes."""
+        """Whether a report may still come, according to this row."""
         return self.state in ("out", "lapsed")
 
 
@@ -187,8 +187,8 @@ class DeviceRow:
         times_counted: The number of times that the device was counted.
         lapses: The number of the device's sessions that have lapsed since it was last counted.
         rests_until: The time from which the device may get another place, by the store's clock.
-        models: The number of the run's sums that have become models when `last_sum` has become one; one fewer if `last_sum` was
-            abandoned.
+        models: The number of sums of the run that will have become models when `last_sum` has become a model; one fewer if
+            `last_sum` was abandoned.
     """
 
     id: str
@@ -301,7 +301,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Staged reports shall be added to the sum in this transaction.
+    """Add the staged reports to the sum in this transaction.
 
     Attributes:
         together: The number of sessions in each report, in the order of the facts; empty if each report has one session.
@@ -322,7 +322,7 @@ class Overdue:
     """The sessions in the facts may have taken too long.
 
     Attributes:
-        spoilt: Whether the sessions are given instead because they sent a report that can never be counted.
+        spoilt: Whether the sessions are named for another reason: they sent a report that can never be counted.
     """
 
     spoilt: bool = False
@@ -594,7 +594,7 @@ def room(pacing: Pacing, population: int, row: Round) -> int:
 
 
 def begins_at(pacing: Pacing, row: Round) -> float:
-    """Return the time from which the pace lets a planned round open, or an open buffer give work, by the store's clock."""
+    """Return the time (of the store's clock) from which a planned round may open, or an open buffer may give work."""
     waits = row.state is State.OPEN if pacing.buffered else row.state is State.PLANNED
     return row.since + pacing.every if pacing.every is not None and waits and row.number else 0.0
 

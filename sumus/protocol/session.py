@@ -177,7 +177,7 @@ class Failed:
     """Training ended without an update: the device's conditions are no longer met, or an error happened.
 
     Attributes:
-        reason: The reason, as in an abort.
+        reason: The reason, as in the message `Abort`.
     """
 
     reason: str

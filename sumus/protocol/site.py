@@ -22,10 +22,10 @@ happens in a later round, the round is cancelled, and the sum of the earlier rou
 the session stays open until the server above has answered about the sum. The server above is told that the other sessions have
 ended. The sessions of own rounds belong to the site alone: the server above is told nothing about them.
 
-**What survives a crash.** One note of the run (`SiteStanding` in `sumus/edge/site_model.py`) holds the site's standing. It is
-written in the transaction that publishes a round, so a round has either moved the model, or can be repeated from its sealed
-sum. After a crash, a site that is going up computes the same bytes again. The state is never stored separately: `state_of`
-derives it from the note.
+**What survives a crash.** One note of the run (`SiteStanding` in `sumus/edge/site_model.py`) holds the site's standing (its
+progress between two sums). It is written in the transaction that publishes a round, so a round has either moved the model, or
+can be repeated from its sealed sum. After a crash, a site that is going up computes the same bytes again. The state is never
+stored separately: `state_of` derives it from the note.
 """
 
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ class SiteFacts:
         own: The site's rounds since its last sum; None in the first round.
         rounds: The number of rounds between two sums, as set by the plan.
         least: The least number of contributors for a round to make a model.
-        sending: Whether the site's sum waits for the uplink.
+        sending: Whether the site's sum waits to be sent to the server above.
     """
 
     edge: EdgeFacts
@@ -136,7 +136,7 @@ SiteEvent: TypeAlias = EdgeEvent | MoveUnusable
 
 @dataclass(frozen=True, slots=True)
 class MoveModel:
-    """Move the site's model by the round's sum, and store the new standing.
+    """Move the site's model by the round's sum, and store the new standing (the site's progress).
 
     Attributes:
         actions: The actions to carry out once the standing is stored.
@@ -157,7 +157,7 @@ class SendMove:
 
 @dataclass(frozen=True, slots=True)
 class ForgetOwnRounds:
-    """Delete the site's standing: the next round is a first round."""
+    """Delete the site's standing (its progress): the next round is a first round."""
 
 
 SiteAction: TypeAlias = EdgeAction | MoveModel | EndOwnRounds | SendMove | ForgetOwnRounds
@@ -182,7 +182,7 @@ class SiteDecision:
 
 
 def _as_edge(facts: SiteFacts, event: Any) -> SiteDecision:
-    """Follow the table of an edge that only adds."""
+    """Decide by the table of an edge that only adds reports."""
     found = decide_for_edge(facts.edge, event)
     return SiteDecision(state_of(facts.own), found.round, found.actions)
 
@@ -200,7 +200,7 @@ def _close_first(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
 
 
 def _close_own(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
-    """Move the model once more; cancel a round of too few devices instead."""
+    """Move the model by the sum of this own round, or cancel the round if too few devices reported."""
     assert facts.own is not None, "an own round comes after a first one"
     if event.count < facts.least:
         return _stays(facts, CancelRound())
@@ -246,7 +246,9 @@ def _cancel_unused(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
 
 
 def _asks(facts: SiteFacts, event: DeviceAsks) -> SiteDecision:
-    """Let each device of the first round take part once in an own round; all others wait for the next first round."""
+    """Let each device of the first round take part once in each own round of the site; all others wait for the next first
+    round.
+    """
     assert facts.own is not None, "an own round comes after a first one"
     last = None if event.known is None else event.known.session
     if last is not None and last.serial == event.serial:

@@ -52,7 +52,7 @@ class EventTable(Mapping[tuple[S, type], Entry[S, F, D]], Generic[S, F, D]):
             states: The states in which the event is allowed.
             event: The type of the event.
             rule: The function that decides.
-            *to: The states to which the event may lead. A state that stands in `states` too is left out of its own entry.
+            *to: The states to which the event may lead. A state that is also in `states` is left out of its own entry.
         """
         new = {(state, event): Entry(rule, tuple(other for other in to if other is not state)) for state in states}
         return EventTable({**self.entries, **new})

@@ -1,7 +1,7 @@
 """Rounds on a store: the common part of a server, an edge and a site.
 
 run            a task's rounds: the common base of all kinds of run
-circumstances  the inputs of decisions that are not rows: pacing, pause, the devices of the server
+circumstances  the inputs of decisions that are not stored as rows: pacing, pause, the devices of the server
 coordinator    decides each event by the table in `protocol.round`, in one transaction
 recording      writes a decision and its consequences for the run and for devices into rows
 stages         the stages of a report on its way into a sum, as types

@@ -66,7 +66,7 @@ class Crowd:
         return self._changed
 
     def note_change(self) -> None:
-        """Note that a device has enrolled or left. Any thread may call this."""
+        """Record that a device has enrolled or left. Any thread may call this."""
         self._changed = True
 
     def count(self) -> int:

@@ -139,7 +139,7 @@ class Coordinator:
     def check_in_all(self, asked: Sequence[tuple[str, CheckIn]], now: float) -> list[tuple[Action, ...]]:
         """Decide many check-ins in one transaction, in order.
 
-        A check-in that reuses the id of an earlier session for a new one gets no actions: correct devices never send one.
+        A check-in that reuses the id of an earlier session for a new session gets no actions: correct devices never do this.
         """
         with self.store.transaction() as rows:
             rows.read_ahead([device for device, _ in asked], [event.session for _, event in asked])
@@ -235,7 +235,7 @@ class Coordinator:
             return self._apply(rows, Tick(), self._facts(rows, now)).actions
 
     def publish(self, number: int, now: float, also: Also = lambda rows: None) -> tuple[Action, ...]:
-        """Note that a round's model exists.
+        """Record that a round's model exists.
 
         Args:
             number: The round.

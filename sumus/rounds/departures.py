@@ -18,7 +18,7 @@ _DEPARTED = "departed"
 
 
 def sessions_out_of(store: Store, who: str) -> list[str]:
-    """List the sessions that may still report, of the device `who`, or, if `who` is an edge, of the devices behind this edge."""
+    """List the sessions of the device `who` that may still report; if `who` is an edge, those of the devices behind the edge."""
     with store.transaction() as rows:
         return _out_of(rows, who)
 

@@ -72,7 +72,7 @@ def _models_before(rows: Rows, run: RunRow, decision: Decision, facts: Facts) ->
 
 
 def _without_model(rows: Rows, row: Round) -> None:
-    """Note for each device in an abandoned sum that no model is made of this sum."""
+    """Record for each device in an abandoned sum that no model is made of this sum."""
     for id in rows.counted_in(row.number):
         session = rows.session(id)
         device = None if session is None else rows.device(session.device)

@@ -240,16 +240,16 @@ class Run:
         return None
 
     def turned_away(self, asked: DeviceCheckIn, now: float) -> None:
-        """Note a check-in that was refused because its device may not be in the open sum."""
+        """Called when a check-in was refused because its device may not be in the open sum."""
 
     def dropped(self, sessions: Iterable[str], reason: str, now: float) -> None:
-        """Note that these sessions will not report."""
+        """Called when it is known that these sessions will not report."""
 
     def time_passes(self, now: float) -> None:
         """Prepare a tick: called before sessions expire and rounds are closed."""
 
     def abandoned(self, number: int, now: float) -> None:
-        """Note that a round was abandoned. After a crash, this is called for every abandoned round whose row still exists."""
+        """Called when a round was abandoned. After a crash, called again for every abandoned round whose row still exists."""
 
     def all_ends(self, now: float) -> None:
         """Prepare the end of all rounds and all work."""
@@ -308,8 +308,8 @@ class Run:
 
 
 def cancel_newest(run: Run, now: float) -> int | None:
-    """End a round without a model, and begin the next one. It is the oldest round that could not be closed, or else the newest
-    round.
+    """End a round without a model, and begin the next one. The oldest round that could not be closed is ended; if there is none,
+    the newest round.
 
     Returns:
         The number of the round that was ended; None if no round could be ended.
@@ -332,7 +332,7 @@ def _give_up_round(run: Run, number: int, why: str, now: float) -> None:
 
 
 def give_up_open_rounds(run: Run, error: Exception, now: float) -> None:
-    """End the open rounds, whose key or sum is lost, and pause the run until an admin resumes it."""
+    """End all open rounds, because one of their keys or sums is lost, and pause the run until an admin resumes it."""
     run.pause(f"the open rounds of this run were given up: {error}")
     run.end_all(now)
     run.intake.restart()

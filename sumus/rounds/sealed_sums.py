@@ -120,14 +120,14 @@ class SealedSums:
         with self._coordinator.store.transaction() as rows:
             row, shards, wrapped = rows.round(number), rows.shards(number), rows.note(number, "key")
         if shards and wrapped is None:
-            raise ExperimentError(f"the key of round {number} is gone, and its sum with it: abandon the round")
+            raise ExperimentError(f"the key of round {number} is gone, so its sum cannot be read: cancel the round")
         key = b"" if wrapped is None else self._ring.unwrap(wrapped, _key_of(number))
         parts = [decode_aggregate(unseal(key, self._blobs.get(shard.file), _content(shard))) for shard in shards]
         counted, there = 0 if row is None else row.counted, sum(int(part.count) for part in parts)
         if there != counted:
             raise ExperimentError(
-                f"the sum of round {number} has {many(there, 'report')}, and {counted} are counted: rows and files are from "
-                "different times; restore both from the same backup, or give up the open rounds with `sumus reconcile`"
+                f"the files of round {number}'s sum hold {many(there, 'report')}, but {counted} are counted: database and files "
+                "are from different times; restore both from the same backup, or give up the open rounds with `sumus reconcile`"
             )
         return parts
 

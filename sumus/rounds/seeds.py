@@ -1,5 +1,5 @@
 """The seed that all reports of a sum share: transforms such as `rotate` draw random numbers from it, and the server needs it to
-invert them.
+undo the transforms.
 """
 
 import secrets

@@ -14,7 +14,7 @@ from sumus.storage.migrations import bring_up_to_date
 from sumus.storage.tables import NOTE, SHARD, TABLES
 
 _LEFT_OUT = {SHARD.name: "0", NOTE.name: "name NOT IN ('key', 'seed')"}
-"""SQL conditions for the tables that are copied only in part."""
+"""For each table that is copied only in part: the SQL condition that selects the copied rows."""
 
 
 def copy_to(path: Path, database: Path) -> None:

@@ -29,7 +29,7 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs(Protocol):
-    """Keeps bodies of bytes by name. A name is the SHA-256 of the bytes in hexadecimal, so no body replaces a different one."""
+    """Keeps bytes by name. A name is the SHA-256 of the bytes in hexadecimal, so no body replaces a different one."""
 
     def put(self, body: bytes | memoryview) -> str:
         """Keep a body, and return its name. The body is durable when this method returns.
@@ -229,7 +229,7 @@ class ObjectBlobs:
 def open_blobs(where: str | Path) -> Blobs:
     """Open blobs in a folder, or at `s3://BUCKET/PREFIX`.
 
-    The address and the keys of an S3 server come from the usual variables of the environment: AWS_ENDPOINT_URL,
+    The address and the keys of an S3 server come from the usual environment variables: AWS_ENDPOINT_URL,
     AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …. A server without a certificate also needs
     AWS_ALLOW_HTTP=true.
 
@@ -246,7 +246,7 @@ def open_blobs(where: str | Path) -> Blobs:
     if not where.startswith("s3://") or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
         shown = where.partition("?")[0] if "@" not in where else "an address with a password in it"
         raise UsageError(
-            f"blobs cannot be kept at {shown}: give a folder, or s3://BUCKET/PREFIX with the keys in the environment"
+            f"blobs cannot be kept at {shown}: give a folder, or s3://BUCKET/PREFIX with the keys in environment variables"
         )
     retries: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
     client: ClientConfig = {"timeout": "30s", "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"}

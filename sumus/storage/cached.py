@@ -36,7 +36,7 @@ _AT_ONCE = 500
 
 
 class CachedTable:
-    """The rows of a table in one transaction; if `run` is given, the rows of this run alone.
+    """The rows of a table in one transaction; if `run` is given, only the rows of this run.
 
     Args:
         connection: The connection of the transaction.
@@ -202,7 +202,7 @@ def put_rows(
     Args:
         table: The table.
         dialect: "sqlite" or "postgresql".
-        once: Insert only; a row with an existing key is an error.
+        once: Whether rows may only be inserted. If so, a row with an existing key is an error.
         where: The condition under which a new row replaces an existing one. Its argument is the INSERT. None means
             always.
     """

@@ -1,4 +1,5 @@
-"""Client states: the values that clients keep between rounds, such as control variates and personal leaves.
+"""Client states: the values that clients keep between rounds, such as control variates and personal leaves (parameters that
+never leave their client).
 
     states.propose("alice", trained.state)       # pending: her report is on its way
     states.counted("alice")                      # the report is in the sum: the state is kept
@@ -30,7 +31,7 @@ from sumus.work import ClientState
 
 
 class ClientStates(Protocol):
-    """Client states by client id (a text). A client that never had a state has the empty state."""
+    """Client states by client id (a string). A client that never had a state has the empty state."""
 
     def get(self, client: str) -> ClientState:
         """Return the state that a client keeps: that of its last counted report."""
@@ -119,8 +120,8 @@ class DirectoryClientStates:
     """Client states in a folder: one file for each client and version. The states need not fit in memory.
 
     A snapshot is only the list of versions, so it is small. A file that one of the last two snapshots lists is kept
-    until newer snapshots no longer list it. A folder belongs to one run, which the file `owner` names. Other files in
-    the folder are left alone.
+    until newer snapshots no longer list it. A folder belongs to one run; the file `owner` in the folder identifies this
+    run. Other files in the folder are not touched.
     """
 
     _NAME = re.compile(r"[0-9a-f]{32}-\d+\.safetensors(\.new)?")

@@ -1,4 +1,4 @@
-"""Files that are complete or do not exist, folders that are private, and locks that one process holds."""
+"""Helpers for files: files that are written completely or not at all, private folders, and locks between processes."""
 
 import os
 import re
@@ -48,7 +48,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 class LockHeldError(Exception):
-    """Another process holds a lock."""
+    """Another process holds the lock."""
 
 
 def lock_file(path: Path) -> Callable[[], None]:
@@ -101,7 +101,7 @@ def user_folder(variable: str, below: str, instead: str, environment: Mapping[st
     base = environment.get(variable, "")
     if base.startswith("/"):
         return Path(base)
-    return _home(Path("~") / below, f"this user has no home folder, and {variable} names no other: {instead}")
+    return _home(Path("~") / below, f"this user has no home folder, and {variable} is not an absolute path: {instead}")
 
 
 def expanded(path: str | Path) -> Path:
@@ -110,7 +110,7 @@ def expanded(path: str | Path) -> Path:
     Raises:
         UsageError: The home folder does not exist.
     """
-    return _home(Path(path), f"{path} begins with the home folder of a user who has none: give the full path")
+    return _home(Path(path), f"{path} begins with `~`, but the home folder is not known: give the full path")
 
 
 def _home(path: Path, why_not: str) -> Path:

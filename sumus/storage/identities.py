@@ -22,15 +22,15 @@ State = Literal["enrolled", "revoked", "withdrawn"]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A secret text with which devices may enrol, as the server keeps it.
+    """The server's row of a token: a secret text with which devices may enrol.
 
     Attributes:
         hash: SHA-256 of the token, in hexadecimal.
-        population: The population that its devices enrol in.
+        population: The population in which devices enrol with this token.
         uses: The number of remaining uses.
         expires: The time at which it expires, in seconds of the server's clock.
         speaks_for: The number of devices that an edge may represent if it enrols with this token; 0 for a device's token.
-        made: The number of uses at the beginning.
+        made: The number of uses for which the token was made.
     """
 
     hash: str
@@ -48,7 +48,7 @@ class Identity:
     Attributes:
         id: SHA-256 of its public key, in hexadecimal.
         population: The population that it belongs to.
-        public_key: Ed25519, 32 bytes; empty once it has withdrawn.
+        public_key: The Ed25519 key, 32 bytes; empty after the device has withdrawn.
         state: Whether it may take part.
         enrolled: The time at which it enrolled, in seconds of the server's clock.
         seen: The time at which its last request arrived, in seconds of the server's clock.
@@ -81,7 +81,7 @@ class Member:
         device: The device's id.
         edge: The edge's id.
         serial: The serial of the check-in with which the device came to this edge.
-        seen: The last day on which the device checked in, in seconds of the server's clock.
+        seen: The beginning of the last day on which the device checked in, in seconds of the server's clock.
     """
 
     device: str

@@ -97,8 +97,8 @@ def unseal(key: bytes, sealed: bytes | memoryview, about: str) -> bytes:
         return cipher.decrypt(view[:_NONCE], view[_NONCE:], about.encode())
     except InvalidTag:
         raise SealError(
-            f"{about} cannot be decrypted: its bytes were changed, belong to something else, or were sealed with another key; "
-            "restore the stored bytes, or start again what they are part of"
+            f"{about} cannot be decrypted: its bytes were changed, belong to something else, or were encrypted with another "
+            "key; restore the bytes from a backup, or cancel the round"
         ) from None
 
 
@@ -125,7 +125,7 @@ class KeyRing:
         self._folder = Path(folder).absolute()
         self._lasting = 0
         with _explained(
-            f"keys cannot be kept in {self._folder}", "give a folder of the server's own whose parent exists"
+            f"keys cannot be kept in {self._folder}", "give a folder that belongs to the server and whose parent exists"
         ):
             self._folder.mkdir(mode=0o700, exist_ok=True)
             _check_private(self._folder, self._folder.stat().st_mode, "700")
@@ -141,8 +141,8 @@ class KeyRing:
         """The id of the newest key."""
         if not (ids := self._ids()):
             raise ExperimentError(
-                f"there are no keys in {self._folder} any more: restore them, or start the server again with new keys and "
-                "lose what the old keys wrapped"
+                f"there are no keys in {self._folder} any more: restore them; or start the server again with new keys, but "
+                "then everything that the old keys encrypted is lost"
             )
         return ids[-1]
 
@@ -195,11 +195,11 @@ class KeyRing:
         newest = self._last()
         if key_id > newest:
             raise UsageError(
-                f"key {newest} is the newest and cannot be destroyed before {key_id}: rotate() first, or destroy before "
-                f"{newest}"
+                f"destroying all keys before {key_id} would destroy the newest key, {newest}: call rotate() first, or pass at "
+                f"most {newest}"
             )
         older = [old for old in self._ids() if old < key_id]
-        with _explained(f"keys in {self._folder} cannot be destroyed", "run as their owner, and destroy again"):
+        with _explained(f"keys in {self._folder} cannot be destroyed", "run sumus as their owner, and try again"):
             for path in map(self._path, older):
                 with suppress(FileNotFoundError):  # another process was faster
                     _write(path, "r+b", bytes(_KEY))
@@ -219,8 +219,8 @@ class KeyRing:
         return key_id, key
 
     def _last(self) -> int:
-        """Return the newest key's id as soon as its file would survive a loss of power, since another process may have
-        only just added it."""
+        """Return the newest key's id. If another process has only just added this key, first make sure that its file would
+        survive a loss of power."""
         newest = self.current
         if newest > self._lasting:
             with _explained(f"keys in {self._folder} cannot be kept", "check the disk, and try again"):
@@ -239,7 +239,7 @@ class KeyRing:
     def _read(self, key_id: int) -> bytes | None:
         """Return a key; None if it is destroyed. A destroyed key has no file, or a file of zeros that a crash left behind."""
         path = self._path(key_id)
-        with _explained(f"{path} cannot be read", "run as its owner"):
+        with _explained(f"{path} cannot be read", "run sumus as its owner"):
             try:
                 with path.open("rb") as file:
                     _check_private(path, os.fstat(file.fileno()).st_mode, "600")
@@ -248,8 +248,8 @@ class KeyRing:
                 return None
         if len(key) != _KEY:
             raise ExperimentError(
-                f"{path} has {len(key)} bytes, and a key has {_KEY}: restore the file, or delete it and lose what the key "
-                "wrapped"
+                f"{path} has {len(key)} bytes, but a key has {_KEY}: restore the file; or delete it, but then everything that "
+                "the key encrypted is lost"
             )
         return key if any(key) else None
 
@@ -269,15 +269,15 @@ class KeyRing:
 
 def _whole(key: bytes) -> bytes:
     if len(key) != _KEY:
-        raise UsageError(f"a key has {_KEY} bytes, not {len(key)}: make one with new_key()")
+        raise UsageError(f"the key has {len(key)} bytes, but it must have {_KEY}: make a key with new_key()")
     return key
 
 
 def _present(key: bytes | None, key_id: int, about: str) -> bytes:
     if key is None:
         raise SealError(
-            f"{about}: key {key_id} is destroyed, or belongs to another key ring, and nothing can decrypt what it wrapped: start "
-            "again what this is part of"
+            f"{about} cannot be used: key {key_id} is destroyed, or belongs to another key ring; use the key ring that "
+            "has this key, or cancel the round"
         )
     return key
 
@@ -294,7 +294,7 @@ def _check_private(path: Path, mode: int, right: str) -> None:
     if mode & 0o077:
         raise ExperimentError(
             f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shell_word(path)}`, and "
-            "rotate if one of them may have read a key"
+            "rotate the keys if another user may have read one"
         )
 
 

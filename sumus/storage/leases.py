@@ -1,12 +1,12 @@
 """Leases: they decide which of several processes that share rounds is the leader, and show which processes are running.
 
     lease = leases.hold("a/1f", lasts=10.0)             renews the lease, or takes it if it is free
-    lease.holder == "a/1f"                              if true, this process leads, and writes under `lease.fence`
+    lease.holder == "a/1f"                              if true, this process leads, and writes with `lease.fence`
     leases.beat("a", "hash of what it serves")          records that this replica is running
 
-The database's clock is used. The process that takes the lease raises the fence. In the same transaction it writes the
-fence into the row of each run, which every transaction of that run locks and reads. So after the lease is taken, no
-process can write under an older fence.
+The database's clock is used. The process that takes the lease raises the fence, a number that tells leaders apart. In the
+same transaction it writes the fence into the row of each run, which every transaction of that run locks and reads. So after
+the lease is taken, no process can write with an older fence.
 """
 
 import threading
@@ -48,7 +48,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class PresentReplica:
-    """A replica that is running.
+    """A replica (one of several servers that share a database) that is running.
 
     Attributes:
         name: The replica's name.
@@ -78,8 +78,8 @@ class Leases(Protocol):
         Args:
             holder: The process, as `REPLICA/LIFE`.
             lasts: Seconds from now until the lease expires.
-            begins: Whether this process is its replica's newest one, and the earlier ones have ended. A lease that they
-                held counts as free.
+            begins: Whether this process is the newest one of its replica, and the earlier processes of the replica have
+                ended. If so, a lease that an earlier process held counts as free.
 
         Returns:
             The lease after this call, which may be held by another process.
@@ -96,12 +96,12 @@ class Leases(Protocol):
         Args:
             name: The replica's name.
             serves: A hash of its tasks and plans.
-            rows: A running transaction of the same database, in which to write. None for a transaction of its own.
+            rows: A running transaction of the same database, which is used for writing. None begins a new transaction.
         """
         ...
 
     def present(self, within: float, rows: Rows | None = None) -> Sequence[PresentReplica]:
-        """Return the replicas that were running at some time in the last `within` seconds, by name.
+        """Return the replicas that were running at some time in the last `within` seconds, in the order of their names.
 
         Args:
             within: The period in seconds, up to now.
@@ -110,14 +110,14 @@ class Leases(Protocol):
         ...
 
     def raise_serials(self, asked: Mapping[str, int], known: Mapping[str, int] = {}) -> Mapping[str, int]:
-        """Record the serials of devices' check-ins, and return the highest ones.
+        """Record the serials (numbers that grow) of devices' check-ins, and return the highest ones.
 
-        A serial that is more than MOST_JUMP above the highest one before is not recorded. Otherwise one request with an
-        enormous serial would lock its device out permanently.
+        A serial that is more than MOST_JUMP above the device's highest serial so far is not recorded. Otherwise one request
+        with an enormous serial would lock its device out permanently.
 
         Args:
             asked: The serial of each device's present check-in, by device.
-            known: The serial in the rows of rounds, by device, for devices that are no longer recorded here.
+            known: By device, the serial in the rows of rounds; it is used if the device is no longer recorded here.
 
         Returns:
             The highest serial that each device has used at any replica, by device; −1 if none is known.
@@ -130,7 +130,7 @@ class Leases(Protocol):
 
 
 def is_near(serial: int, last: int) -> bool:
-    """Return whether a serial is plausible after the last one. `last` is −1 if it is not known."""
+    """Return whether a serial is plausible after the last one. `last` is −1 if the last serial is not known."""
     return serial <= max(last, 0) + MOST_JUMP
 
 

@@ -44,7 +44,7 @@ class MemoryStore:
 
 
 class _Transaction:
-    """A transaction: the changes that are written to the store at its end. None stands for a dropped row.
+    """A transaction: the changes that are written to the store at its end. None means that the row is deleted.
 
     Rounds of the store with a number below `_forget` count as forgotten.
     """

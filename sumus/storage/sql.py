@@ -118,9 +118,9 @@ _BUSY = 30
 _PATIENCE = (
     "SELECT set_config('idle_in_transaction_session_timeout', '5000', true), set_config('lock_timeout', '10000', true)"
 )
-"""Two limits of PostgreSQL, in milliseconds. After the first, it ends the session of a process that stopped within a
-transaction. After the second, a transaction stops waiting for a lock. They are set in each transaction, and only for
-it: behind a pooler, the next transaction may have another session."""
+"""Two limits of PostgreSQL, in milliseconds. After the first limit, PostgreSQL ends the session of a process that stopped
+within a transaction. After the second limit, a transaction stops waiting for a lock. Each transaction sets both limits for
+itself: behind a pooler, the next transaction may have another session."""
 _CONNECTING = 10
 """Seconds to wait for a connection to PostgreSQL, if the URL gives no other number."""
 _NOT_YET = (
@@ -236,12 +236,12 @@ class SqlStore:
             if isinstance(error, ArgumentError | ModuleNotFoundError):
                 raise ExperimentError(
                     f"the database's address is not understood ({reason}): give sqlite:///FILE.db or "
-                    f"postgresql+psycopg://USER@HOST/NAME; psycopg is there if you {extra('server')}"
+                    f"postgresql+psycopg://USER@HOST/NAME; if psycopg is missing, {extra('server')}"
                 ) from error
             if "statement pooling mode" in reason:
                 raise ExperimentError(
-                    "the database is behind a pooler that gives each statement a session of its own (pool_mode = statement), and "
-                    "sumus needs transactions: set pool_mode = transaction"
+                    "the database is behind a pooler that may run each statement in another session (pool_mode = statement), "
+                    "but sumus needs transactions: set pool_mode = transaction"
                 ) from error
             kind = StorageAway if engine is not None and _is_away(engine, error) else ExperimentError
             raise kind(
@@ -301,8 +301,8 @@ class SqlStore:
         """
         if self._engine.dialect.name != "sqlite":
             raise UsageError(
-                "this database is PostgreSQL: use pg_dump --exclude-table-data=note --exclude-table-data=shard, since a backup "
-                "must not hold what decrypts the sums of rounds"
+                "this command copies only SQLite databases, but this database is PostgreSQL: use pg_dump "
+                "--exclude-table-data=note --exclude-table-data=shard, so that the backup holds no keys of rounds' sums"
             )
         copy_to(path, Path(str(self._engine.url.database)))
 
@@ -697,7 +697,7 @@ class SqlLeases:
 
     @contextmanager
     def _within(self, rows: Rows | None, reads: bool = False) -> Generator[Connection, None, None]:
-        """Yield a connection with a transaction: that of `rows`, or a new one.
+        """Yield a connection with a running transaction: the connection of `rows`, or a new one.
 
         Within a transaction, no second connection is opened: a pooler may have no other connection, and would wait until
         the first is returned.

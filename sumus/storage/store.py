@@ -5,9 +5,9 @@
         …
         rows.put_round(…)                  all changes are durable when the block ends; none is kept if it raises
 
-The rows are those of `protocol.round`. A store belongs to one run. Its transactions run one after the other, whichever
-thread or process begins them. Memory, SQLite and PostgreSQL behave the same; one suite of tests runs against all of
-them.
+The rows of rounds, sessions and devices are defined in `protocol.round`. A store belongs to one run. Its transactions run
+one after the other, whichever thread or process begins them. Memory, SQLite and PostgreSQL behave the same; one suite of
+tests runs against all of them.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from sumus.errors import ExperimentError
 from sumus.protocol.round import DeviceRow, Round, Session
 
 OF_THE_RUN = 2**31 - 1
-"""The round number under which the notes of the run itself are stored."""
+"""The round number under which the notes (small named values) of the run itself are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class RunRow:
     Attributes:
         newest: The number of its newest round.
         version: The version of its newest model.
-        fence: The fence of the leader that took over last.
-        lasts: The duration of recent rounds, in seconds; 0 before the first round has ended.
+        fence: The fence (a number that grows with each change of leader) of the process that became leader last.
+        lasts: The average duration of recent rounds, in seconds; 0 before the first round has ended.
         epoch: A number for the seeds of noise. It grows with each restore and rollback, so that no noise is used twice.
         released: The version of the model with which devices predict.
         led: The time at which the leader took over, in seconds of the store's clock.
@@ -54,14 +54,14 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One process's part of a round's sum, and the place where it is stored, encrypted.
+    """The part of a round's sum that one process has added, and the name of the encrypted blob that holds it.
 
     Attributes:
         round: The round's number.
-        name: A name that is unique for each start of a process.
+        name: A unique name. A process that was restarted uses a new one.
         seq: A number that grows by one with every commit.
         count: The number of contributors to this part.
-        file: The name of its blob.
+        file: The name of the blob.
     """
 
     round: int
@@ -79,7 +79,7 @@ class Model:
         version: The version's number.
         round: The round from whose sum it was made; None for the first version, and for a version that a rollback restored.
         parent: The previous version.
-        broadcast: The blob with which devices begin to train.
+        broadcast: The blob that devices receive to begin training.
         memory: The blob of the server optimizer's state.
         model: The blob of the published model.
         plan: The blob of its task's plan.
@@ -131,7 +131,7 @@ class Rows(Protocol):
         ...
 
     def rounds(self) -> Sequence[Round]:
-        """Return all rounds that are not forgotten, by number."""
+        """Return all rounds that are not forgotten, in the order of their numbers."""
         ...
 
     def session(self, id: str) -> Session | None:
@@ -139,7 +139,7 @@ class Rows(Protocol):
         ...
 
     def device(self, id: str) -> DeviceRow | None:
-        """Return a device's row, with the present row of its session; None if it does not exist."""
+        """Return a device's row, with the current row of its last session; None if the device does not exist."""
         ...
 
     def overdue(self, now: float) -> Sequence[str]:
@@ -147,11 +147,12 @@ class Rows(Protocol):
         ...
 
     def out_since(self, began: float) -> Sequence[str]:
-        """List the sessions that have held a place since this moment or an earlier one, the longest first."""
+        """List the sessions that hold a place in a round (see `protocol.round`) and got it at this moment or earlier, the
+        oldest first."""
         ...
 
     def sessions_out(self) -> Sequence[str]:
-        """List the sessions whose report is awaited, with a place or without, in the order in which they expire."""
+        """List all sessions whose report is awaited, even if they have lost their place, in the order in which they expire."""
         ...
 
     def read_ahead(self, devices: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:
@@ -196,14 +197,14 @@ class Rows(Protocol):
         ...
 
     def shards(self, number: int) -> Sequence[Shard]:
-        """List the shards of a round's sum, by name."""
+        """List the shards of a round's sum, in the order of their names."""
         ...
 
     def put_shard(self, row: Shard) -> None:
         """Write a process's shard of a sum. It replaces the process's previous shard.
 
         Raises:
-            Fenced: `seq` is not exactly one more than that of the previous shard (0 if there is none).
+            Fenced: `seq` is not exactly one more than the `seq` of the previous shard (0 if there is no previous shard).
         """
         ...
 
@@ -214,7 +215,7 @@ class Rows(Protocol):
     def note(self, number: int, name: str) -> bytes | None:
         """Return a note (a small value with a name) of a round; None if it does not exist or was deleted.
 
-        The names of notes: "key" (the round's data key, wrapped), "seed", "model", and "departed" (the links of devices
+        Examples of names: "key" (the round's data key, wrapped), "seed", "model", and "departed" (the links of devices
         that left after they were counted).
         """
         ...
@@ -228,7 +229,7 @@ class Rows(Protocol):
         ...
 
     def models(self) -> Sequence[Model]:
-        """Return all versions that are kept, by number."""
+        """Return the rows of all versions that are kept, in the order of their numbers."""
         ...
 
     def put_model(self, row: Model) -> None:

@@ -240,7 +240,7 @@ class Served(msgspec.Struct, frozen=True):
         fingerprint: The fingerprint of the task; devices need code with this fingerprint.
         keeps_state: Whether devices must keep client state between rounds.
         plan: The plan.
-        hop: The rules by which reports become integers, as canonical JSON.
+        hop: The rules by which reports are converted to integers, as canonical JSON.
         contributors: The smallest number of contributors with which a sum is used.
         most: The largest number of reports in one sum of an edge.
         released: The released model, which devices use for predictions.
@@ -347,7 +347,7 @@ class Counted(msgspec.Struct, frozen=True):
 
 
 class Abort(msgspec.Struct, frozen=True):
-    """A device will send no report. It can give only one of these reasons, and no text of its own."""
+    """A device will send no report. The reason is one of a fixed list; the device cannot send its own text."""
 
     reason: AbortReason
 
@@ -548,7 +548,7 @@ def read(form: type[M], body: bytes | memoryview) -> M:
         ParticipantError: The bytes are not such a message, or are longer than such a message may be.
     """
     if len(body) > (most := _MOST.get(form, MAX_CONTROL)):
-        raise ParticipantError(None, f"the body has {len(body)} bytes, and a {form.__name__} has at most {most}")
+        raise ParticipantError(None, f"the body has {len(body)} bytes, but a {form.__name__} has at most {most}")
     try:
         reader = _READERS.get(form)
         return msgspec.json.decode(body, type=form) if reader is None else reader.decode(body)

@@ -59,7 +59,7 @@ def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Up
     try:
         if len(body) > most_bytes(hop):
             raise ParticipantError(
-                None, f"the body has {len(body)} bytes, and a report of this plan has at most {most_bytes(hop)}"
+                None, f"the body has {len(body)} bytes, but a report of this plan has at most {most_bytes(hop)}"
             )
         slots = view_tree(body)
         examples = _examples(slots.pop("examples", None))
@@ -152,7 +152,7 @@ def _widened(slots: Tree, sessions: Sequence[str], hop: FirstHop) -> Tree:
     for name, (dtype, shape) in (planned | metrics).items():
         if slots[name].dtype != dtype or slots[name].shape != shape:
             raise ParticipantError(
-                None, f"slot `{name}` is {found[name]}, and the plan's is {np.dtype(dtype)}, {shape}"
+                None, f"slot `{name}` is {found[name]}, but this plan needs {np.dtype(dtype)}, {shape}"
             )
     return {name: slot.astype(np.int64) for name, slot in slots.items()}
 
@@ -170,7 +170,9 @@ def _metric(name: str, slot: Array, hop: FirstHop) -> tuple[float, int]:
         raise ParticipantError(None, f"`metric/{name}` must be two finite float64: the sum, and the count")
     value, count = slot.tolist()
     if not count.is_integer() or not 0 <= count <= MOST_EXAMPLES:
-        raise ParticipantError(None, f"the count of `metric/{name}` is {count}: give a whole number")
+        raise ParticipantError(
+            None, f"the count of `metric/{name}` is {count}: it must be a whole number of at least 0"
+        )
     return value, int(count)
 
 

@@ -6,7 +6,7 @@
 
 No random numbers are drawn here: the owner supplies the 32 bytes of a private key. Ed25519 is used as in RFC 8032, and verified
 without the cofactor, as in OpenSSL. Bytes are sent as base64url without padding (RFC 4648, section 5), which gives each byte
-string exactly one spelling.
+string exactly one encoding.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def from_base64url(text: str) -> bytes:
     except ValueError:  # UnicodeEncodeError and binascii.Error are ValueErrors
         body = b""
     if to_base64url(body) != text:
-        raise ParticipantError(None, "not base64url: letters, digits, - and _, without padding")
+        raise ParticipantError(None, "not base64url: use only letters, digits, - and _, without padding")
     return body
 
 
@@ -57,7 +57,7 @@ def read_public_key(text: str) -> bytes:
     key = from_base64url(text)
     if not _usable(key):
         raise ParticipantError(
-            None, "not an Ed25519 public key: it must be 32 bytes, of a point that is not of small order"
+            None, "not an Ed25519 public key: it must be the 32 bytes of a point that does not have a small order"
         )
     return key
 
@@ -81,7 +81,7 @@ def verify(public_key: bytes, signature: bytes, text: bytes) -> bool:
     """Return whether this key's owner signed this text.
 
     This function raises no exception, whatever its input. It returns False for keys of small order, and for keys that are not
-    spelled canonically.
+    encoded canonically.
     """
     if not _usable(public_key) or len(signature) != SIGNATURE:
         return False

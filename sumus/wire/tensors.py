@@ -85,7 +85,7 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
         if found != dict(expected):
             wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
             raise ParticipantError(
-                None, f"leaf `{wrong}` is {found.get(wrong)}, and this plan expects {expected.get(wrong)}"
+                None, f"leaf `{wrong}` is {found.get(wrong)}, but this plan expects {expected.get(wrong)}"
             )
     return tree
 
@@ -116,7 +116,7 @@ def view_tree(body: bytes | memoryview) -> dict[str, Array]:
             tree[name].flags.writeable = False
             at = until
         if begin + at != len(body):
-            raise ValueError(f"the body has {len(body)} bytes, and its leaves end at {begin + at}")
+            raise ValueError(f"the body has {len(body)} bytes, but its leaves end at {begin + at}")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ParticipantError(None, f"not safetensors: {error!s:.200}") from error
     return tree
@@ -172,7 +172,7 @@ def decode_aggregate(body: bytes) -> Aggregate:
     dtypes = {slot.dtype.name for slot in slots.values()}
     if dtypes != {"int64"}:
         raise ParticipantError(
-            None, f"the slots have the dtypes {sorted(dtypes)}, and every slot of a sum must be int64"
+            None, f"the slots have the dtypes {sorted(dtypes)}, but every slot of a sum must be int64"
         )
     aggregate = Aggregate.from_slots(slots)
     _check_whole(slots, aggregate)
@@ -192,7 +192,7 @@ def _check_whole(slots: Tree, aggregate: Aggregate) -> None:
     if set(aggregate.weights) != parts or (not parts and (int(aggregate.count) or aggregate.metrics)):
         raise ParticipantError(
             None,
-            f"the weights are of {sorted(aggregate.weights)}, and the sums of {sorted(parts)}: they must be of the same parts",
+            f"the weights are of {sorted(aggregate.weights)}, but the sums of {sorted(parts)}: both must be of the same parts",
         )
     for name, number in counts.items():
         if number < 0:

@@ -62,7 +62,7 @@ def test_a_path_in_a_home_that_is_none_is_refused(tmp_path: Path) -> None:
         lambda: Node(None, a_task(), tmp_path / "node", sources="~/incoming"),
         lambda: read_authority("~/ca.pem"),
     ):
-        with pytest.raises(UsageError, match=r"~/\S+ begins with the home folder of a user who has none"):
+        with pytest.raises(UsageError, match=r"~/\S+ begins with `~`, but the home folder is not known"):
             use()
 
 

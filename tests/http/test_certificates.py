@@ -133,7 +133,7 @@ def test_the_old_one_is_shown_until_the_new_one_is_whole(
     assert certificate.context is not before
     assert certificate.ends == NOW + 150 * DAY
     assert "the old certificate is still used" in caplog.text
-    assert "another certificate is used from now on; it ends on 2026-10-29" in caplog.text
+    assert "a new certificate is used from now on; it expires on 2026-10-29" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_of_its_own_one_the_server_says_that_a_restart_renews_it(
     assert not caplog.records
     certificate.warn(lambda: made.until)
     assert "ends in 30 days" in caplog.text
-    assert "restart to renew it; its pin is new too" in caplog.text
+    assert "restart the server to renew it; then give all devices the new pin" in caplog.text
 
 
 def test_status_and_metrics_say_when_it_ends(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_names_that_an_operator_gives_are_answered(host: str) -> None:
         assert network.request("GET", "/", b"", {"host": host}).status == 200
         answer = network.request("GET", "/", b"", {"host": "other.example"})
         assert answer.status == 421
-        assert b"this server is not called other.example" in answer.body
+        assert b"this server does not accept the host name other.example" in answer.body
         assert b"--name HOST" in answer.body
 
 

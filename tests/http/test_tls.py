@@ -164,7 +164,7 @@ def test_the_next_start_finds_the_same(tmp_path: Path) -> None:
     again = issue(
         tmp_path / "tls", ["::1", "FL.example.", "localhost", "127.0.0.1", "127.0.0.1"], NOW + timedelta(days=300)
     )
-    assert first.new == "there was none"
+    assert first.new == "there was no certificate"
     assert (again.pin, again.until, again.new) == (first.pin, first.until, "")
     assert again.pin == fingerprint(x509.load_pem_x509_certificate(first.authority.read_bytes()))
 
@@ -173,11 +173,11 @@ def test_other_names_or_a_near_end_make_a_new_authority_and_say_why(tmp_path: Pa
     first = issue(tmp_path / "tls", ["fl.example"], NOW)
     second = issue(tmp_path / "tls", ["fl.example", "192.0.2.7"], NOW)
     assert second.pin != first.pin
-    assert second.new == "the old one was for fl.example, and one for 192.0.2.7, fl.example is needed"
+    assert second.new == "the old certificate was for fl.example, but a certificate for 192.0.2.7, fl.example is needed"
     assert issue(tmp_path / "tls", second.names, second.until - timedelta(seconds=1)).pin == second.pin
     third = issue(tmp_path / "tls", second.names, second.until)
     assert third.pin != second.pin
-    assert third.new.startswith("the old one ends on ")
+    assert third.new.startswith("the old certificate expires on ")
     assert second.until + RENEWED > NOW + timedelta(days=396)
 
 
@@ -186,12 +186,12 @@ def test_files_that_do_not_belong_together_are_replaced(tmp_path: Path) -> None:
     first, other = issue(tmp_path / "one", NAMES, NOW), issue(tmp_path / "other", NAMES, NOW)
     first.key.write_bytes(other.key.read_bytes())
     second = issue(tmp_path / "one", NAMES, NOW)
-    assert second.new == "its files did not match each other"
+    assert second.new == "the files of the old certificate did not match each other"
     assert greeting(second.chain, second.key, second.authority, "fl.example") == b"welcome"
     second.chain.write_bytes(second.chain.read_bytes()[:500])
-    assert issue(tmp_path / "one", NAMES, NOW).new == "its files were damaged"
+    assert issue(tmp_path / "one", NAMES, NOW).new == "the files of the old certificate were damaged"
     first.key.unlink()
-    assert issue(tmp_path / "one", NAMES, NOW).new == "its files were damaged"
+    assert issue(tmp_path / "one", NAMES, NOW).new == "the files of the old certificate were damaged"
 
 
 def test_the_authoritys_own_file_follows_the_chain(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_files_that_no_server_can_use_are_each_named(tmp_path: Path) -> None:
         (made.chain, older, "the key .*older.pem is encrypted"),
         (made.chain, missing, "missing.pem cannot be read: No such file"),
         (tmp_path, made.key, "cannot be read: Is a directory"),
-        (made.key, made.chain, "holds no certificate in PEM: the chain comes first"),
+        (made.key, made.chain, "holds no certificate in PEM: give the chain first"),
         (made.chain, empty, "empty.pem holds no private key in PEM"),
         (made.chain, other.key, "the key .*other.* does not match .*mine"),
     ):

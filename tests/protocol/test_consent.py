@@ -27,7 +27,7 @@ def test_a_plan_within_what_devices_consent_to_has_no_hurdle() -> None:
 def test_few_contributors_are_refused_by_devices_that_were_told_nothing() -> None:
     (only,) = said(min_contributors=3)
     assert only.startswith(
-        "devices consent to sums of at least 10 contributors, and min_contributors is 3: they refuse"
+        "devices consent to sums of at least 10 contributors, but min_contributors is 3, so they refuse"
     )
     assert "--floor contributors=3" in only
     assert hurdles(replace(PLAN, min_contributors=3), floor=Floor(contributors=3)) == []
@@ -36,15 +36,15 @@ def test_few_contributors_are_refused_by_devices_that_were_told_nothing() -> Non
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"steps": 10_001}, "a round takes 10,001 local steps, and devices consent to 10,000 local steps: "),
-        ({"memory": 5_000_000_000}, "a round takes 5.0 GB of memory, and devices consent to 4.3 GB: "),
-        ({"floor": Floor(bytes=100)}, " kB, and devices consent to 100 bytes: "),
+        ({"steps": 10_001}, "a round takes 10,001 local steps, but devices consent to 10,000 local steps, so "),
+        ({"memory": 5_000_000_000}, "a round takes 5.0 GB of memory, but devices consent to 4.3 GB, so "),
+        ({"floor": Floor(bytes=100)}, " kB, but devices consent to 100 bytes, so "),
     ],
 )
 def test_what_a_round_takes_is_held_against_what_devices_give(given: Any, words: str) -> None:
     (only,) = hurdles(PLAN, **given)
     assert words in only
-    assert "they refuse it, unless each is started with --floor" in only
+    assert "they refuse it: start each device with --floor" in only
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_what_a_round_takes_is_held_against_what_devices_give(given: Any, words:
     [
         (
             Pacing(20),
-            "a device that is in every round has used them up at once; Pacing(every=3600) leaves time between rounds",
+            "a device that is in every round reaches this limit at once; set Pacing(every=3600) to leave time",
         ),
-        (Pacing(20, every=60.0), "a round may begin every 60 s, and a device consents to 24 a day: "),
+        (Pacing(20, every=60.0), "a round may begin every 60 s, but a device consents to 24 rounds a day: "),
         (Pacing(20, every=60.0), "within 24 min"),
     ],
 )
@@ -73,11 +73,11 @@ def test_conditions_that_machines_cannot_tell_are_named() -> None:
 @pytest.mark.parametrize(
     ("clients", "words"),
     [
-        (1, "there is 1 client here, and a sum needs 10 contributors: no round begins before 10 devices are enrolled"),
-        (9, "there are 9 clients here, and a sum needs 10"),
+        (1, "there is 1 client here, but a sum needs 10 contributors: no round begins before 10 devices are enrolled"),
+        (9, "there are 9 clients here, but a sum needs 10"),
         (
             12,
-            "there are 12 clients here, and a round waits for 20: without more devices, each round lasts until its deadline",
+            "there are 12 clients here, but a round waits for 20: without more devices, each round lasts until its deadline",
         ),
     ],
 )

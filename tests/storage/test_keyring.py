@@ -93,16 +93,16 @@ def test_a_sealed_body_opens_as_nothing_else(about: str) -> None:
 def test_no_other_key_opens_it() -> None:
     sealed = seal(KEY, b"a sum of everyone", ABOUT)
     for other in (changed(KEY, 0), changed(KEY, 31), bytes(32), new_key()):
-        with pytest.raises(SealError, match="sealed with another key"):
+        with pytest.raises(SealError, match="encrypted with another key"):
             unseal(other, sealed, ABOUT)
 
 
 @pytest.mark.parametrize("length", [0, 16, 24, 31, 33])
 def test_a_key_of_another_length_is_refused(length: int) -> None:
     """AES would take 16 or 24, and be weaker."""
-    with pytest.raises(UsageError, match=f"a key has 32 bytes, not {length}: make one with new_key"):
+    with pytest.raises(UsageError, match=f"has {length} bytes, but it must have 32: make a key with new_key"):
         seal(bytes(length), b"", ABOUT)
-    with pytest.raises(UsageError, match=f"not {length}"):
+    with pytest.raises(UsageError, match=f"has {length} bytes"):
         unseal(bytes(length), bytes(40), ABOUT)
 
 
@@ -187,7 +187,7 @@ def test_another_ring_sees_rotation_and_destruction(folder: Path) -> None:
     new = there.wrap(DATA_KEY, "round 8")
     assert new[:4] == b"\0\0\0\2"
     assert here.destroy_before(2) == [1]
-    with pytest.raises(SealError, match="round 7: key 1 is destroyed"):
+    with pytest.raises(SealError, match="round 7 cannot be used: key 1 is destroyed"):
         there.unwrap(old, "round 7")
     assert there.unwrap(new, "round 8") == DATA_KEY
 
@@ -204,7 +204,7 @@ def test_what_a_destroyed_key_wrapped_is_unreadable_for_good(folder: Path) -> No
     assert names(folder) == ["3.key", "4.key"]
     for again in (ring, KeyRing(folder)):
         for number in (0, 1):
-            with pytest.raises(SealError, match=f"round {number}: key {number + 1} is destroyed.*start again"):
+            with pytest.raises(SealError, match=f"round {number} cannot be .*: key {number + 1} is destroyed.*cancel"):
                 again.unwrap(wrapped[number], f"round {number}")
         assert again.unwrap(wrapped[2], "round 2") == DATA_KEY
     assert ring.rotate() == 5
@@ -223,7 +223,7 @@ def test_the_newest_key_cannot_be_destroyed(folder: Path) -> None:
     ring.rotate()
     wrapped = ring.wrap(DATA_KEY, "round 7")
     for key_id in (3, 100):
-        with pytest.raises(UsageError, match=f"key 2 is the newest and cannot be destroyed before {key_id}: rotate"):
+        with pytest.raises(UsageError, match=f"before {key_id} would destroy the newest key, 2: call rotate"):
             ring.destroy_before(key_id)
     assert names(folder) == ["1.key", "2.key"]
     assert ring.unwrap(wrapped, "round 7") == DATA_KEY
@@ -276,7 +276,7 @@ def test_a_key_file_of_a_wrong_length_is_refused(folder: Path, length: int) -> N
         lambda: ring.unwrap(wrapped, "round 7"),
     ]
     for use in uses:
-        with pytest.raises(ExperimentError, match=rf"1\.key has {length} bytes, and a key has 32: restore the file"):
+        with pytest.raises(ExperimentError, match=rf"1\.key has {length} bytes, but a key has 32: restore the file"):
             use()
 
 
@@ -413,7 +413,9 @@ def test_what_could_not_be_done_is_said_and_can_be_done_again(folder: Path, monk
     assert (ring.unwrap(wrapped, "round 7"), ring.rotate()) == (DATA_KEY, 2)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(ExperimentError, match=f"keys in {folder} cannot be destroyed: .*; run as .* destroy again"):
+        with pytest.raises(
+            ExperimentError, match=f"keys in {folder} cannot be destroyed: .*; run sumus as .* try again"
+        ):
             ring.destroy_before(2)
     assert ring.destroy_before(2) == [1]
 

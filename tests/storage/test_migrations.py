@@ -88,7 +88,8 @@ def test_a_newer_database_is_refused_as_it_is(empty: str, engine: Engine) -> Non
     SqlStore.open(empty).close()
     say(engine, f"UPDATE {VERSION_TABLE} SET version_num = '9999'", "ALTER TABLE run ADD COLUMN later INTEGER")
     with pytest.raises(
-        ExperimentError, match=r"written by a newer sumus \(its form is 9999, and this version knows forms up to"
+        ExperimentError,
+        match=r"written by a newer sumus \(the version of its tables is 9999, but this sumus knows only",
     ):
         SqlStore.open(empty)
     assert "later" in [column["name"] for column in inspect(engine).get_columns("run")]

@@ -223,7 +223,7 @@ def slots(**changes: Any) -> dict[str, Array]:
         ("a negative count", "`count` is -1", slots(count=-1)),
         (
             "a part without weight",
-            "the weights are of [], and the sums of ['params']",
+            "the weights are of [], but the sums of ['params']",
             slots(**{"weight/params": None}),
         ),
         ("a weight without part", "`weight/other` does not belong in a sum", slots(**{"weight/other": 1})),
@@ -231,7 +231,7 @@ def slots(**changes: Any) -> dict[str, Array]:
         ("a negative weight", "`weight/params` is -3", slots(**{"weight/params": -3})),
         ("a metric without its count", "`metric/loss` has the shape ()", slots(**{"metric/loss": 5})),
         ("a metric of three", "`metric/loss` has the shape (3,)", slots(**{"metric/loss": [5, 6, 7]})),
-        ("people without a sum", "the weights are of [], and the sums of []", {"count": np.array(1)}),
+        ("people without a sum", "the weights are of [], but the sums of []", {"count": np.array(1)}),
         ("a slot of another name", "`other` does not belong in a sum", slots(other=1)),
         ("a sum without a leaf", "`sum` does not belong in a sum", slots(sum=1)),
         ("a sum without a part", "`sum//w` does not belong in a sum", slots(**{"sum//w": 1})),

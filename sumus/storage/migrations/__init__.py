@@ -65,8 +65,8 @@ def _step(connection: Connection, form: str | None) -> None:
     known = [step.revision for step in ScriptDirectory.from_config(config).walk_revisions()]
     if form is not None and form not in known:
         raise ExperimentError(
-            f"the database was written by a newer sumus (its form is {form}, and this version knows forms up to {FORM}): "
-            "install the newer version again, or restore a backup that is older than the upgrade"
+            f"the database was written by a newer sumus (the version of its tables is {form}, but this sumus knows only "
+            f"versions up to {FORM}): install the newer sumus again, or restore a backup that is older than the upgrade"
         )
     with _ONE:
         command.upgrade(config, FORM)

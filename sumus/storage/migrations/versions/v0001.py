@@ -1,4 +1,4 @@
-"""The first form of all tables."""
+"""The first version of all tables."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Double, LargeBinary, String

@@ -1,4 +1,4 @@
-"""Places in a round: when a session took its place, how long a device rests after a lapse, and how long work takes."""
+"""Times of sessions: when a session began, how long a device rests if it was silent for too long, how long work takes."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Double
@@ -8,7 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Add columns. The server treats existing sessions as if they took their places when the leader took over."""
+    """Add columns. The server treats existing sessions as if they had begun when the current leader took over."""
     for name in ("led", "takes", "takes_by_edge"):
         op.add_column("run", Column(name, Double, nullable=False, server_default="0"))
     op.add_column("session", Column("began", Double, nullable=False, server_default="0"))

@@ -11,7 +11,7 @@ _TEXT = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Make the table of edges' members, and add columns. Existing tokens may have been made for several uses."""
+    """Make the table of edges' members, and add columns. Existing tokens are treated as tokens for several uses."""
     op.add_column("token", Column("made", BigInteger, nullable=False, server_default="2"))
     op.add_column("identity", Column("link", _TEXT, nullable=False, server_default=""))
     op.create_table(

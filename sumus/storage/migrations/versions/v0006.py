@@ -8,7 +8,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Add columns. Earlier sums may have been abandoned, so the separation between a device's sums is counted from now on."""
+    """Add columns. It is not known which earlier sums were abandoned, so a device's wait between two sums begins anew."""
     op.add_column("run", Column("models", BigInteger, nullable=False, server_default="0"))
     op.add_column("device", Column("models", BigInteger, nullable=False, server_default="0"))
     op.execute(text("UPDATE run SET models = version"))
