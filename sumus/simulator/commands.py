@@ -114,9 +114,7 @@ class EdgeOptions:
     ] = None
     edge_rounds: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Number of rounds that an edge runs before it sends a sum; 1: it only adds reports."
-        ),
+        typer.Option(min=1, help="Number of rounds that an edge runs before it sends a sum; 1: it only adds reports."),
     ] = None
 
     def of(self, experiment: Experiment) -> Experiment:
@@ -233,7 +231,9 @@ def _packed(file: str, seed: int | None) -> "tuple[Bundle, Sequence[str]]":
     broken = dict(plan.violations("deployed"))
     if set(broken) - {"needs-each-update"} == {"trusts-devices"}:
         proposal = (
-            "Add `examples` to this file, so that it can" if trial.made_up else f"Here {report.updates.proposal()}"
+            "Add `examples` to this file, so that `sumus check` can propose values"
+            if trial.made_up
+            else f"Here {report.updates.proposal()}"
         )
         raise PlanError("trusts-devices", f"{broken['trusts-devices']}. {proposal}")
     plan.check_deployable(spools=True)  # the operator of a server decides whether it spools

@@ -88,7 +88,10 @@ def test_an_interrupted_run_goes_on_to_the_same_model(experiment: Make, tmp_path
 
 def test_whoever_started_over_is_told_to_go_on_without_that(experiment: Make, tmp_path: Path) -> None:
     """The very same command would start over once more."""
-    for restart, again in ((True, "run the same experiment again, without restart, to continue$"), (False, "same experiment again to continue$")):
+    for restart, again in (
+        (True, "run the same experiment again, without restart, to continue$"),
+        (False, "same experiment again to continue$"),
+    ):
         with pytest.raises(sumus.Interrupted, match=again):
             sumus.run(
                 experiment(), out=sumus.Output(tmp_path, restart=restart, progress=StopAfter(2 if restart else 4))
