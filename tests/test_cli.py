@@ -120,7 +120,7 @@ def test_a_fleet_is_given_in_words_and_time_goes_by(file: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("second=5", "write NAME=VALUE, with a name of lost, "),
+        ("second=5", "write NAME=VALUE, where NAME is one of lost, "),
         ("lost=2", "it is a share"),
         ("nowhere.csv", "cannot be read"),
         ("lost=0.1,trace=nowhere.csv", "the trace nowhere.csv cannot be read"),

@@ -113,7 +113,9 @@ def test_what_is_made_up_proposes_no_clip(tmp_path: Path) -> None:
     file = tmp_path / "operators.py"
     text = OPERATORS.replace("{task}", TASKS["classes"]).replace(", sumus.clip_by_global_norm(1.0)", "")
     file.write_text(text)
-    with pytest.raises(PlanError, match="add `examples`, and it does") as caught:
+    with pytest.raises(
+        PlanError, match="Add `examples` to this file, so that `sumus check` can propose values"
+    ) as caught:
         packed(str(file), 0)
     assert "leaves them unchanged" not in str(caught.value)
 

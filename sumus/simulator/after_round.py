@@ -5,7 +5,7 @@
         if outcome.metrics.get("accuracy", 0.0) > 0.9:
             return "stop"
 
-The function is called after the round has ended and its result is kept. Nothing that the function does can lose the round or
+The function is called when the round has ended and its result is stored. Nothing that the function does can lose the round or
 change the numbers of later rounds.
 """
 
@@ -32,7 +32,7 @@ class RoundOutcome:
         spreads: The spread over clients, by source and name.
         figures: Every number of the record that an experiment tracker plots, by name, such as `unseen/accuracy.median`. NaN
             values (such as the loss of a round without reports) are left out.
-        model: A state dict that loads into the task's model, a new copy at each call, which you may change.
+        model: A state dict that loads into the task's model. Each access returns a new copy, which you may change.
     """
 
     record: RoundRecord
@@ -41,7 +41,7 @@ class RoundOutcome:
 
     @property
     def round(self) -> int:
-        """The round's number, from 1; 0 before the first."""
+        """The round's number, counted from 1; 0 for the measurement before the first round."""
         return self.record.round
 
     @property

@@ -36,8 +36,8 @@ class Updates:
     Attributes:
         lengths: The L2 norms of `params`, as a clip would measure them, in ascending order.
         examples: The number of examples of each of these clients, in ascending order.
-        beside: For each part of leaves outside the chain of transforms (averaged buffers, a control), the largest |number| of
-            each client's part, in ascending order. A control that its algorithm already bounds is left out.
+        beside: For each part of leaves that no transform changes (averaged buffers, SCAFFOLD's control), the largest |number|
+            of each client's part, in ascending order. A control that its algorithm already bounds is left out.
         variance: The smallest number in a positive buffer (`Description.positive`) of these clients' models; None if the model
             has no such buffer.
         variance_move: The largest amount by which one dishonest device can change such a number in a round, under the plan's
@@ -52,7 +52,7 @@ class Updates:
 
     @property
     def clip(self) -> float:
-        """A norm that clips none of these updates: the largest norm, rounded up to two digits."""
+        """A bound of the norm that clips none of these updates: their largest norm, rounded up to two digits."""
         return _rounded_up(max(self.lengths, default=0.0))
 
     def proposal(self) -> str:
@@ -67,7 +67,8 @@ class Updates:
             # a client moves statistics and gradients further in some later round than in its first
             bound = _PROPOSALS.get(name, f"Part({name!r}, bound={{0:g}})").format(_proposed(largest))
             said.append(
-                f"the largest number in `{name}` is {_span(largest)}: {bound} leaves up to {ROOM:g} times that unchanged"
+                f"the largest number in `{name}` is {_span(largest)}: {bound} leaves numbers up to {ROOM:g} times as "
+                "large unchanged"
             )
         if self.variance is not None and self.variance_move > self.variance:
             said.append(
@@ -80,17 +81,17 @@ class Updates:
 
 
 ROOM = 2.0
-"""A proposed bound of a part outside the chain of transforms, as a multiple of the largest number in the first round."""
+"""The proposed bound of a part that no transform changes, as a multiple of the largest number in the first round."""
 _PROPOSALS = {BUFFERS: "clip_buffers({0:g})", "control": "scaffold(control_bound={0:g})"}
 
 
 def _proposed(largest: Sequence[float]) -> float:
-    """Return the bound to propose for a part outside the chain of transforms, from each client's largest number."""
+    """Return the bound to propose for a part that no transform changes, from the largest number of each client."""
     return _rounded_up(ROOM * max(largest))
 
 
 def _rounded_up(largest: float) -> float:
-    """Return a number rounded up to two digits; 1 for 0."""
+    """Return a number rounded up to two digits; for 0, return 1."""
     largest = largest or 1.0
     unit = 10.0 ** (math.floor(math.log10(largest)) - 1)
     return float(f"{math.ceil(largest / unit - 1e-9) * unit:.6g}")
@@ -139,14 +140,14 @@ class CheckReport:
     """The results of a check.
 
     Attributes:
-        plan_id: The id of the plan, with its data declared.
+        plan_id: The id of the plan, which includes the shapes and dtypes of its data.
         data: The examples as the model sees them.
         first: The first client.
         model: The model.
         bytes: The bytes that a client receives, sends and keeps.
         updates: The updates of the first few clients, measured to propose a clip.
         influence: The influence of one device on a sum.
-        deployable: The rules that forbid the plan on real devices: a message by the name of each rule. Empty if none does.
+        deployable: The rules that forbid the plan on real devices: each rule's name and message. Empty if no rule does.
         notes: State that the code keeps outside the leaves, which is therefore reset for every client.
         warnings: Reasons why real devices would take part rarely or never although no rule is broken; each with a remedy.
     """
@@ -179,7 +180,9 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
     expect(plan, Plan, "check()")
     expect_gradients("check()")
     if not isinstance(plan.task, Task):
-        raise ExperimentError("this plan holds a task's description without its code; check the file it came from")
+        raise ExperimentError(
+            "this plan holds a task's description but not its code: check the plan of the Python file from which it was made"
+        )
     people, seed = as_population(population), seed_of(seed)
     if not len(people):
         raise ExperimentError("the population is empty: give at least one client")
@@ -275,7 +278,10 @@ def _measured(plan: Plan, buffers: Tree, trained: Sequence[Trained]) -> Updates:
 
 
 def _buffer_move(plan: Plan, proposed: float) -> float:
-    """Return how far one device can move a number of the buffers in a round: with the plan's bound, or with the proposed one."""
+    """Return how far one device can move a number of the buffers in a round.
+
+    The plan's bound is used; if the plan has none, the proposed bound.
+    """
     moved, bound = plan.influence.others[BUFFERS], plan.algorithm.update.buffer_bound
     return moved if bound is not None else moved / plan.sums.bound * proposed
 

@@ -100,14 +100,14 @@ class Checkpoint:
         try:
             return _decoded(load_file(path))
         except (SafetensorError, KeyError, ValueError, TypeError, IndexError, OSError) as error:
-            raise ExperimentError(f"{path} is not a checkpoint ({error}); move it away to start anew") from error
+            raise ExperimentError(f"{path} is not a checkpoint ({error}): move it away to start a new run") from error
 
     def check_same(self, identity: Mapping[str, Any], folder: Path, rounds: int) -> None:
         """Refuse to continue another experiment's run, or a run that has more rounds than requested."""
         if len(self.rounds) > rounds:
             raise ExperimentError(
-                f"{folder} holds {many(len(self.rounds), 'round')}, and {rounds} are requested: request more, give another "
-                "folder, or restart=True (--restart) to start over there"
+                f"{folder} holds {many(len(self.rounds), 'round')}, but only {rounds} are requested: request more, give "
+                "another folder, or restart=True (--restart) to start over there"
             )
         for name, value in identity.items():
             if self.identity.get(name) != value:

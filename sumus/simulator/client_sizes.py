@@ -7,14 +7,14 @@ from sumus.simulator.processes.share import Crew, Trainer
 
 
 class ClientSizes:
-    """The number of examples of each client, as far as known."""
+    """The number of examples of each client, if it is known already."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._known: dict[Any, int] = {}
 
     def of(self, client: Any) -> int:
-        """Return the number of examples of a client; read the client if it is not known."""
+        """Return the number of examples of a client; if it is not known, read the client's examples."""
         if client not in self._known:
             (self._known[client],) = self._trainer.sizes([client])
         return self._known[client]
@@ -24,7 +24,7 @@ class ClientSizes:
         return self._known.get(client, otherwise)
 
     def note(self, client: Any, examples: int) -> None:
-        """Note the number of examples of a client."""
+        """Record the number of examples of a client."""
         self._known[client] = examples
 
     def learn(self, clients: Sequence[Any], crew: Crew) -> list[int]:

@@ -39,11 +39,11 @@ class SimulationPath(StrEnum):
 
 
 File = Annotated[str, typer.Argument(metavar="FILE.py[:NAME]", help="A file that defines `experiment` (or NAME).")]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds, instead of those of the experiment.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds, instead of the experiment's.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness, instead of the experiment's.")]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Folder for checkpoint, model, history and plot; an interrupted run goes on from it."),
+    typer.Option(help="Folder for checkpoint, model, history and plot; an interrupted run continues from it."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line on standard output.")]
 Restart = Annotated[bool, typer.Option(help="Start over, even if --out holds an earlier part of this run.")]
@@ -51,21 +51,23 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 FleetText = Annotated[
     str | None,
     typer.Option(
-        "--fleet", help="Devices, as seconds=60,spread=10,lost=0.1, or a CSV file of measured ones; see sumus.Fleet."
+        "--fleet",
+        help="Simulated devices, such as seconds=60,spread=10,lost=0.1, or a CSV file of measured devices; see sumus.Fleet.",
     ),
 ]
 How = Annotated[
     str,
     typer.Option(
         "--executor",
-        help="auto (measured on this model, and remembered), autograd, sequential, sequential+onednn, or vectorized[:K] "
-        "with K a power of two.",
+        help="auto (chosen by measurements on this model, which are remembered), autograd, sequential, sequential+onednn, or "
+        "vectorized[:K], where K is a power of two.",
     ),
 ]
 Workers = Annotated[
     str | None,
     typer.Option(
-        help="Processes that train at once, this one too; ray for a Ray cluster here, or its address. By default as many as pay."
+        help="Number of processes that train at the same time, including this one; ray to start a Ray cluster on this machine; "
+        "or the address of a running Ray cluster. Default: as many as make training faster."
     ),
 ]
 
@@ -77,10 +79,12 @@ class ComputeOptions:
     device: Device = "cpu"
     executor: How = "auto"
     workers: Workers = None
-    insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it lets everyone in.")] = False
+    insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it has no access control.")] = False
     through: Annotated[
         SimulationPath,
-        typer.Option(help="wire: each client is a device of a real server, in this process; the same model, slower."),
+        typer.Option(
+            help="wire: each client is a device of a real server in this process; the same model, but slower."
+        ),
     ] = SimulationPath.memory
 
 
@@ -94,7 +98,7 @@ class ResultOptions:
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Rounds between checkpoints.")] = 10
     client_states: Annotated[
         Path | None,
-        typer.Option(help="Folder for what clients keep between rounds, if that is more than memory holds."),
+        typer.Option(help="Folder for the state that clients keep between rounds, if it does not fit in memory."),
     ] = None
 
 
@@ -104,10 +108,13 @@ class EdgeOptions:
 
     edge_groups: Annotated[
         int | None,
-        typer.Option(min=1, help="How many edges the clients report through, each edge with as many clients."),
+        typer.Option(
+            min=1, help="Number of edges through which clients report. The clients are divided equally among them."
+        ),
     ] = None
     edge_rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds of an edge's own between two of its sums; 1: it only adds.")
+        int | None,
+        typer.Option(min=1, help="Number of rounds that an edge runs before it sends a sum; 1: it only adds reports."),
     ] = None
 
     def of(self, experiment: Experiment) -> Experiment:
@@ -156,14 +163,14 @@ def check(file: File) -> None:
 
 def rehearse(
     file: File,
-    devices: Annotated[int, typer.Option(min=1, help="How many devices.")] = 1000,
-    days: Annotated[float, typer.Option(min=0.001, help="Simulated days.")] = 7.0,
+    devices: Annotated[int, typer.Option(min=1, help="Number of devices.")] = 1000,
+    days: Annotated[float, typer.Option(min=0.001, help="Number of simulated days.")] = 7.0,
     fleet: FleetText = None,
     seed: Seed = None,
-    plot: Annotated[Path | None, typer.Option(help="A file for a picture.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="File for a plot of the results.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a fleet run a file's plan in simulated time, with nobody training: rounds a day, wasted work, load on the server."""
+    """Simulate a fleet that runs a file's plan, without training: shows rounds per day, wasted work and the server's load."""
     from sumus.fleet import PERFECT
     from sumus.plotting import check_path
     from sumus.simulator.virtual_time.rehearsal import rehearse as rehearsed
@@ -206,12 +213,12 @@ def pack(
 
 
 def packed(file: str, seed: int | None) -> "Bundle":
-    """Return a file's plan with its first model, in the form that a server takes."""
+    """Return a file's plan with its initial model, in the form that a server accepts."""
     return _packed(file, seed)[0]
 
 
 def _packed(file: str, seed: int | None) -> "tuple[Bundle, Sequence[str]]":
-    """Return a file's plan with its first model, and the reasons why devices would not take part."""
+    """Return a file's plan with its initial model, and the reasons why devices would not take part."""
     from sumus.simulator.check import check as check_plan
     from sumus.training.program import Program
     from sumus.wire.bundle import Bundle
@@ -223,7 +230,11 @@ def _packed(file: str, seed: int | None) -> "tuple[Bundle, Sequence[str]]":
     plan = trial.plan.with_data(report.data).for_devices()
     broken = dict(plan.violations("deployed"))
     if set(broken) - {"needs-each-update"} == {"trusts-devices"}:
-        proposal = "add `examples`, and it does" if trial.made_up else f"Here {report.updates.proposal()}"
+        proposal = (
+            "Add `examples` to this file, so that `sumus check` can propose values"
+            if trial.made_up
+            else f"Here {report.updates.proposal()}"
+        )
         raise PlanError("trusts-devices", f"{broken['trusts-devices']}. {proposal}")
     plan.check_deployable(spools=True)  # the operator of a server decides whether it spools
     seed = trial.seed if seed is None else seed
@@ -245,7 +256,7 @@ def run_and_show(
 
     Args:
         experiment: The experiment.
-        name: The name of the folder in which the checkpoint of a stopped run is saved, without its ending.
+        name: The beginning of the name of the folder in which the checkpoint of a stopped run is saved.
         rounds: The number of rounds; None for that of the experiment.
         seed: The seed; None for that of the experiment.
         as_json: Whether the results are printed as JSON.
@@ -273,7 +284,7 @@ def run_and_show(
         with undisturbed():
             stop.checkpoint.write(folder)
         done = f"after round {len(stop.checkpoint.rounds)}, " if not isinstance(stop, Interrupted) else ""
-        stop.args = (f"{stop}, {done}kept in {folder}: add --out {folder} to go on from there",)
+        stop.args = (f"{stop}, {done}kept in {folder}: add --out {folder} to continue from there",)
         raise
     if as_json:
         result = {
@@ -321,7 +332,8 @@ def fleet_of(text: str) -> "Fleet":
         name, equals, value = (part.strip() for part in word.partition("="))
         if not equals or name not in known:
             raise ExperimentError(
-                f"--fleet {word.strip()!r}: write NAME=VALUE, with a name of {', '.join(known)}; or a .csv file"
+                f"--fleet {word.strip()!r}: write NAME=VALUE, where NAME is one of {', '.join(known)}; or give a .csv "
+                "file"
             )
         given[name] = {"true": True, "yes": True, "false": False, "no": False}.get(value.lower(), value)
         if name != "trace":

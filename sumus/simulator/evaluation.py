@@ -31,7 +31,7 @@ class Evaluator:
     """Measures models as an `Evaluation` requests, with one program (the task's model on its device).
 
     Attributes:
-        notes: Notes for the user about the measurements, each once.
+        notes: Notes for the user about the measurements, without duplicates.
 
     Args:
         wanted: The requested measurements.
@@ -39,7 +39,7 @@ class Evaluator:
         program: The model.
         seed: The seed that draws the training clients to measure on.
         present: Positions of the training clients that may be drawn; None for all.
-        loop: The user's own code that trains clients; if it evaluates too, it measures.
+        loop: The user's own code that trains clients. If this code can also evaluate, it makes the measurements.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class Evaluator:
         self._population = population
         if self._unseen is not None and (both := next((c for c in self._unseen if c in population), None)) is not None:
             raise ExperimentError(
-                f"client {both!r} of Evaluation(unseen=) is in the population too: remove it from one of them"
+                f"client {both!r} of Evaluation(unseen=) is in the population too: remove it from unseen= or from the "
+                "population"
             )
         there = len(population) if present is None else len(present)
         count = min(wanted.seen, there)
@@ -122,7 +123,7 @@ class Evaluator:
         return evaluations, spreads
 
     def with_keys(self, record: RoundRecord) -> RoundRecord:
-        """Return a record that was read from a file, with the text of each worst client replaced by its population's key."""
+        """Return a record that was read from a file, in which the key of each worst client replaces the key's text."""
         spreads = dict(record.evaluation.spreads)
         for source, people in (("unseen", self._unseen), ("seen", self._population)):
             if people is not None and source in spreads:
@@ -141,13 +142,13 @@ class Evaluator:
         return measured
 
     def _by_code(self, client: Any, inputs: Any, targets: Any) -> Measured:
-        """Return the sums of the loss and the metrics over examples, by the task's code or by the user's own."""
+        """Return the sums of the loss and the metrics over examples, computed by the task's code or by the user's own code."""
         if self._loop is None:
             return self._program.evaluate(inputs, targets, self._batch_size)
         return measured_by(self._program, self._loop, client, inputs, targets)
 
     def _note_nan(self, where: str, measured: Measured) -> None:
-        """Note which clients make a mean NaN or infinite; the notes name only the first few."""
+        """Add a note for the user on each mean that is NaN or infinite, until there are `MOST_NOTES` notes."""
         for name, (value, count) in measured.items():
             if count and not math.isfinite(value) and len(self.notes) < MOST_NOTES:
                 what = "infinite" if math.isinf(value) else "NaN"

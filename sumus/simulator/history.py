@@ -21,7 +21,7 @@ _NESTED = ("metrics", "evaluations", "spreads", "staleness", "reasons", "failed"
 
 
 _MOST_NAMED = 10
-"""The largest number of clients that are named for failures."""
+"""The largest number of clients that get a note on their failures."""
 
 
 def failures_of(rounds: Sequence[RoundRecord]) -> list[str]:
@@ -54,7 +54,7 @@ class BestModel:
 
     Attributes:
         round: The round after which it was measured; 0 if that was before round 1.
-        metric: The metric by which it is best.
+        metric: The metric by which it was chosen.
         value: The metric's value.
         model: A torch state dict.
         model_sha256: A hash of its published leaves.
@@ -104,7 +104,7 @@ class History:
         model_sha256: A hash of the published leaves.
         provenance: The plan, the seed and the executor.
         stopped: The reason why the run ended: "rounds", "target", "patience", "after_round", "interrupted" or "error".
-        notes: Notes for the user, each once.
+        notes: Notes for the user, without duplicates.
         fleet: The report on the devices in simulated time.
         start: The measurement before round 1, as a record of round 0, if it was requested.
         best: The best model, if it was requested.
@@ -155,7 +155,7 @@ class History:
         return self.rounds[-1].at if self.rounds else 0.0
 
     def to_frame(self) -> Any:
-        """Return a pandas DataFrame with one row per round, and one for `start` (needs pandas).
+        """Return a pandas DataFrame with one row per round, and one row for `start` (needs pandas).
 
         Metrics are columns `metric` and `source/metric`.
         """

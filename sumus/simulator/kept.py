@@ -10,7 +10,7 @@ class BestSoFar:
     """The best model so far.
 
     Attributes:
-        metric: The metric by which it is best.
+        metric: The metric by which it was chosen.
         round: The round after which it was measured; 0 if that was before round 1.
         value: The metric's value.
         model: The published leaves.

@@ -23,7 +23,7 @@ from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Array
 
 _PROBED = 8
-"""The number of examples that are measured both as one batch and one by one, to see whether a metric compares them."""
+"""The number of examples that are measured both as one batch and one by one, to see whether a metric compares examples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,12 @@ class PreparedRun:
     Attributes:
         experiment: The experiment.
         program: The task's model, on its device.
-        setting: The setting in which its rounds are trained: the plan with its data declared, and the population.
+        setting: The setting in which its rounds are trained: the plan, with its data's shapes and dtypes, and the population.
         trainer: Trains clients in this process, by autograd.
-        joined: The first round of each client, from 1, int64 `(clients,)`; None if all take part from the start.
+        joined: The first round of each client, counted from 1, int64 `(clients,)`; None if all take part from the start.
         sizes: The numbers of examples that the clients hold.
         edges: The edge through which each client reports.
-        notes: Notes for the user, each once, in order. The run adds to them.
+        notes: Notes for the user, without duplicates, in order. The run adds to them.
     """
 
     experiment: Experiment
@@ -52,7 +52,7 @@ class PreparedRun:
 
     @property
     def plan(self) -> Plan:
-        """The plan, with its data declared."""
+        """The plan, with the shapes and dtypes of its data."""
         return self.setting.plan
 
     @property
@@ -75,7 +75,7 @@ class PreparedRun:
     def observe(self) -> None:
         """Try the model on the first client's examples, as in training, to refuse an unsuitable model before the first round.
 
-        Code of the user's own trains by a loss that is not seen here, and is not tried.
+        A user's own training code is not tried, since it may use a loss that is not known here.
         """
         if self.plan.algorithm.client.loop is not None:
             return
@@ -100,7 +100,9 @@ def prepare(experiment: Experiment, device: str, skips: bool) -> PreparedRun:
     """
     task = experiment.plan.task
     if not isinstance(task, Task):
-        raise ExperimentError("this plan holds a task's description without its code; simulate the file it came from")
+        raise ExperimentError(
+            "this plan holds a task's description but not its code: simulate the plan of the Python file that it came from"
+        )
     population = as_population(experiment.population)
     program = Program(task, device, experiment.seed)
     first, examples = _first_readable(program, population, skips)
@@ -141,8 +143,8 @@ def _notes(
     few = slice(0, _PROBED)
     if measures and evaluate.batch_size is None and program.depends_on_batch(inputs[few], targets[few]):
         yield (
-            "the loss or a metric compares the examples of a batch with one another: training takes batches of "
-            f"{experiment.plan.algorithm.client.batch_size or 'all examples'}, and evaluation batches of "
-            f"{EVALUATION_BATCH}: give Evaluation(batch_size=) to measure as in training; if no comparison is intended, check "
-            "that outputs and targets have the same shape"
+            "the loss or a metric compares the examples of a batch with one another: training uses batches of "
+            f"{experiment.plan.algorithm.client.batch_size or 'all examples'}, but evaluation uses batches "
+            f"of {EVALUATION_BATCH}: give Evaluation(batch_size=) to measure as in training; if no comparison is intended, "
+            "check that outputs and targets have the same shape"
         )

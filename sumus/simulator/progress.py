@@ -103,7 +103,7 @@ class ProgressFile:
     """Writes the progress of a run into its folder, for other programs: at most once a second, and at the end.
 
     Args:
-        folder: The run's folder; None for a run without one.
+        folder: The run's folder; None if the run has no folder (nothing is then written).
         rounds: The number of rounds requested.
         clock: Returns the seconds of a monotonic clock.
     """

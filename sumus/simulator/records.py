@@ -15,7 +15,7 @@ class RoundEvaluation:
 
     Attributes:
         metrics: The headline metrics by name. They are from the first source that `Evaluation` requests (central, unseen, seen,
-            in this order). If it requests none, the loss of local training.
+            in this order). If it requests none, the only metric is the loss of local training.
         by_source: The metrics of all sources, by source and name.
         spreads: The spread of each metric over clients, by source and name.
     """
@@ -32,7 +32,7 @@ class RoundTraffic:
     Attributes:
         up: Bytes of the reports of all clients together.
         down: Bytes sent to all clients together.
-        above: Bytes of the leaves of the sums that edges send to the server; 0 if there are no edges.
+        above: Bytes of the sums (only of their leaves) that edges send to the server; 0 if there are no edges.
     """
 
     up: int = 0
@@ -46,9 +46,9 @@ class ReportCounts:
 
     Attributes:
         dropped: The number of clients that were given work and whose reports were not counted.
-        staleness: The number of counted reports by staleness, in versions.
-        reasons: The number of sessions that ended during the round without being counted, by reason; including sessions of
-            earlier rounds.
+        staleness: The number of counted reports by staleness (the number of model versions by which a report was late).
+        reasons: The number of sessions that ended during the round without being counted, by reason. Sessions that began in
+            earlier rounds are included.
         failed: The clients that were left out because they failed (`failures="skip"`), each with the reason.
     """
 
@@ -63,7 +63,7 @@ class RoundRecord:
     """The record of one round.
 
     Attributes:
-        round: The round's number, from 1; 0 for the measurement before the first round.
+        round: The round's number, counted from 1; 0 for the measurement before the first round.
         clients: The number of clients whose reports were counted.
         examples: The number of examples that these clients hold.
         loss: The loss of local training, averaged over these examples; NaN if no report was counted.
@@ -119,7 +119,7 @@ class RoundRecord:
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "RoundRecord":
-        """Create a record from its JSON: the inverse of `to_json`, but the keys of clients stay text.
+        """Create a record from its JSON: the inverse of `to_json`, except that the keys of clients stay text.
 
         `Evaluator.with_keys` restores the keys.
         """
@@ -159,8 +159,8 @@ def measured_columns(record: RoundRecord) -> dict[str, float]:
 def figures_of(record: RoundRecord) -> dict[str, float]:
     """Return every number of a round that a tracker plots, by name; NaN and infinite numbers are left out.
 
-    A spread is named `source/metric.median`, unlike its column `source/metric/median`: some trackers take a slash for a folder,
-    and `source/metric` is already a file there.
+    A spread is named `source/metric.median`, unlike its column `source/metric/median`: some trackers store names with
+    slashes as files in folders, and `source/metric` is already a file.
     """
     fields = record.to_json()
     plotted = ("loss", "clients", "dropped", "examples", "seconds", "at", "bytes_up", "bytes_down")
@@ -180,7 +180,7 @@ class RoundTally:
         examples: The number of examples of their clients.
         loss: The sum of the loss of local training, over the examples seen.
         seen: The number of examples that this loss is summed over.
-        staleness: The number of reports by staleness, in versions.
+        staleness: The number of reports by staleness, in model versions.
     """
 
     clients: int = 0

@@ -38,8 +38,8 @@ class RunFolder:
         if self.path is None or not checkpoint.rounds:
             return ""
         checkpoint.write(self.path)
-        again = "run the same again, without restart," if self.restart else "run the same again"
-        return f", kept in {self.path}: {again} to go on"
+        again = "run the same experiment again, without restart," if self.restart else "run the same experiment again"
+        return f", kept in {self.path}: {again} to continue"
 
     def finish(self, history: History) -> None:
         """Write the outcome of a run that has ended."""

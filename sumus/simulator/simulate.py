@@ -1,4 +1,4 @@
-"""The simulator's two entry points: `run` takes an experiment, `simulate` its parts."""
+"""The simulator's two entry points: `run` takes an experiment, and `simulate` takes the parts of an experiment."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ def simulate(
         algorithm: The algorithm that learns it.
         population: The clients: a mapping from each client's id to its examples.
         rounds: The number of rounds.
-        pacing: Which clients take part in a round, and when; None for every client in every round, up to 100 of them.
+        pacing: Which clients take part in a round, and when; None for all clients in every round, but at most 100.
         evaluate: The measurements, and how often they are taken; None for only the loss of local training.
         seed: The seed of everything random. Two runs with the same seed give the same model, bit for bit.
         compute: How the run is computed (`Compute`), or the name of an executor.
@@ -136,6 +136,6 @@ def _participants(
     from sumus.simulator.wire import DeviceClients  # imports the packages of servers and devices
 
     if compute.workers not in (None, 1):
-        raise ExperimentError("through the wire, clients train one after the other: leave workers= out")
+        raise ExperimentError("with through='wire', clients train one after the other: leave out workers=")
     executor = str(wanted_executor(compute) or "auto")
     return DeviceClients(prepared, states, executor, is_fresh, folder)

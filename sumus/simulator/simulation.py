@@ -39,7 +39,7 @@ from sumus.work import ClientState
 
 
 class Simulation:
-    """One run, which continues where an earlier part of it ended.
+    """One run: a new run, or the continuation of a run that ended early.
 
     Attributes:
         at: The state of the run. Each round replaces it as a whole.
@@ -124,9 +124,9 @@ class Simulation:
         return self._plan.algorithm.start(self._program.initial_shared, self._plan.description)
 
     def _taken_up(self, earlier: Checkpoint) -> Checkpoint:
-        """Return an earlier part of the run.
+        """Return an earlier part of the run, from which the run continues.
 
-        Refuse one that belongs to another experiment, or that keeps the best model by another metric.
+        Refuse a part that belongs to another experiment, or that keeps the best model by another metric.
         """
         folder, wanted = self._folder.path, self._experiment.evaluate.best
         assert folder is not None, "the earlier part was read there"
@@ -135,8 +135,8 @@ class Simulation:
         start = None if earlier.start is None else with_keys(earlier.start)
         if names := changed(earlier.code, self.at.code):
             self._prepared.notes[
-                f"the code of {', '.join(names)} has changed since round {len(earlier.rounds)}, and the run goes on from there: "
-                "give Output(restart=True) (--restart) to train all rounds by the new code"
+                f"the code of {', '.join(names)} has changed since round {len(earlier.rounds)}, but the run continues after "
+                "this round: give Output(restart=True) (--restart) to train all rounds with the new code"
             ] = None
         earlier = replace(earlier, start=start, rounds=list(map(with_keys, earlier.rounds)), code=self.at.code)
         if wanted is None:
@@ -148,12 +148,12 @@ class Simulation:
             )
         if earlier.best is None and any(self._stopping.is_due(record) for record in earlier.rounds):
             self._prepared.notes[
-                f"the best model is the best since round {len(earlier.rounds) + 1}: earlier rounds kept none"
+                f"the best model is the best since round {len(earlier.rounds) + 1}, because none was kept in earlier rounds"
             ] = None
         return earlier
 
     def _measure_start(self) -> None:
-        """Measure the model before round 1, as a record of round 0; the result is the same if an earlier run continues."""
+        """Measure the model before round 1, as a record of round 0. New and continued runs get the same record."""
         began = time.perf_counter()
         evaluations, spreads = self._evaluation.measure(self._published(self._first_state()), lambda client: {})
         record = RoundRecord(
@@ -187,7 +187,7 @@ class Simulation:
                 return
 
     def _play_round(self, participants: Participants, number: int, at: Checkpoint) -> None:
-        """Play a round, counted from 0, from the state `at`; afterwards `self.at` is the state after the round."""
+        """Play the round with this number (from 0), from the state `at`; afterwards `self.at` is the state after the round."""
         began = time.perf_counter()
         played, counted = self._turnout.play(number, at.version)
         settled: dict[str, bool] = {}
@@ -213,7 +213,7 @@ class Simulation:
         at: Checkpoint,
         settled: dict[str, bool],
     ) -> Checkpoint:
-        """Train, sum, take the server's step, and evaluate.
+        """Train clients, sum their updates, take the server's step, and evaluate.
 
         Args:
             participants: The participants.
@@ -287,7 +287,7 @@ class Simulation:
     # ── how it ends ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_told_to_stop(self, listener: RoundListener) -> bool:
-        """Call the user's function after the last round. Returns whether it ends the run."""
+        """Call the user's function after the latest round. Returns whether it ends the run."""
         state = self.at.state
         record = self.at.rounds[-1] if self.at.rounds else self.at.start
         assert record is not None

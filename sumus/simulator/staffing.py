@@ -95,7 +95,7 @@ def _chosen(
 
 
 def _tried(prepared: PreparedRun, cohort: int, most: int) -> list[ClientAssignment]:
-    """Return the first clients as they would train, to try executors; clients whose examples cannot be read are left out."""
+    """Return the work of the first clients, to try executors on it; clients whose examples cannot be read are left out."""
     assignments: list[ClientAssignment] = []
     population, first = prepared.population, prepared.setting.first
     last = min(first + min(cohort, most), len(population))

@@ -1,6 +1,6 @@
 """The best model of a run, and the end of a run before its last round: target and patience.
 
-Both are functions of the rounds' records. So a run that is interrupted and continued makes the same decisions as an
+Both depend only on the records of the rounds. So a run that is interrupted and continued makes the same decisions as an
 uninterrupted run.
 """
 

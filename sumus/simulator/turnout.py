@@ -54,10 +54,10 @@ class Turnout:
         self._attendance = Attendance(self._devices, self._work, pacing.checkins)
 
     def play(self, number: int, version: int) -> tuple[Played, list[CountedReport]]:
-        """Play a round, and then all work on the round's model until it has ended.
+        """Simulate a round, and then the time until all work on the round's model has ended.
 
         Args:
-            number: The round, from 0.
+            number: The round's number, counted from 0.
             version: The number of models published before the round.
 
         Returns:
@@ -68,11 +68,11 @@ class Turnout:
         return played, self._timeline.based_on(version) if played.published else []
 
     def note(self, played: Played) -> None:
-        """Note that a round has ended and was trained."""
+        """Record that a round has ended and was trained."""
         self._attendance.note(played)
 
     def relive(self, rounds: Sequence[RoundRecord]) -> None:
-        """Play rounds that were trained in an earlier part of the run."""
+        """Simulate again the rounds that were trained in an earlier part of the run."""
         version = 0
         for number in range(len(rounds)):
             played, _ = self.play(number, version)

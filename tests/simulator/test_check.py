@@ -89,5 +89,6 @@ def test_a_model_without_variances_is_told_nothing_of_them() -> None:
 def test_a_part_of_ones_own_is_proposed_as_a_bound_of_its_part() -> None:
     said = Updates((1.0,), (5,), {"slope": (0.5, 3.0)}).proposal()
     assert (
-        "the largest number in `slope` is 0.5 to 3: Part('slope', bound=6) leaves up to 2 times that unchanged" in said
+        "the largest number in `slope` is 0.5 to 3: Part('slope', bound=6) leaves numbers up to 2 times as large unchanged"
+        in said
     )

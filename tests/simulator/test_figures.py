@@ -140,7 +140,7 @@ def test_a_loss_within_a_batch_is_measured_in_batches_of_the_asked_size_or_said_
     people = {k: (np.tile(X, (10, 1)), np.tile(Y, 10)) for k in range(2)}
     work = sumus.sgd(lr=0.0, batch_size=8)
     plain = measured_on(people, loss=loss, work=work)
-    assert [note for note in plain.notes if "training takes batches of 8, and evaluation batches of 512" in note]
+    assert [note for note in plain.notes if "training uses batches of 8, but evaluation uses batches of 512" in note]
     asked = measured_on(people, loss=loss, work=work, evaluate=sumus.Evaluation(seen=2, batch_size=8))
     assert not asked.notes
     assert asked.metrics["loss"] == pytest.approx(asked.rounds[0].loss, rel=0.15)

@@ -442,7 +442,9 @@ def test_ctrl_c_while_the_history_is_written_loses_nothing(
     states = sumus.DirectoryClientStates(tmp_path / "states")
     with monkeypatch.context() as pressed:
         pressed.setattr(History, "write_jsonl", lambda history, path: ctrl_c())
-        with pytest.raises(sumus.Interrupted, match="after round 6 of 6, kept in .*: run the same again") as stop:
+        with pytest.raises(
+            sumus.Interrupted, match="after round 6 of 6, kept in .*: run the same experiment again"
+        ) as stop:
             sumus.run(controlled(), out=sumus.Output(tmp_path / "run", client_states=states))
     assert len(stop.value.history.rounds) == 6
     states = sumus.DirectoryClientStates(tmp_path / "states")

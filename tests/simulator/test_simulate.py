@@ -88,7 +88,10 @@ def test_an_interrupted_run_goes_on_to_the_same_model(experiment: Make, tmp_path
 
 def test_whoever_started_over_is_told_to_go_on_without_that(experiment: Make, tmp_path: Path) -> None:
     """The very same command would start over once more."""
-    for restart, again in ((True, "run the same again, without restart, to go on$"), (False, "same again to go on$")):
+    for restart, again in (
+        (True, "run the same experiment again, without restart, to continue$"),
+        (False, "same experiment again to continue$"),
+    ):
         with pytest.raises(sumus.Interrupted, match=again):
             sumus.run(
                 experiment(), out=sumus.Output(tmp_path, restart=restart, progress=StopAfter(2 if restart else 4))
@@ -202,7 +205,7 @@ def test_ctrl_c_in_a_process_leaves_a_checkpoint_that_goes_on(tmp_path: Path) ->
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "run the same again to go on" in errors
+    assert "run the same experiment again to continue" in errors
     assert "Traceback" not in errors
     checkpoint = Checkpoint.read(tmp_path / "run")
     assert checkpoint is not None
@@ -341,7 +344,7 @@ def test_a_run_that_failed_at_once_does_not_lock_its_folder(experiment: Make, tm
 
 def test_fewer_rounds_than_a_folder_holds_are_not_taken_for_done(experiment: Make, tmp_path: Path) -> None:
     sumus.run(experiment(rounds=4), out=tmp_path)
-    with pytest.raises(sumus.ExperimentError, match="holds 4 rounds, and 2 are requested"):
+    with pytest.raises(sumus.ExperimentError, match="holds 4 rounds, but only 2 are requested"):
         sumus.run(experiment(rounds=2), out=tmp_path)
 
 
