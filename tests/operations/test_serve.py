@@ -317,7 +317,9 @@ def test_keeping_house_warns_of_a_certificate_s_end() -> None:
 
 
 def test_a_plan_whose_reports_could_never_be_taken_is_not_served() -> None:
-    with pytest.raises(ExperimentError, match=r"a report of tiny may have 2 MiB, but .* together only 1 MiB: .*--memory \d"):
+    with pytest.raises(
+        ExperimentError, match=r"a report of tiny may have 2 MiB, but .* together only 1 MiB: .*--memory \d"
+    ):
         open_service({"tiny": tiny()}, policy=ServerPolicy(memory=2**20))
     open_service({"tiny": tiny()}, policy=ServerPolicy(memory=3 * 2**20)).close()
 
