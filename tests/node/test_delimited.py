@@ -102,7 +102,7 @@ def test_what_is_refused_by_its_line(text: str, readings: list[Any]) -> None:
         ("sep=x\naxb\n", "line 1 is 'sep=x', but this separator is not supported"),
         ("a,b,\n1,2,\n", "line 1 names the columns, but the name of column 3 of 3 is empty"),
         ("a,b,a\n1,2,3\n", "line 1 gives two columns the name 'a'"),
-        ("# x\n\na,a\n1,2\n", "line 3 names the columns"),
+        ("# x\n\na,a\n1,2\n", "line 3 gives two columns the name"),
         ("21.5,40,cold\n22,41,cold\n", "line 1 has numbers such as 21.5 where the names of the columns are expected"),
         ("Logger 5\na,b\n1,2\n3,4\n", r"line 1 has 1 names \('Logger 5'\), but each line after it has 2 values"),
         ("a,b\n1,5,2\n2,5,3\n", "line 1 has 2 names"),

@@ -190,10 +190,10 @@ def test_a_quote_that_is_not_closed_yet_is_waited_for(followed: Folder) -> None:
 
 def test_a_followed_file_that_cannot_be_read_is_said_once(followed: Folder) -> None:
     followed.add("a.csv", "a,a\n1,2\n")
-    assert "appears twice" in followed.look()[0]
+    assert "gives two columns the name" in followed.look()[0]
     followed.add("a.csv", "1,2\n")
     assert followed.look() == []
-    assert "appears twice" in followed.watched.state.waiting["a.csv"]
+    assert "gives two columns the name" in followed.watched.state.waiting["a.csv"]
 
 
 def test_rows_of_a_followed_file_that_are_refused_are_there_with_the_reason(followed: Folder) -> None:
