@@ -281,8 +281,8 @@ def test_what_came_together_is_kept_once(readings: Readings) -> None:
     ("label", "why"),
     [
         ({"key": "x", "target": 1}, "no reading has this key"),
-        ({"key": "x"}, "it is not a label: give a key (a text) and a target"),
-        ({"target": 1}, "it is not a label: give a key (a text) and a target"),
+        ({"key": "x"}, r"it is not a label: give a key \(a text\) and a target"),
+        ({"target": 1}, r"it is not a label: give a key \(a text\) and a target"),
         (BadReading("no object"), "no object"),
     ],
 )

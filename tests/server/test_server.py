@@ -396,7 +396,7 @@ def test_a_database_that_is_older_than_what_was_published_is_not_served(start: S
     running.service.close()
     head = tmp_path / "data" / "head.json"
     head.write_text(json.dumps({"tiny": {"version": 5, "epoch": 0}}))
-    with pytest.raises(ExperimentError, match="version 5 was published.*sumus reconcile"):
+    with pytest.raises(ExperimentError, match="version 5 was already published.*sumus reconcile"):
         start({"tiny": bundle})
 
 
