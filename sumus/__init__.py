@@ -127,6 +127,7 @@ _MODULES = {
     "schedules": "sumus.schedules",
     "splits": "sumus.simulator.populations.splits",
     "staleness": "sumus.staleness",
+    "transfer": "sumus.transfer",
 }
 
 __version__ = "0.1.0"

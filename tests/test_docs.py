@@ -112,7 +112,7 @@ def public_names() -> set[str]:
             for own, member in vars(value).items()
             if not own.startswith("_")
             and (inspect.isfunction(member) or inspect.isclass(member))
-            and member.__module__ == value.__name__
+            and f"{member.__module__}.".startswith(f"{value.__name__}.")
         }
     return names
 

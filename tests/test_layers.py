@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wire",),
     ("protocol",),
     ("training",),
+    ("transfer",),
     ("userfile", "interrupt", "logs", "options", "terminal", "plotting"),
     ("transport",),
     ("storage",),
@@ -54,6 +55,9 @@ IMPURE = {
 WATCHES = ("training.hidden", "training.places", "training.walk")
 """They look where Python's and numpy's generators stand, and seed them where a client's code draws from
 them; and at `os.environ`, which such code may change."""
+
+TORCHES = ("training", "executors", "transfer", "demos", "virtual")
+"""What computes with torch's modules and tensors. Demos are users' files, which bring their own model."""
 
 LOADS_BY_NAME = {
     "algorithms.__init__": "the files of its own folder",
@@ -223,9 +227,8 @@ def test_no_imports_go_in_a_circle() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if topic(m) not in ("training", "executors", "demos", "virtual")])
+@pytest.mark.parametrize("module", [m for m in FILES if topic(m) not in TORCHES])
 def test_nothing_outside_training_imports_torch(module: str) -> None:
-    """Demos are users' files, which bring their own model; a virtual worker computes with torch's own tensors."""
     assert [name for name in imports(FILES[module]) if name.partition(".")[0] == "torch"] == []
 
 
