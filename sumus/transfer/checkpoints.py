@@ -1,7 +1,7 @@
 """Reads checkpoints: files and folders that hold the values of a model by name. No code of a checkpoint is run.
 
     values = read_checkpoint(Path("bert-base/"))
-    values["embeddings.weight"]                 Value(tensor, file)
+    values["embeddings.weight"]                 SavedTensor(tensor, file)
 
 | path | what it is |
 |---|---|
@@ -33,7 +33,7 @@ INSIDE = ("state_dict", "model_state_dict", "model")
 
 
 @dataclass(frozen=True)
-class Value:
+class SavedTensor:
     """One tensor of a checkpoint.
 
     Attributes:
@@ -45,7 +45,7 @@ class Value:
     file: Path
 
 
-def read_checkpoint(path: Path) -> dict[str, Value]:
+def read_checkpoint(path: Path) -> dict[str, SavedTensor]:
     """Read all tensors of a checkpoint.
 
     Raises:
@@ -59,7 +59,7 @@ def read_checkpoint(path: Path) -> dict[str, Value]:
     raise ExperimentError(f"{path} holds no checkpoint: there is no {', '.join(FOLDERS[:-1])} or {FOLDERS[-1]} in it")
 
 
-def _read_index(index: Path) -> dict[str, Value]:
+def _read_index(index: Path) -> dict[str, SavedTensor]:
     """Read the files that an index names. All of them must exist before the first one is read."""
     try:
         shards = cast(Any, json.loads(index.read_text(encoding="utf-8")))["weight_map"]
@@ -79,7 +79,7 @@ def _read_index(index: Path) -> dict[str, Value]:
                 f"{index.parent / name} is missing: {index.name} says that it holds {len(missing)} of the values, such as "
                 f"`{missing[0]}`. Complete the download"
             )
-    values: dict[str, Value] = {}
+    values: dict[str, SavedTensor] = {}
     for name in sorted(set(file_of.values())):
         shard = _read_file(index.parent / name)
         wanted = [leaf for leaf, file in file_of.items() if file == name]
@@ -90,13 +90,13 @@ def _read_index(index: Path) -> dict[str, Value]:
     return values
 
 
-def _read_file(path: Path) -> dict[str, Value]:
+def _read_file(path: Path) -> dict[str, SavedTensor]:
     """Read a file of safetensors or of `torch.save`."""
     if not path.is_file():
         raise ExperimentError(f"{path} cannot be read: there is no such file or folder")
     read = load_file if path.suffix == ".safetensors" else _read_torch
     try:
-        return {name: Value(tensor, path) for name, tensor in read(path).items()}
+        return {name: SavedTensor(tensor, path) for name, tensor in read(path).items()}
     except ExperimentError:
         raise
     except OSError as error:

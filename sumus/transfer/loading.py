@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sumus.errors import TaskError
 from sumus.text import many
-from sumus.transfer.checkpoints import Value, read_checkpoint
+from sumus.transfer.checkpoints import SavedTensor, read_checkpoint
 
 SHOWN = 4
 """How many names a summary shows of a list."""
@@ -94,10 +94,10 @@ def load(
 
 
 def _chosen(
-    given: Mapping[str, Value], rename: Mapping[str, str | None], own: Mapping[str, Tensor]
-) -> tuple[dict[str, Value], list[str]]:
+    given: Mapping[str, SavedTensor], rename: Mapping[str, str | None], own: Mapping[str, Tensor]
+) -> tuple[dict[str, SavedTensor], list[str]]:
     """Return the values by the module's names, and the checkpoint's names that the module does not have."""
-    chosen: dict[str, Value] = {}
+    chosen: dict[str, SavedTensor] = {}
     origin: dict[str, str] = {}
     unused: list[str] = []
     used: set[str] = set()
@@ -119,7 +119,7 @@ def _chosen(
     return chosen, unused
 
 
-def _expect_usable(values: Mapping[str, Value], own: Mapping[str, Tensor]) -> None:
+def _expect_usable(values: Mapping[str, SavedTensor], own: Mapping[str, Tensor]) -> None:
     """Refuse values that no model can begin with, and two different values of one tensor with several names."""
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     for name, value in values.items():
@@ -144,7 +144,7 @@ def _place(leaf: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
     return leaf.data_ptr(), leaf.shape, leaf.stride()
 
 
-def _nothing_fits(path: Path, given: Mapping[str, Value], own: Mapping[str, Tensor]) -> str:
+def _nothing_fits(path: Path, given: Mapping[str, SavedTensor], own: Mapping[str, Tensor]) -> str:
     """Say that no name fits, and propose a `rename=` with which names fit, if one can be found."""
     why = f"no value of {path} fits: it has {_some(given)}; the module has {_some(own)}"
     for theirs in given:
